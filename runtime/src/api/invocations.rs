@@ -1,0 +1,266 @@
+//! The query plane: one request to an endpoint, from its token to its answer. No store, no disk when warm.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Body;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use super::{Answer, Call, respond};
+use crate::admission::Place;
+use crate::catalog::Endpoint;
+use crate::catalog::served::{ColdStart, Rung, ServedEntity};
+use crate::clock;
+use crate::deploy::package::RequestBodyMode;
+use crate::error::{ApiError, ErrorCode};
+use crate::http::body::{self, AbortOnDrop, ResponseBody};
+use crate::sandbox::{self, FailureKind, Finished, Invocation, InvocationBody, InvokeError, RequestLog, StreamError};
+
+/// Names the served entity that answered.
+const SERVED_MODEL_NAME: HeaderName = HeaderName::from_static("served-model-name");
+
+/// Asks for [`COLD_START`] in the response.
+const WANT_COLD_START: HeaderName = HeaderName::from_static("x-tessera-want-cold-start");
+
+/// What the request had to bring into memory: `rung=graph;component_us=120;graphs_us=33000`.
+const COLD_START: HeaderName = HeaderName::from_static("x-tessera-cold-start");
+
+/// `POST /serving-endpoints/{name}/invocations` and its relatives. `path` is the guest's name for the API.
+pub(super) async fn invoke(call: Call, name: &str, entity: Option<&str>, path: &str) -> Result<Answer, ApiError> {
+    let endpoint = find(&call, name)?;
+    let entity = choose(&endpoint, entity)?;
+    let content_type = header(&call, &CONTENT_TYPE);
+    let room = call.app.admission.body_room(body_size(&call))?;
+    let headers = Arc::new(call.request.headers().clone());
+    let app = Arc::clone(&call.app);
+    let body = match entity.request_body() {
+        RequestBodyMode::Full => InvocationBody::Full(body::read(call.request.into_body(), app.body_limits).await?),
+        RequestBodyMode::Chunks => {
+            let closed = |error: ApiError| match error.status {
+                413 => StreamError::TooLarge,
+                _ => StreamError::Closed,
+            };
+            InvocationBody::Chunks(body::chunks(call.request.into_body(), app.body_limits, closed)?)
+        }
+    };
+    let request = Prepared { path: path.to_owned(), content_type, headers, body };
+    let result = run(&app, &entity, request, &call.id, call.started).await;
+    drop(room);
+    result
+}
+
+/// The OpenAI paths: the endpoint's name is the body's `model`.
+pub(super) async fn openai(call: Call, path: &str) -> Result<Answer, ApiError> {
+    /// The one field that routing needs; the guest reads the rest.
+    #[derive(Deserialize)]
+    struct Model {
+        model: String,
+    }
+    let principal = call.principal()?;
+    let room = call.app.admission.body_room(body_size(&call))?;
+    let content_type = header(&call, &CONTENT_TYPE);
+    let headers = Arc::new(call.request.headers().clone());
+    let app = Arc::clone(&call.app);
+    let body = body::read(call.request.into_body(), app.body_limits).await?;
+    let Model { model } = serde_json::from_slice(&body).map_err(|error| {
+        ApiError::new(ErrorCode::BadRequest, format!("The request body must be JSON with a 'model', the endpoint's name: {error}"))
+    })?;
+    let endpoint = app.control.endpoint(principal.workspace, &model)?;
+    let entity = choose(&endpoint, None)?;
+    let body = InvocationBody::Full(body);
+    let request = Prepared { path: path.to_owned(), content_type, headers, body };
+    let result = run(&app, &entity, request, &call.id, call.started).await;
+    drop(room);
+    result
+}
+
+/// Runs a request without a body, for metadata that the guest answers.
+pub(super) async fn ask(call: Call, name: &str, path: &str) -> Result<Answer, ApiError> {
+    let endpoint = find(&call, name)?;
+    let entity = choose(&endpoint, None)?;
+    let headers = Arc::new(call.request.headers().clone());
+    let body = InvocationBody::Full(Vec::new());
+    let request = Prepared { path: path.to_owned(), content_type: String::new(), headers, body };
+    run(&call.app, &entity, request, &call.id, call.started).await
+}
+
+/// A request as the guest will see it.
+struct Prepared {
+    path: String,
+    content_type: String,
+    headers: Arc<hyper::HeaderMap>,
+    body: InvocationBody,
+}
+
+async fn run(
+    app: &Arc<super::App>,
+    entity: &Arc<ServedEntity>,
+    request: Prepared,
+    id: &str,
+    started: std::time::Instant,
+) -> Result<Answer, ApiError> {
+    let host = &app.control.host;
+    let limits = entity.limits();
+    let want_cold_start = request.headers.contains_key(WANT_COLD_START);
+    // While a graph loads, the request waits as a body, not as an instance.
+    let ready = entity.ready(host).await?;
+    let cold = ready.cold;
+    entity.metrics.climbed(cold.rung, cold.component + cold.graphs);
+    let place = app.admission.place(Duration::from_millis(limits.wall_ms)).await?;
+
+    let log = RequestLog::new(limits.log_bytes);
+    let invocation = Invocation {
+        package: entity.guest_package(),
+        limits: limits.clone(),
+        graphs: ready.graphs,
+        executor: Arc::clone(&host.executor),
+        path: request.path,
+        content_type: request.content_type,
+        headers: request.headers,
+        body: request.body,
+        log: log.clone(),
+    };
+    let (result, cpu) = host.sandbox.invoke(&ready.component, invocation).await;
+    let end = End { entity: Arc::clone(entity), log, id: id.to_owned(), started };
+    let mut response = match result {
+        Ok(sandbox::Answer::Full { status, content_type, body }) => {
+            end.record(status, cpu, None);
+            respond(status, &content_type, body)
+        }
+        Ok(sandbox::Answer::Streamed { response, tail }) => {
+            stream(response, tail, place, end)
+        }
+        Err(error) => {
+            let refused = explain(&error, entity);
+            end.record(refused.status, cpu, Some(&error));
+            return Err(refused);
+        }
+    };
+    let headers = response.headers_mut();
+    if let Ok(name) = HeaderValue::from_str(&entity.config.name) {
+        headers.insert(SERVED_MODEL_NAME, name);
+    }
+    if want_cold_start && let Ok(text) = HeaderValue::from_str(&describe(cold)) {
+        headers.insert(COLD_START, text);
+    }
+    Ok(response)
+}
+
+/// A response whose body is still being made. The guest goes on as a task of its own, which ends with the body.
+fn stream(
+    response: sandbox::StreamedResponse,
+    tail: Option<std::pin::Pin<Box<dyn Future<Output = Finished> + Send>>>,
+    place: Place,
+    end: End,
+) -> Answer {
+    let status = response.status;
+    let maker = match tail {
+        None => {
+            end.record(status, Duration::ZERO, None);
+            None
+        }
+        Some(tail) => {
+            let task = tokio::spawn(async move {
+                // The instance lives as long as this, and so does its place.
+                let _place = place;
+                let finished = tail.await;
+                end.record(status, finished.cpu, finished.result.as_ref().err());
+            });
+            Some(AbortOnDrop(task.abort_handle()))
+        }
+    };
+    let mut streamed = respond(status, &response.content_type, "");
+    *streamed.body_mut() = ResponseBody::Stream { chunks: response.chunks, _maker: maker };
+    streamed
+}
+
+/// What is left to do when an invocation has ended.
+struct End {
+    entity: Arc<ServedEntity>,
+    log: RequestLog,
+    id: String,
+    started: std::time::Instant,
+}
+
+impl End {
+    fn record(&self, status: u16, cpu: Duration, error: Option<&InvokeError>) {
+        self.entity.metrics.finished(status, self.started.elapsed(), cpu);
+        let mut text = self.log.take();
+        match error {
+            Some(InvokeError::Trapped { detail, .. }) => text.push_str(&format!("error {detail}\n")),
+            Some(error) => text.push_str(&format!("error {error}\n")),
+            None => {}
+        }
+        if !text.is_empty() {
+            self.entity.log.push(&clock::rfc3339(clock::now_ms()), &self.id, &text);
+        }
+    }
+}
+
+fn find(call: &Call, name: &str) -> Result<Arc<Endpoint>, ApiError> {
+    let principal = call.principal()?;
+    call.app.control.endpoint(principal.workspace, name)
+}
+
+fn choose(endpoint: &Endpoint, entity: Option<&str>) -> Result<Arc<ServedEntity>, ApiError> {
+    let name = &endpoint.record.name;
+    let Some(serving) = &endpoint.serving else {
+        let why = match &endpoint.record.failed {
+            Some(failed) => format!("its deploy failed: {}", failed.message),
+            None => "it is still being deployed".to_owned(),
+        };
+        return Err(ApiError::new(ErrorCode::BadRequest, format!("Endpoint '{name}' is not ready: {why}")));
+    };
+    match entity {
+        None => Ok(Arc::clone(serving.pick())),
+        Some(entity) => serving
+            .entity(entity)
+            .cloned()
+            .ok_or_else(|| ApiError::missing(format!("Endpoint '{name}' has no served model '{entity}'."))),
+    }
+}
+
+fn header(call: &Call, name: &HeaderName) -> String {
+    call.request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+/// What a body may take in memory: its declared size, or the largest allowed when it does not say.
+fn body_size(call: &Call) -> u64 {
+    let declared = call.request.body().size_hint().exact();
+    declared.unwrap_or(call.app.body_limits.bytes_max).min(call.app.body_limits.bytes_max)
+}
+
+fn describe(cold: ColdStart) -> String {
+    let (component, graphs) = match cold.rung {
+        Rung::Warm => (0, 0),
+        _ => (cold.component.as_micros(), cold.graphs.as_micros()),
+    };
+    format!("rung={};component_us={component};graphs_us={graphs}", cold.rung.name())
+}
+
+/// The caller's view of a failed invocation. What the model did is 4xx: clients repeat 5xx, and this would only fail again.
+fn explain(error: &InvokeError, entity: &ServedEntity) -> ApiError {
+    let model = &entity.config.name;
+    match error {
+        InvokeError::Refused { kind, message } => refused(*kind, message),
+        InvokeError::WallLimit { .. } => ApiError::new(ErrorCode::DeadlineExceeded, format!("{model}: {error}")),
+        InvokeError::Host(cause) => {
+            tracing::error!(entity = model, "failed to start an instance: {cause:#}");
+            ApiError::new(ErrorCode::TemporarilyUnavailable, "the server could not start an instance; its log says why")
+        }
+        _ => ApiError::new(ErrorCode::BadRequest, format!("{model}: {error}")),
+    }
+}
+
+fn refused(kind: FailureKind, message: &str) -> ApiError {
+    let error = |code| ApiError::new(code, message);
+    match kind {
+        FailureKind::InvalidInput | FailureKind::Model => error(ErrorCode::BadRequest),
+        FailureKind::NotFound => error(ErrorCode::NotFound),
+        FailureKind::TooLarge => error(ErrorCode::BadRequest).with_status(413),
+        FailureKind::UnsupportedMediaType => error(ErrorCode::BadRequest).with_status(415),
+        FailureKind::Timeout => error(ErrorCode::DeadlineExceeded),
+        FailureKind::Unavailable => error(ErrorCode::TemporarilyUnavailable),
+    }
+}

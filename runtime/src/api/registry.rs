@@ -1,0 +1,196 @@
+//! The model registry, on the paths of MLflow's Unity Catalog client.
+
+use hyper::Method;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::wire::{self, RegisteredModel};
+use super::{Answer, Call, json};
+use crate::error::{ApiError, ErrorCode};
+use crate::registry::NewVersion;
+
+/// Most results of a search; the default of MLflow's client.
+const RESULTS_MAX: usize = 1000;
+
+#[derive(Deserialize)]
+struct ModelInput {
+    name: String,
+    description: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct VersionInput {
+    name: String,
+    #[serde(default)]
+    source: String,
+    description: Option<String>,
+    run_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct VersionRef {
+    name: String,
+    version: Value,
+}
+
+impl VersionRef {
+    fn number(&self) -> Result<u64, ApiError> {
+        match &self.version {
+            Value::String(text) => parse_version(text),
+            other => parse_version(&other.to_string()),
+        }
+    }
+}
+
+/// The registry's part of the route table.
+pub(super) async fn route(call: Call, what: &[&str]) -> Result<Answer, ApiError> {
+    match (call.request.method().clone(), what) {
+        (Method::POST, ["registered-models", "create"]) => create_model(call).await,
+        (Method::GET, ["registered-models", "get"]) => get_model(&call),
+        (Method::GET, ["registered-models", "search"]) => search_models(&call),
+        (Method::PATCH, ["registered-models", "update"]) => update_model(call).await,
+        (Method::DELETE, ["registered-models", "delete"]) => delete_model(call).await,
+        (Method::GET, ["registered-models:is-databricks-sdk-models-artifact-repository-enabled"]) => {
+            // Uploads then come as one PUT per file, instead of through signed addresses of an object store.
+            call.principal()?;
+            json(&json!({ "is_databricks_sdk_models_artifact_repository_enabled": true }))
+        }
+        (Method::POST, ["model-versions", "create"]) => create_version(call).await,
+        (Method::POST, ["model-versions", "finalize"]) => finalize_version(call).await,
+        (Method::GET, ["model-versions", "get"]) => get_version(&call),
+        (Method::GET, ["model-versions", "search"]) => search_versions(&call),
+        (Method::GET, ["model-versions", "get-download-uri"]) => download_uri(&call),
+        (Method::DELETE, ["model-versions", "delete"]) => delete_version(call).await,
+        (Method::POST, ["model-versions", "emit-lineage"]) => {
+            // Lineage is not kept; the client sends it along and does not look at the answer.
+            call.principal()?;
+            json(&Map::new())
+        }
+        (method, _) => Err(ApiError::new(
+            ErrorCode::NotFound,
+            format!("The model registry has nothing at {method} {}.", call.request.uri().path()),
+        )),
+    }
+}
+
+async fn create_model(call: Call) -> Result<Answer, ApiError> {
+    let (app, principal, input) = call.json::<ModelInput>().await?;
+    let registry = &app.control.registry;
+    let model = registry.create_model(principal.workspace, &input.name, input.description, &principal.user_name).await?;
+    json(&json!({ "registered_model": RegisteredModel::from(&model) }))
+}
+
+fn get_model(call: &Call) -> Result<Answer, ApiError> {
+    let principal = call.principal()?;
+    let model = call.app.control.registry.model(principal.workspace, &needed(call, "name")?)?;
+    json(&json!({ "registered_model": RegisteredModel::from(&model) }))
+}
+
+fn search_models(call: &Call) -> Result<Answer, ApiError> {
+    let principal = call.principal()?;
+    let models = call.app.control.registry.models(principal.workspace);
+    let page: Vec<_> = page_of(call, &models)?.iter().map(RegisteredModel::from).collect();
+    let mut answer = json!({ "registered_models": page });
+    add_next_page(call, &mut answer, models.len())?;
+    json(&answer)
+}
+
+async fn update_model(call: Call) -> Result<Answer, ApiError> {
+    let (app, principal, input) = call.json::<ModelInput>().await?;
+    let model = app.control.registry.describe_model(principal.workspace, &input.name, input.description).await?;
+    json(&json!({ "registered_model": RegisteredModel::from(&model) }))
+}
+
+async fn delete_model(call: Call) -> Result<Answer, ApiError> {
+    let (app, principal, input) = call.json::<ModelInput>().await?;
+    let workspace = principal.workspace;
+    let in_use = |version| app.control.user_of(workspace, &input.name, version);
+    app.control.registry.delete_model(workspace, &input.name, in_use).await?;
+    json(&Map::new())
+}
+
+async fn create_version(call: Call) -> Result<Answer, ApiError> {
+    let (app, principal, input) = call.json::<VersionInput>().await?;
+    let new = NewVersion { source: input.source, description: input.description, run_id: input.run_id };
+    let registry = &app.control.registry;
+    let version = registry.create_version(principal.workspace, &input.name, new, &principal.user_name).await?;
+    json(&json!({ "model_version": wire::model_version(&version) }))
+}
+
+async fn finalize_version(call: Call) -> Result<Answer, ApiError> {
+    let (app, principal, input) = call.json::<VersionRef>().await?;
+    let version = app.control.registry.finalize(principal.workspace, &input.name, input.number()?).await?;
+    json(&json!({ "model_version": wire::model_version(&version) }))
+}
+
+fn get_version(call: &Call) -> Result<Answer, ApiError> {
+    let principal = call.principal()?;
+    let number = parse_version(&needed(call, "version")?)?;
+    let version = call.app.control.registry.version(principal.workspace, &needed(call, "name")?, number)?;
+    json(&json!({ "model_version": wire::model_version(&version) }))
+}
+
+fn search_versions(call: &Call) -> Result<Answer, ApiError> {
+    let principal = call.principal()?;
+    let filter = call.query("filter").unwrap_or_default();
+    let name = filter
+        .trim()
+        .strip_prefix("name")
+        .and_then(|rest| rest.trim_start().strip_prefix('='))
+        .map(|name| name.trim().trim_matches(['\'', '"']))
+        .ok_or_else(|| ApiError::invalid(format!("filter '{filter}' is not supported: use name='catalog.schema.model'")))?;
+    let versions = call.app.control.registry.versions(principal.workspace, name)?;
+    let page: Vec<_> = page_of(call, &versions)?.iter().map(|version| wire::model_version(version)).collect();
+    let mut answer = json!({ "model_versions": page });
+    add_next_page(call, &mut answer, versions.len())?;
+    json(&answer)
+}
+
+fn download_uri(call: &Call) -> Result<Answer, ApiError> {
+    let principal = call.principal()?;
+    let number = parse_version(&needed(call, "version")?)?;
+    let version = call.app.control.registry.version(principal.workspace, &needed(call, "name")?, number)?;
+    json(&json!({ "artifact_uri": super::files::location(&version.name, version.version) }))
+}
+
+async fn delete_version(call: Call) -> Result<Answer, ApiError> {
+    let (app, principal, input) = call.json::<VersionRef>().await?;
+    let (workspace, version) = (principal.workspace, input.number()?);
+    let in_use = app.control.user_of(workspace, &input.name, version);
+    app.control.registry.delete_version(workspace, &input.name, version, in_use).await?;
+    json(&Map::new())
+}
+
+fn needed(call: &Call, name: &str) -> Result<String, ApiError> {
+    call.query(name).ok_or_else(|| ApiError::invalid(format!("the query parameter '{name}' is missing")))
+}
+
+pub(super) fn parse_version(text: &str) -> Result<u64, ApiError> {
+    text.parse().map_err(|_| ApiError::invalid(format!("'{text}' is not the number of a model version")))
+}
+
+/// Where a search begins: a page token is the number of results before it.
+fn page_start(call: &Call) -> Result<usize, ApiError> {
+    match call.query("page_token").filter(|token| !token.is_empty()) {
+        None => Ok(0),
+        Some(token) => token.parse().map_err(|_| ApiError::invalid(format!("page_token '{token}' is not one of ours"))),
+    }
+}
+
+fn page_size(call: &Call) -> usize {
+    let asked = call.query("max_results").and_then(|number| number.parse().ok()).unwrap_or(RESULTS_MAX);
+    asked.clamp(1, RESULTS_MAX)
+}
+
+fn page_of<'a, T>(call: &Call, all: &'a [T]) -> Result<&'a [T], ApiError> {
+    let start = page_start(call)?.min(all.len());
+    Ok(&all[start..all.len().min(start + page_size(call))])
+}
+
+fn add_next_page(call: &Call, answer: &mut Value, total: usize) -> Result<(), ApiError> {
+    let next = page_start(call)? + page_size(call);
+    if next < total {
+        answer["next_page_token"] = json!(next.to_string());
+    }
+    Ok(())
+}

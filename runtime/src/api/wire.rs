@@ -1,0 +1,350 @@
+//! The JSON of the API, field for field. Domain types are converted here, by hand, and nowhere else.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
+
+use crate::auth::Principal;
+use crate::catalog::served::ServedEntity;
+use crate::catalog::{
+    Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Route, Serving, Tag, TrafficConfig,
+};
+use crate::clock::now_ms;
+use crate::error::ApiError;
+use crate::registry::{ModelRecord, VersionRecord, VersionStatus};
+
+/// Body of create.
+#[derive(Debug, Deserialize)]
+pub(super) struct CreateEndpoint {
+    pub(super) name: String,
+    pub(super) config: Option<ConfigInput>,
+    pub(super) description: Option<String>,
+    #[serde(default)]
+    pub(super) tags: Vec<Tag>,
+}
+
+/// A config as clients send it: entities under their new or their old name.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ConfigInput {
+    served_entities: Option<Vec<EntityInput>>,
+    served_models: Option<Vec<EntityInput>>,
+    traffic_config: Option<TrafficInput>,
+}
+
+#[derive(Debug, Deserialize)]
+struct EntityInput {
+    name: Option<String>,
+    #[serde(alias = "model_name")]
+    entity_name: Option<String>,
+    #[serde(alias = "model_version", default, deserialize_with = "text_or_number")]
+    entity_version: Option<String>,
+    workload_size: Option<String>,
+    workload_type: Option<String>,
+    scale_to_zero_enabled: Option<bool>,
+    #[serde(default)]
+    environment_vars: BTreeMap<String, String>,
+    external_model: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TrafficInput {
+    #[serde(default)]
+    routes: Vec<RouteInput>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RouteInput {
+    #[serde(alias = "served_entity_name")]
+    served_model_name: Option<String>,
+    #[serde(deserialize_with = "percentage")]
+    traffic_percentage: u8,
+}
+
+/// Versions arrive as text from the SDK and as numbers from hand-written requests.
+fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match Option::<Value>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(Value::Number(number)) => Ok(Some(number.to_string())),
+        Some(other) => Err(serde::de::Error::custom(format!("a version is a number, not {other}"))),
+    }
+}
+
+/// The official documents send `"90"`.
+fn percentage<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    let number = match &value {
+        Value::String(text) => text.parse().ok(),
+        value => value.as_u64(),
+    };
+    number
+        .filter(|number| *number <= 100)
+        .map(|number| number as u8)
+        .ok_or_else(|| serde::de::Error::custom(format!("traffic_percentage is a whole number from 0 to 100, not {value}")))
+}
+
+impl ConfigInput {
+    /// The config that the caller means, with defaults filled in. The version is given when it is stored.
+    pub(super) fn into_config(self, creator: &str) -> Result<EndpointConfig, ApiError> {
+        let inputs = self.served_entities.or(self.served_models).unwrap_or_default();
+        let entities: Vec<EntityConfig> =
+            inputs.into_iter().map(|input| input.into_entity(creator)).collect::<Result<_, _>>()?;
+        let mut routes = Vec::new();
+        for route in self.traffic_config.map(|traffic| traffic.routes).unwrap_or_default() {
+            let entity = route
+                .served_model_name
+                .ok_or_else(|| ApiError::invalid("every route needs a served_entity_name (or served_model_name)"))?;
+            routes.push(Route { entity, percentage: route.traffic_percentage });
+        }
+        if entities.is_empty() {
+            return Err(ApiError::invalid("served_entities is empty: name at least one model version"));
+        }
+        let traffic = TrafficConfig::new(routes, &entities)?;
+        Ok(EndpointConfig { version: 0, start_time: now_ms(), entities, traffic })
+    }
+}
+
+impl EntityInput {
+    fn into_entity(self, creator: &str) -> Result<EntityConfig, ApiError> {
+        if self.external_model.is_some() {
+            return Err(ApiError::invalid("external_model is not supported by this version of Tessera"));
+        }
+        let entity_name = self.entity_name.ok_or_else(|| ApiError::invalid("a served entity needs an entity_name"))?;
+        let version = self.entity_version.unwrap_or_default();
+        let entity_version: u64 = version.parse().map_err(|_| {
+            ApiError::invalid(format!("entity_version of '{entity_name}' is '{version}'; it must be a version's number"))
+        })?;
+        let short = entity_name.rsplit('.').next().unwrap_or(&entity_name);
+        Ok(EntityConfig {
+            name: self.name.filter(|name| !name.is_empty()).unwrap_or_else(|| format!("{short}-{entity_version}")),
+            entity_version,
+            workload_size: self.workload_size.unwrap_or_else(|| "Small".to_owned()),
+            workload_type: self.workload_type.unwrap_or_else(|| "CPU".to_owned()),
+            scale_to_zero_enabled: self.scale_to_zero_enabled.unwrap_or(true),
+            environment_vars: self.environment_vars,
+            creator: creator.to_owned(),
+            creation_timestamp: now_ms(),
+            entity_name,
+        })
+    }
+}
+
+/// ServingEndpointDetailed.
+pub(super) fn endpoint(endpoint: &Endpoint) -> Value {
+    let record = &endpoint.record;
+    let mut value = base(endpoint);
+    value["permission_level"] = json!("CAN_MANAGE");
+    if let Some(config) = &record.config {
+        value["config"] = config_output(config, endpoint.serving.as_deref(), Deployment::Ready);
+    }
+    if let Some(pending) = &record.pending {
+        value["pending_config"] = config_output(pending, None, Deployment::Creating);
+        value["pending_config"]["start_time"] = json!(pending.start_time);
+    } else if let Some(failed) = &record.failed {
+        value["pending_config"] = config_output(&failed.config, None, Deployment::Failed(failed));
+        value["pending_config"]["start_time"] = json!(failed.config.start_time);
+    }
+    value
+}
+
+/// ServingEndpoint, as in a list: the config in short.
+pub(super) fn endpoint_in_list(endpoint: &Endpoint) -> Value {
+    let mut value = base(endpoint);
+    if let Some(config) = &endpoint.record.config {
+        let full = config_output(config, endpoint.serving.as_deref(), Deployment::Ready);
+        // What lists show of an entity; the two last are not fields of the real service, and ignored by its clients.
+        let brief = |entities: &Value, keys: &[&str]| -> Vec<Value> {
+            let entities = entities.as_array().into_iter().flatten();
+            entities.map(|entity| keys.iter().map(|key| ((*key).to_owned(), entity[*key].clone())).collect()).collect()
+        };
+        value["config"] = json!({
+            "served_entities": brief(&full["served_entities"], &["name", "entity_name", "entity_version", "graphs"]),
+            "served_models": brief(&full["served_models"], &["name", "model_name", "model_version"]),
+            "traffic_config": full["traffic_config"],
+        });
+    }
+    value
+}
+
+fn base(endpoint: &Endpoint) -> Value {
+    let record = &endpoint.record;
+    let mut value = json!({
+        "name": record.name,
+        "id": record.id,
+        "creator": record.creator,
+        "creation_timestamp": record.creation_timestamp,
+        "last_updated_timestamp": record.last_updated_timestamp,
+        "state": {
+            "ready": if endpoint.serving.is_some() { "READY" } else { "NOT_READY" },
+            "config_update": config_update(record),
+        },
+        "tags": record.tags,
+        "route_optimized": false,
+    });
+    if let Some(description) = &record.description {
+        value["description"] = json!(description);
+    }
+    value
+}
+
+fn config_update(record: &EndpointRecord) -> &'static str {
+    match (&record.pending, &record.failed) {
+        (Some(_), _) => "IN_PROGRESS",
+        (None, Some(_)) => "UPDATE_FAILED",
+        (None, None) => "NOT_UPDATING",
+    }
+}
+
+/// Where the entities of a config stand.
+#[derive(Clone, Copy)]
+enum Deployment<'a> {
+    Ready,
+    Creating,
+    Failed(&'a FailedConfig),
+}
+
+fn config_output(config: &EndpointConfig, serving: Option<&Serving>, deployment: Deployment<'_>) -> Value {
+    let served = |entity: &EntityConfig| serving.and_then(|serving| serving.entity(&entity.name)).map(AsRef::as_ref);
+    let served_entities: Vec<Value> = config
+        .entities
+        .iter()
+        .map(|entity| entity_output(entity, "entity_name", "entity_version", served(entity), deployment))
+        .collect();
+    let served_models: Vec<Value> = config
+        .entities
+        .iter()
+        .map(|entity| entity_output(entity, "model_name", "model_version", served(entity), deployment))
+        .collect();
+    let routes: Vec<Value> = config
+        .traffic
+        .routes()
+        .iter()
+        .map(|route| {
+            json!({
+                "served_model_name": route.entity,
+                "served_entity_name": route.entity,
+                "traffic_percentage": route.percentage,
+            })
+        })
+        .collect();
+    json!({
+        "config_version": config.version,
+        "served_entities": served_entities,
+        "served_models": served_models,
+        "traffic_config": { "routes": routes },
+    })
+}
+
+fn entity_output(
+    entity: &EntityConfig,
+    name_key: &str,
+    version_key: &str,
+    served: Option<&ServedEntity>,
+    deployment: Deployment<'_>,
+) -> Value {
+    let (state, message) = match deployment {
+        Deployment::Ready => ("DEPLOYMENT_READY", served.map_or("", rung_message).to_owned()),
+        Deployment::Creating => ("DEPLOYMENT_CREATING", String::new()),
+        Deployment::Failed(failed) if failed.entity == entity.name => ("DEPLOYMENT_FAILED", failed.message.clone()),
+        Deployment::Failed(failed) => ("DEPLOYMENT_ABORTED", format!("'{}' failed", failed.entity)),
+    };
+    let mut value = json!({
+        "name": entity.name,
+        name_key: entity.entity_name,
+        version_key: entity.entity_version.to_string(),
+        "workload_size": entity.workload_size,
+        "workload_type": entity.workload_type,
+        "scale_to_zero_enabled": entity.scale_to_zero_enabled,
+        "creator": entity.creator,
+        "creation_timestamp": entity.creation_timestamp,
+        "state": { "deployment": state, "deployment_state_message": message },
+    });
+    if !entity.environment_vars.is_empty() {
+        value["environment_vars"] = json!(entity.environment_vars);
+    }
+    if let Some(served) = served {
+        value["graphs"] = served.plan.graphs.iter().map(graph_output).collect();
+        if let Some(cold) = served.last_cold_start() {
+            value["last_cold_start"] = json!({
+                "rung": cold.rung.name(),
+                "component_us": cold.component.as_micros() as u64,
+                "graphs_us": cold.graphs.as_micros() as u64,
+            });
+        }
+    }
+    value
+}
+
+fn rung_message(served: &ServedEntity) -> &'static str {
+    if served.component_loaded() { "" } else { "Scaled to zero" }
+}
+
+/// Which backend runs a graph: not a field of the real service, and ignored by its clients.
+fn graph_output(graph: &crate::catalog::served::PlannedGraph) -> Value {
+    json!({
+        "name": graph.name,
+        "backend": graph.key.backend.name(),
+        "backend_version": graph.backend_version,
+        "target": graph.key.target.name(),
+    })
+}
+
+/// A registered model, in the shape of MLflow's Unity Catalog client.
+#[derive(Serialize)]
+pub(super) struct RegisteredModel<'a> {
+    name: &'a str,
+    creation_timestamp: u64,
+    last_updated_timestamp: u64,
+    user_id: &'a str,
+    description: &'a str,
+}
+
+impl<'a> From<&'a ModelRecord> for RegisteredModel<'a> {
+    fn from(record: &'a ModelRecord) -> RegisteredModel<'a> {
+        RegisteredModel {
+            name: &record.name,
+            creation_timestamp: record.creation_timestamp,
+            last_updated_timestamp: record.last_updated_timestamp,
+            user_id: &record.creator,
+            description: record.description.as_deref().unwrap_or_default(),
+        }
+    }
+}
+
+/// A model version, in the shape of MLflow's Unity Catalog client.
+pub(super) fn model_version(record: &VersionRecord) -> Value {
+    let (status, message) = match &record.status {
+        VersionStatus::Pending => ("PENDING_REGISTRATION", ""),
+        VersionStatus::Ready => ("READY", ""),
+        VersionStatus::Failed(message) => ("FAILED_REGISTRATION", message.as_str()),
+    };
+    json!({
+        "name": record.name,
+        "version": record.version.to_string(),
+        "creation_timestamp": record.creation_timestamp,
+        "last_updated_timestamp": record.last_updated_timestamp,
+        "user_id": record.creator,
+        "description": record.description.as_deref().unwrap_or_default(),
+        "source": record.source,
+        "run_id": record.run_id.as_deref().unwrap_or_default(),
+        "status": status,
+        "status_message": message,
+        "storage_location": super::files::location(&record.name, record.version),
+    })
+}
+
+/// SCIM's view of a principal.
+pub(super) fn me(principal: &Principal) -> Value {
+    json!({
+        "schemas": ["urn:ietf:params:scim:schemas:core:2.0:User"],
+        "id": principal.id.to_string(),
+        "userName": principal.user_name,
+        "displayName": principal.user_name,
+        "active": true,
+        "name": { "givenName": principal.user_name },
+        "emails": [{ "value": principal.user_name, "primary": true, "type": "work" }],
+        "groups": [{ "display": if principal.admin { "admins" } else { "users" }, "value": "1" }],
+        "entitlements": [{ "value": "workspace-access" }],
+    })
+}

@@ -1,0 +1,190 @@
+//! A served entity: one model version behind an endpoint, and the rungs of memory it can stand on.
+//!
+//! Between requests nothing of it needs to be in memory. A request climbs what is missing: the component is mapped from
+//! its artifact (and compiled again if that is gone), the graphs are loaded by their backend. Each rung has its own idle
+//! time after which it is left again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::Mutex;
+
+use super::EntityConfig;
+use crate::deploy::package::RequestBodyMode;
+use crate::deploy::{DeployError, ModelHost, Plan};
+use crate::nn::{Graph, GraphKey, GraphSource};
+use crate::observe::log_ring::LogRing;
+use crate::observe::metrics::EntityMetrics;
+use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits};
+
+/// What a request had to bring into memory before it could run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rung {
+    /// Nothing.
+    Warm,
+    /// The compiled component, from disk.
+    Component,
+    /// At least one graph.
+    Graph,
+    /// The component had to be compiled again.
+    Compile,
+}
+
+impl Rung {
+    /// The name in metrics and headers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rung::Warm => "warm",
+            Rung::Component => "component",
+            Rung::Graph => "graph",
+            Rung::Compile => "compile",
+        }
+    }
+
+    /// All, for metrics.
+    pub const ALL: [Rung; 4] = [Rung::Warm, Rung::Component, Rung::Graph, Rung::Compile];
+}
+
+/// A graph as it is to be loaded.
+#[derive(Debug, Clone)]
+pub struct PlannedGraph {
+    /// The guest's name for it.
+    pub name: String,
+    /// What makes it the same as another endpoint's.
+    pub key: GraphKey,
+    /// The model file.
+    pub source: GraphSource,
+    /// Version of the backend that runs it, for the endpoint's state.
+    pub backend_version: String,
+}
+
+/// One model version behind an endpoint.
+pub struct ServedEntity {
+    /// As configured.
+    pub config: EntityConfig,
+    /// What its guest wrote.
+    pub log: LogRing,
+    /// Its series.
+    pub metrics: EntityMetrics,
+    /// How its component and graphs are brought into memory.
+    pub plan: Plan,
+    component: ArcSwapOption<LoadedComponent>,
+    /// Held while the component is loaded, so that it is loaded once however many requests wait.
+    loading: Mutex<()>,
+    started: Instant,
+    /// Milliseconds after `started`.
+    last_used_ms: AtomicU64,
+    last_cold_start: std::sync::Mutex<Option<ColdStart>>,
+}
+
+/// What the last request that found nothing in memory had to wait for.
+#[derive(Debug, Clone, Copy)]
+pub struct ColdStart {
+    /// Highest rung climbed.
+    pub rung: Rung,
+    /// Mapping (and compiling) the component.
+    pub component: Duration,
+    /// Loading graphs.
+    pub graphs: Duration,
+}
+
+/// A served entity with everything in memory, for one request.
+pub struct Ready {
+    /// The component.
+    pub component: Arc<LoadedComponent>,
+    /// The graphs by the guest's names.
+    pub graphs: Arc<[(String, Arc<dyn Graph>)]>,
+    /// What it took.
+    pub cold: ColdStart,
+}
+
+impl ServedEntity {
+    /// An entity with nothing in memory.
+    pub fn new(config: EntityConfig, plan: Plan, log: LogRing, metrics: EntityMetrics) -> ServedEntity {
+        ServedEntity {
+            config,
+            log,
+            metrics,
+            plan,
+            component: ArcSwapOption::empty(),
+            loading: Mutex::new(()),
+            started: Instant::now(),
+            last_used_ms: AtomicU64::new(0),
+            last_cold_start: std::sync::Mutex::new(None),
+        }
+    }
+
+    /// Settings for the guest.
+    pub fn guest_package(&self) -> Arc<GuestPackage> {
+        Arc::clone(&self.plan.guest)
+    }
+
+    /// Limits of one request.
+    pub fn limits(&self) -> &RequestLimits {
+        &self.plan.limits
+    }
+
+    /// How the guest wants bodies.
+    pub fn request_body(&self) -> RequestBodyMode {
+        self.plan.request_body
+    }
+
+    /// Brings everything into memory that a request needs. Without waiting when it is there.
+    ///
+    /// # Errors
+    /// When the component cannot be loaded or compiled, or a backend refuses a graph.
+    pub async fn ready(&self, host: &ModelHost) -> Result<Ready, DeployError> {
+        self.last_used_ms.store(self.started.elapsed().as_millis() as u64, Relaxed);
+        let begun = Instant::now();
+        let (component, mut rung) = match self.component.load_full() {
+            Some(component) => (component, Rung::Warm),
+            None => self.load_component(host).await?,
+        };
+        let component_time = begun.elapsed();
+        let mut graphs = Vec::with_capacity(self.plan.graphs.len());
+        for planned in &self.plan.graphs {
+            let (graph, loaded) = host.graph(planned).await?;
+            if loaded {
+                rung = rung.max(Rung::Graph);
+            }
+            graphs.push((planned.name.clone(), graph));
+        }
+        let cold = ColdStart { rung, component: component_time, graphs: begun.elapsed() - component_time };
+        if rung != Rung::Warm {
+            *self.last_cold_start.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(cold);
+        }
+        Ok(Ready { component, graphs: graphs.into(), cold })
+    }
+
+    async fn load_component(&self, host: &ModelHost) -> Result<(Arc<LoadedComponent>, Rung), DeployError> {
+        let _alone = self.loading.lock().await;
+        if let Some(component) = self.component.load_full() {
+            return Ok((component, Rung::Component));
+        }
+        let (component, compiled) = host.component(&self.plan).await?;
+        let component = Arc::new(component);
+        self.component.store(Some(Arc::clone(&component)));
+        Ok((component, if compiled { Rung::Compile } else { Rung::Component }))
+    }
+
+    /// Gives the component's memory back if nobody has asked for it for a while. Entities that do not scale to zero stay.
+    pub fn drop_idle(&self, idle: Duration) {
+        let idle_ms = idle.as_millis() as u64;
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        if self.config.scale_to_zero_enabled && now_ms.saturating_sub(self.last_used_ms.load(Relaxed)) >= idle_ms {
+            self.component.store(None);
+        }
+    }
+
+    /// Whether the component is in memory.
+    pub fn component_loaded(&self) -> bool {
+        self.component.load().is_some()
+    }
+
+    /// The last cold start, if there was one.
+    pub fn last_cold_start(&self) -> Option<ColdStart> {
+        *self.last_cold_start.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

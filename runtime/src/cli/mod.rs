@@ -1,0 +1,259 @@
+//! The command line. `tessera serve` is the server; every other command is a client of its REST API and nothing more:
+//! it knows addresses, tokens and JSON, and none of the server's types.
+//!
+//! Answers go to stdout, notes and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod client;
+mod endpoint;
+mod invoke;
+mod json;
+mod model;
+mod push;
+mod table;
+mod wire;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{DEFAULT_HOME, ServeArgs};
+use client::{Client, ClientError};
+use endpoint::EndpointCommand;
+use invoke::{InvokeArgs, LogsArgs};
+use model::ModelCommand;
+
+/// Self-hosted model serving: every endpoint a WASI component, a fresh instance per request
+#[derive(Debug, Parser)]
+#[command(name = "tessera", version, max_term_width = 120)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What a process of this binary can be.
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one value in a process")]
+pub enum Command {
+    /// Run the server
+    Serve(ServeArgs),
+    /// Compile one component: the server starts this in a child process under limits.
+    #[command(hide = true)]
+    CompileWorker,
+    /// A command that talks to a server.
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+/// The commands that talk to a server.
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs, reason = "clap would print them; the types say it")]
+pub enum ClientCommand {
+    /// Register model packages
+    Model {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: ModelCommand,
+    },
+    /// Deploy models as endpoints
+    Endpoint {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: EndpointCommand,
+    },
+    /// Send one request to an endpoint and print its answer
+    Invoke {
+        #[command(flatten)]
+        args: InvokeArgs,
+        #[command(flatten)]
+        options: ClientOptions,
+    },
+    /// Print what an endpoint's model logged
+    Logs {
+        #[command(flatten)]
+        args: LogsArgs,
+        #[command(flatten)]
+        options: ClientOptions,
+    },
+}
+
+/// Which server, as whom, and how to print. Taken by the client commands only: `serve` has its own `--home`.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Client options")]
+pub struct ClientOptions {
+    /// Address of the server, like http://127.0.0.1:8080 [default: what DIR/address says]
+    #[arg(long, global = true, value_name = "URL", env = "TESSERA_HOST", hide_env_values = true)]
+    pub host: Option<String>,
+    /// Access token [default: what DIR/admin.token says, if DIR is that server's]
+    #[arg(long, global = true, value_name = "TOKEN", env = "TESSERA_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Home of a server on this machine, to find its address and token
+    #[arg(
+        long, global = true, value_name = "DIR", env = "TESSERA_HOME", hide_env_values = true,
+        default_value = DEFAULT_HOME
+    )]
+    pub home: PathBuf,
+    /// Print the server's JSON; errors too, on stderr
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Runs a client command and prints its answer or its error.
+pub fn run(command: ClientCommand) -> ExitCode {
+    let format = if command.options().json { Format::Json } else { Format::Human };
+    match execute(command, format, &mut io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // `tessera endpoint list | head -1` has all it wanted.
+        Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            note(&render_error(&error, format));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: ClientCommand, format: Format, out: &mut dyn Write) -> anyhow::Result<()> {
+    let client = Client::new(command.options())?;
+    let mut session = Session { client, format, out };
+    match command {
+        ClientCommand::Model { command, .. } => model::run(&mut session, command),
+        ClientCommand::Endpoint { command, .. } => endpoint::run(&mut session, command),
+        ClientCommand::Invoke { args, .. } => invoke::invoke(&mut session, args),
+        ClientCommand::Logs { args, .. } => invoke::logs(&mut session, args),
+    }
+}
+
+impl ClientCommand {
+    fn options(&self) -> &ClientOptions {
+        match self {
+            Self::Model { options, .. }
+            | Self::Endpoint { options, .. }
+            | Self::Invoke { options, .. }
+            | Self::Logs { options, .. } => options,
+        }
+    }
+}
+
+/// How answers and errors are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Human,
+    Json,
+}
+
+/// What every client command works with.
+struct Session<'a> {
+    client: Client,
+    format: Format,
+    out: &'a mut dyn Write,
+}
+
+impl Session<'_> {
+    /// Prints an answer of the API: its JSON as it came, or what `human` makes of it.
+    fn answer(&mut self, answer: &str, human: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<()> {
+        match self.format {
+            Format::Json => self.print(&json::pretty(answer)),
+            Format::Human => self.print(&human()?),
+        }
+    }
+
+    fn print(&mut self, text: &str) -> anyhow::Result<()> {
+        self.print_bytes(text.as_bytes())?;
+        if text.ends_with('\n') { Ok(()) } else { self.print_bytes(b"\n") }
+    }
+
+    fn print_bytes(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        print_bytes(self.out, bytes)
+    }
+}
+
+/// Never `println!`: it panics when the reader of a pipe has gone.
+fn print_bytes(out: &mut dyn Write, bytes: &[u8]) -> anyhow::Result<()> {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
+        written => written.context("failed to write to stdout"),
+    }
+}
+
+/// The reader of our stdout has gone: an end, not a failure.
+#[derive(Debug, thiserror::Error)]
+#[error("stdout is closed")]
+struct StdoutClosed;
+
+/// A line for the person, beside the answer. With stderr closed nobody is there to read it.
+fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+fn render_error(error: &anyhow::Error, format: Format) -> String {
+    match (format, error.downcast_ref::<ClientError>()) {
+        (Format::Human, _) => format!("error: {}", table::printable(&format!("{error:#}"))),
+        (Format::Json, Some(ClientError::Api { body, .. })) => json::pretty(body),
+        (Format::Json, _) => json::pretty(
+            &serde_json::json!({"error_code": "CLIENT_ERROR", "message": format!("{error:#}")}).to_string(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn client_options_stand_before_or_after_the_verb() {
+        for line in ["tessera endpoint --json list --home /h", "tessera endpoint list --json --home /h"] {
+            let Command::Client(command) = parse(line).unwrap().command else { panic!("{line}") };
+            assert!(command.options().json && command.options().home.as_os_str() == "/h", "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused_before_a_server_is_asked() {
+        for line in [
+            "tessera model push . --name iris",
+            "tessera model push . --name a.b/c.d",
+            "tessera endpoint get ../x",
+            "tessera endpoint create iris",
+            "tessera endpoint create iris --model a.b.c",
+            "tessera endpoint create iris --model a.b.c --version one",
+            "tessera endpoint create iris --file c.json --model a.b.c",
+            "tessera serve --tensor-bytes-max 1MB",
+        ] {
+            assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
+        }
+    }
+
+    /// A pipe whose reader has gone.
+    struct Closed;
+
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_closed_stdout_ends_the_command_quietly() {
+        let mut session =
+            Session { client: client::for_tests("http://127.0.0.1:1"), format: Format::Human, out: &mut Closed };
+        assert!(session.print("text").unwrap_err().is::<StdoutClosed>());
+    }
+}

@@ -1,0 +1,98 @@
+//! The golden request: a package's own example must work before the package serves.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use hyper::HeaderMap;
+use serde_json::Value;
+
+use super::package::Golden;
+use super::{DeployError, ModelHost};
+use crate::catalog::served::{Ready, ServedEntity};
+use crate::sandbox::{Answer, Invocation, InvocationBody, RequestLog};
+
+/// Sends the golden request through the sandbox and compares the answer.
+///
+/// # Errors
+/// What came instead of what was expected.
+pub async fn check(
+    host: &ModelHost,
+    entity: &ServedEntity,
+    golden: &Golden,
+    dir: &Path,
+    ready: Ready,
+) -> Result<(), DeployError> {
+    let read = |name: &str| {
+        fs::read(dir.join(name)).map_err(|error| DeployError::new(format!("failed to read golden file '{name}': {error}")))
+    };
+    let request = read(&golden.request)?;
+    let expected = golden.response.as_deref().map(read).transpose()?;
+    let log = RequestLog::new(entity.limits().log_bytes);
+    let invocation = Invocation {
+        package: entity.guest_package(),
+        limits: entity.limits().clone(),
+        graphs: ready.graphs,
+        executor: Arc::clone(&host.executor),
+        path: "invocations".to_owned(),
+        content_type: golden.content_type.clone(),
+        headers: Arc::new(HeaderMap::new()),
+        body: InvocationBody::Full(request),
+        log,
+    };
+    let failed = |what: String| DeployError::new(format!("the golden request '{}' failed: {what}", golden.request));
+    let (status, body) = match host.sandbox.invoke(&ready.component, invocation).await.0 {
+        Ok(Answer::Full { status, body, .. }) => (status, body),
+        Ok(Answer::Streamed { .. }) => return Err(failed("it was answered with a stream".to_owned())),
+        Err(error) => return Err(failed(error.to_string())),
+    };
+    let text = String::from_utf8_lossy(&body);
+    if status >= 400 {
+        return Err(failed(format!("status {status}: {}", &text[..text.floor_char_boundary(500)])));
+    }
+    let Some(expected) = expected else { return Ok(()) };
+    let parse = |what: &str, bytes: &[u8]| {
+        serde_json::from_slice::<Value>(bytes).map_err(|error| failed(format!("{what} is not JSON: {error}")))
+    };
+    differs(&parse("the expected response", &expected)?, &parse("the response", &body)?, golden.tolerance, "$")
+        .map_or(Ok(()), |difference| Err(failed(difference)))
+}
+
+/// The first place where two values differ, numbers by more than the tolerance (relative to the larger, above 1).
+fn differs(expected: &Value, got: &Value, tolerance: f64, place: &str) -> Option<String> {
+    let different = || Some(format!("at {place} expected {expected}, got {got}"));
+    match (expected, got) {
+        (Value::Number(a), Value::Number(b)) => {
+            let (a, b) = (a.as_f64().unwrap_or(f64::NAN), b.as_f64().unwrap_or(f64::NAN));
+            let close = (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1.0);
+            if close { None } else { different() }
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => a
+            .iter()
+            .zip(b)
+            .enumerate()
+            .find_map(|(index, (a, b))| differs(a, b, tolerance, &format!("{place}[{index}]"))),
+        (Value::Object(a), Value::Object(b)) if a.len() == b.len() => a.iter().find_map(|(key, a)| match b.get(key) {
+            Some(b) => differs(a, b, tolerance, &format!("{place}.{key}")),
+            None => different(),
+        }),
+        _ if expected == got => None,
+        _ => different(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn numbers_may_differ_a_little_and_structure_not() {
+        let expected = json!({"a": [1.0, 2.0], "b": "x"});
+        assert!(differs(&expected, &json!({"a": [1.000001, 2.0], "b": "x"}), 1e-5, "$").is_none());
+        let place = differs(&expected, &json!({"a": [1.0, 2.1], "b": "x"}), 1e-5, "$").unwrap();
+        assert!(place.contains("$.a[1]"), "{place}");
+        assert!(differs(&expected, &json!({"a": [1.0], "b": "x"}), 1e-5, "$").is_some());
+        assert!(differs(&json!(1), &json!(1.0), 0.0, "$").is_none());
+    }
+}

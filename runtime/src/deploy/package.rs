@@ -1,0 +1,426 @@
+//! What a model version holds: its manifest `tessera.toml`, or an MLflow model directory as it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component as PathPart, Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::nn::{BackendChoice, ExecutionTarget};
+use crate::store::blobs::{Blobs, Digest};
+
+/// Name of the manifest in a package.
+pub const MANIFEST: &str = "tessera.toml";
+
+/// Name of MLflow's description of a model directory.
+const MLMODEL: &str = "MLmodel";
+
+/// Largest manifest or `MLmodel`.
+const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+
+/// Most files in a package: their list must fit a record of the store.
+pub const FILES_MAX: usize = 300;
+
+/// A validated package: what is stored of it besides the files themselves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Package {
+    /// Every file by its path in the package.
+    pub files: BTreeMap<String, PackageFile>,
+    /// The component that answers requests.
+    pub component: ComponentSource,
+    /// How the guest wants request bodies.
+    #[serde(default)]
+    pub request_body: RequestBodyMode,
+    /// Files that the guest may read during `init`.
+    pub assets: BTreeSet<String>,
+    /// Graphs by the name that the guest knows.
+    pub graphs: BTreeMap<String, GraphSpec>,
+    /// Settings for the guest.
+    pub settings: BTreeMap<String, String>,
+    /// Limits that differ from the server's.
+    #[serde(default)]
+    pub limits: LimitOverrides,
+    /// A request that must succeed before the package serves.
+    pub golden: Option<Golden>,
+}
+
+/// A file of a package.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PackageFile {
+    /// SHA-256 of the content.
+    pub digest: Digest,
+    /// Size.
+    pub bytes: u64,
+}
+
+/// Where the component comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComponentSource {
+    /// One that ships with the binary.
+    Stock(String),
+    /// A file of the package.
+    File(String),
+}
+
+/// How request bodies reach the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestBodyMode {
+    /// Read completely, then handed over: the fast path.
+    #[default]
+    Full,
+    /// In chunks, as they arrive.
+    Chunks,
+}
+
+/// A graph of a package.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GraphSpec {
+    /// The model file.
+    pub file: String,
+    /// Which backend runs it.
+    #[serde(default)]
+    pub backend: BackendName,
+    /// Where it runs.
+    #[serde(default)]
+    pub target: TargetName,
+}
+
+/// The manifest's word for a backend.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendName {
+    /// ONNX Runtime where its library is found, else tract.
+    #[default]
+    Auto,
+    /// ONNX Runtime or a failed deploy.
+    Onnxruntime,
+    /// The built-in backend.
+    Tract,
+}
+
+impl From<BackendName> for BackendChoice {
+    fn from(name: BackendName) -> BackendChoice {
+        match name {
+            BackendName::Auto => BackendChoice::Auto,
+            BackendName::Onnxruntime => BackendChoice::OnnxRuntime,
+            BackendName::Tract => BackendChoice::Tract,
+        }
+    }
+}
+
+/// The manifest's word for an execution target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetName {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A graphics processor, or a failed deploy.
+    Gpu,
+}
+
+impl From<TargetName> for ExecutionTarget {
+    fn from(name: TargetName) -> ExecutionTarget {
+        match name {
+            TargetName::Cpu => ExecutionTarget::Cpu,
+            TargetName::Gpu => ExecutionTarget::Gpu,
+        }
+    }
+}
+
+/// Limits in a manifest; the server's own hold where one is absent, and no limit can exceed the server's maximum.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitOverrides {
+    /// Guest memory of one request.
+    pub memory_bytes: Option<u64>,
+    /// Processor time of one request.
+    pub cpu_ms: Option<u64>,
+    /// Time of one request on the clock.
+    pub wall_ms: Option<u64>,
+}
+
+/// The golden request of a package.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Golden {
+    /// File with the request body.
+    pub request: String,
+    /// File with the JSON that must come back; without one, any answer below status 400 will do.
+    pub response: Option<String>,
+    /// How far numbers may differ.
+    #[serde(default = "default_tolerance")]
+    pub tolerance: f64,
+    /// Content type of the request.
+    #[serde(default = "default_content_type")]
+    pub content_type: String,
+}
+
+fn default_tolerance() -> f64 {
+    1e-5
+}
+
+fn default_content_type() -> String {
+    "application/json".to_owned()
+}
+
+/// What is wrong with a package: a sentence for its author.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct PackageError(pub String);
+
+/// `tessera.toml` as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    component: Option<String>,
+    #[serde(default)]
+    request_body: RequestBodyMode,
+    #[serde(default)]
+    assets: BTreeSet<String>,
+    #[serde(default)]
+    graphs: BTreeMap<String, GraphSpec>,
+    #[serde(default)]
+    settings: BTreeMap<String, String>,
+    #[serde(default)]
+    limits: LimitOverrides,
+    golden: Option<Golden>,
+}
+
+/// The part of `MLmodel` that serving needs.
+#[derive(Debug, Deserialize)]
+struct MlModel {
+    #[serde(default)]
+    flavors: BTreeMap<String, serde_json::Value>,
+    signature: Option<Signature>,
+    saved_input_example_info: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Signature {
+    inputs: Option<String>,
+    outputs: Option<String>,
+    params: Option<String>,
+}
+
+/// The path of a package's file, checked: relative, in plain parts, and not hidden.
+///
+/// # Errors
+/// A sentence that names the path.
+pub fn check_path(path: &str) -> Result<(), PackageError> {
+    let plain = Path::new(path).components().all(|part| match part {
+        PathPart::Normal(name) => name.to_str().is_some_and(|name| !name.starts_with('.') && !name.contains(['\0', '\\'])),
+        _ => false,
+    });
+    if path.is_empty() || path.len() > 512 || !plain || path.ends_with('/') {
+        return Err(PackageError(format!(
+            "'{path}' is not a path that a package may hold: use a relative path without '..', links or hidden parts"
+        )));
+    }
+    Ok(())
+}
+
+impl Package {
+    /// Reads and checks a package from its uploaded files. Blocks.
+    ///
+    /// # Errors
+    /// What is wrong and how to mend it.
+    pub fn read(files: BTreeMap<String, PackageFile>, blobs: &Blobs) -> Result<Package, PackageError> {
+        if files.len() > FILES_MAX {
+            return Err(PackageError(format!("the package has {} files; the limit is {FILES_MAX}", files.len())));
+        }
+        let text = |name: &str| files.get(name).map(|file| read_text(name, file, blobs)).transpose();
+        let manifest = text(MANIFEST)?.map(|text| parse_manifest(&text)).transpose()?;
+        let mlmodel = text(MLMODEL)?.map(|text| parse_mlmodel(&text)).transpose()?;
+        if manifest.is_none() && mlmodel.is_none() {
+            return Err(PackageError(format!(
+                "the package has neither a {MANIFEST} nor an {MLMODEL} file at its top: push the model's own folder"
+            )));
+        }
+        let package = assemble(manifest.unwrap_or_default(), mlmodel, files)?;
+        package.check()?;
+        Ok(package)
+    }
+
+    /// That every file named exists.
+    fn check(&self) -> Result<(), PackageError> {
+        let need = |what: &str, file: &str| {
+            if self.files.contains_key(file) {
+                return Ok(());
+            }
+            Err(PackageError(format!("{what} '{file}' is not in the package")))
+        };
+        match &self.component {
+            ComponentSource::File(file) => need("component", file)?,
+            ComponentSource::Stock(name) if super::stock::component(name).is_some() => {}
+            ComponentSource::Stock(name) => {
+                let known = super::stock::NAMES.map(|name| format!("stock:{name}")).join(", ");
+                return Err(PackageError(format!("there is no stock component 'stock:{name}'; there are {known}")));
+            }
+        }
+        for asset in &self.assets {
+            need("asset", asset)?;
+        }
+        for (name, graph) in &self.graphs {
+            need(&format!("the file of graph '{name}',"), &graph.file)?;
+        }
+        if let Some(golden) = &self.golden {
+            need("golden request", &golden.request)?;
+            if let Some(response) = &golden.response {
+                need("golden response", response)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sum over the files.
+    pub fn bytes(&self) -> u64 {
+        self.files.values().map(|file| file.bytes).sum()
+    }
+}
+
+fn read_text(name: &str, file: &PackageFile, blobs: &Blobs) -> Result<String, PackageError> {
+    if file.bytes > MANIFEST_BYTES_MAX {
+        return Err(PackageError(format!("{name} is larger than {MANIFEST_BYTES_MAX} bytes")));
+    }
+    let bytes = blobs.read(&file.digest).map_err(|error| PackageError(format!("failed to read {name}: {error}")))?;
+    String::from_utf8(bytes).map_err(|_| PackageError(format!("{name} is not UTF-8 text")))
+}
+
+fn parse_manifest(text: &str) -> Result<Manifest, PackageError> {
+    toml::from_str(text).map_err(|error| PackageError(format!("{MANIFEST}: {error}")))
+}
+
+fn parse_mlmodel(text: &str) -> Result<MlModel, PackageError> {
+    serde_saphyr::from_str(text)
+        .map_err(|error| PackageError(format!("{MLMODEL} is not the YAML that MLflow writes: {error}")))
+}
+
+fn assemble(
+    manifest: Manifest,
+    mlmodel: Option<MlModel>,
+    files: BTreeMap<String, PackageFile>,
+) -> Result<Package, PackageError> {
+    let mut package = Package {
+        files,
+        component: match manifest.component.as_deref() {
+            Some(name) => match name.strip_prefix("stock:") {
+                Some(stock) => ComponentSource::Stock(stock.to_owned()),
+                None => ComponentSource::File(name.to_owned()),
+            },
+            None => ComponentSource::Stock("scoring".to_owned()),
+        },
+        request_body: manifest.request_body,
+        assets: manifest.assets,
+        graphs: manifest.graphs,
+        settings: manifest.settings,
+        limits: manifest.limits,
+        golden: manifest.golden,
+    };
+    if let Some(mlmodel) = mlmodel {
+        adopt_mlmodel(&mut package, mlmodel)?;
+    } else if manifest.component.is_none() {
+        return Err(PackageError(format!(
+            "{MANIFEST} names no component: set component to a file of the package or to a stock component"
+        )));
+    }
+    Ok(package)
+}
+
+/// Fills in from `MLmodel` what the manifest leaves open.
+fn adopt_mlmodel(package: &mut Package, mlmodel: MlModel) -> Result<(), PackageError> {
+    if package.graphs.is_empty() && package.component == ComponentSource::Stock("scoring".to_owned()) {
+        let file = onnx_file(&mlmodel)?;
+        let spec = GraphSpec { file, backend: BackendName::default(), target: TargetName::default() };
+        package.graphs.insert("model".to_owned(), spec);
+    }
+    let signature = mlmodel.signature.unwrap_or(Signature { inputs: None, outputs: None, params: None });
+    for (part, text) in [("inputs", signature.inputs), ("outputs", signature.outputs), ("params", signature.params)] {
+        if let Some(text) = text {
+            serde_json::from_str::<serde_json::Value>(&text)
+                .map_err(|error| PackageError(format!("{MLMODEL}: signature.{part} is not JSON: {error}")))?;
+            package.settings.entry(format!("mlflow.signature.{part}")).or_insert(text);
+        }
+    }
+    let example = mlmodel
+        .saved_input_example_info
+        .as_ref()
+        .and_then(|info| info.get("serving_input_path"))
+        .and_then(|path| path.as_str());
+    if let Some(example) = example
+        && package.golden.is_none()
+        && package.files.contains_key(example)
+    {
+        package.golden = Some(Golden {
+            request: example.to_owned(),
+            response: None,
+            tolerance: default_tolerance(),
+            content_type: default_content_type(),
+        });
+    }
+    Ok(())
+}
+
+fn onnx_file(mlmodel: &MlModel) -> Result<String, PackageError> {
+    let Some(flavor) = mlmodel.flavors.get("onnx") else {
+        let flavors =
+            mlmodel.flavors.keys().filter(|name| *name != "python_function").cloned().collect::<Vec<_>>().join(", ");
+        return Err(PackageError(format!(
+            "the model has the flavour [{flavors}], which is not served as it is: save it with mlflow.onnx (convert it \
+             with skl2onnx, onnxmltools or torch.onnx), or add a component and a {MANIFEST}"
+        )));
+    };
+    let data = flavor.get("data").and_then(|data| data.as_str());
+    data.map(str::to_owned).ok_or_else(|| PackageError(format!("{MLMODEL}: flavors.onnx.data is missing")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(content: &[(&str, &str)]) -> Result<Package, PackageError> {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let file = |text: &str| PackageFile {
+            digest: blobs.put_bytes(text.as_bytes()).unwrap(),
+            bytes: text.len() as u64,
+        };
+        Package::read(content.iter().map(|(name, text)| ((*name).to_owned(), file(text))).collect(), &blobs)
+    }
+
+    const ML: &str = "flavors:\n  onnx:\n    data: model.onnx\n  python_function:\n    data: model.onnx\nsignature:\n  inputs: '[{\"type\": \"double\", \"name\": \"a\"}]'\n  outputs: null\n  params: null\nmlflow_version: 3.17.2\n";
+
+    #[test]
+    fn an_mlflow_onnx_directory_needs_no_manifest() {
+        let package = read(&[("MLmodel", ML), ("model.onnx", "")]).unwrap();
+        assert_eq!(package.component, ComponentSource::Stock("scoring".to_owned()));
+        assert_eq!(package.graphs["model"].file, "model.onnx");
+        assert!(package.settings["mlflow.signature.inputs"].contains("double"));
+    }
+
+    #[test]
+    fn another_flavour_is_refused_with_the_way_out() {
+        let error = read(&[("MLmodel", "flavors:\n  sklearn: {}\n")]).unwrap_err();
+        assert!(error.0.contains("sklearn") && error.0.contains("mlflow.onnx"), "{error}");
+    }
+
+    #[test]
+    fn unknown_keys_and_missing_files_are_named() {
+        let error = read(&[(MANIFEST, "component = 'c.wasm'\nasets = []\n")]).unwrap_err();
+        assert!(error.0.contains("asets"), "{error}");
+        let error = read(&[(MANIFEST, "component = 'c.wasm'\n")]).unwrap_err();
+        assert!(error.0.contains("component 'c.wasm' is not in the package"), "{error}");
+        let error = read(&[(MANIFEST, "component = 'stock:nothing'\n")]).unwrap_err();
+        assert!(error.0.contains("stock:scoring"), "{error}");
+    }
+
+    #[test]
+    fn paths_stay_inside() {
+        for bad in ["../x", "/etc/passwd", "a/../../b", "", ".hidden", "a//", "a/./b/..", "a\\b"] {
+            assert!(check_path(bad).is_err(), "{bad}");
+        }
+        check_path("data/model.onnx").unwrap();
+    }
+}

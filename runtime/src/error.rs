@@ -1,0 +1,169 @@
+//! The error that a caller sees: a stable code and a message that names the thing and the way out.
+//!
+//! What an operator needs beyond that is logged where it happens.
+
+use crate::catalog::InvalidConfig;
+use crate::deploy::DeployError;
+use crate::deploy::package::PackageError;
+use crate::store::StoreError;
+use crate::store::blobs::BlobError;
+
+/// Codes of the Databricks API that this server uses. Clients derive behaviour from them, so there are no others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    /// 400: the request cannot be understood, or the model refused it.
+    BadRequest,
+    /// 400: a field has a value that is not allowed.
+    InvalidParameterValue,
+    /// 400: the name is taken.
+    ResourceAlreadyExists,
+    /// 401: no valid credentials.
+    Unauthenticated,
+    /// 404: no such path.
+    NotFound,
+    /// 404: no such thing, or not yours.
+    ResourceDoesNotExist,
+    /// 409: the thing is in a state that forbids this.
+    ResourceConflict,
+    /// 429: too much at once.
+    ResourceExhausted,
+    /// 500: our own failure.
+    InternalError,
+    /// 501: known, but not built.
+    NotImplemented,
+    /// 503: a part of the server cannot answer now.
+    TemporarilyUnavailable,
+    /// 504: time ran out.
+    DeadlineExceeded,
+}
+
+impl ErrorCode {
+    /// The code on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            ErrorCode::BadRequest => "BAD_REQUEST",
+            ErrorCode::InvalidParameterValue => "INVALID_PARAMETER_VALUE",
+            ErrorCode::ResourceAlreadyExists => "RESOURCE_ALREADY_EXISTS",
+            ErrorCode::Unauthenticated => "UNAUTHENTICATED",
+            ErrorCode::NotFound => "NOT_FOUND",
+            ErrorCode::ResourceDoesNotExist => "RESOURCE_DOES_NOT_EXIST",
+            ErrorCode::ResourceConflict => "RESOURCE_CONFLICT",
+            ErrorCode::ResourceExhausted => "RESOURCE_EXHAUSTED",
+            ErrorCode::InternalError => "INTERNAL_ERROR",
+            ErrorCode::NotImplemented => "NOT_IMPLEMENTED",
+            ErrorCode::TemporarilyUnavailable => "TEMPORARILY_UNAVAILABLE",
+            ErrorCode::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        }
+    }
+
+    /// The HTTP status that belongs to the code.
+    pub fn status(self) -> u16 {
+        match self {
+            ErrorCode::BadRequest | ErrorCode::InvalidParameterValue | ErrorCode::ResourceAlreadyExists => 400,
+            ErrorCode::Unauthenticated => 401,
+            ErrorCode::NotFound | ErrorCode::ResourceDoesNotExist => 404,
+            ErrorCode::ResourceConflict => 409,
+            ErrorCode::ResourceExhausted => 429,
+            ErrorCode::InternalError => 500,
+            ErrorCode::NotImplemented => 501,
+            ErrorCode::TemporarilyUnavailable => 503,
+            ErrorCode::DeadlineExceeded => 504,
+        }
+    }
+}
+
+/// An error for a caller.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// Decides what clients do.
+    pub code: ErrorCode,
+    /// HTTP status: the code's own, except where HTTP has a finer one (413, 414, 415).
+    pub status: u16,
+    /// For people.
+    pub message: String,
+}
+
+impl ApiError {
+    /// An error with the code's own status.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> ApiError {
+        ApiError { code, status: code.status(), message: message.into() }
+    }
+
+    /// A field has a value that is not allowed.
+    pub fn invalid(message: impl Into<String>) -> ApiError {
+        ApiError::new(ErrorCode::InvalidParameterValue, message)
+    }
+
+    /// No such thing.
+    pub fn missing(message: impl Into<String>) -> ApiError {
+        ApiError::new(ErrorCode::ResourceDoesNotExist, message)
+    }
+
+    /// Our own failure; the cause goes to the log, not to the caller.
+    pub fn internal(doing: &str, cause: &dyn std::error::Error) -> ApiError {
+        tracing::error!(cause = %chain(cause), "failed to {doing}");
+        ApiError::new(ErrorCode::InternalError, format!("the server failed to {doing}; its log says why"))
+    }
+
+    /// The same error under a finer status.
+    #[must_use]
+    pub fn with_status(mut self, status: u16) -> ApiError {
+        self.status = status;
+        self
+    }
+}
+
+/// An error with all its causes, for one line of the log.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl From<InvalidConfig> for ApiError {
+    fn from(error: InvalidConfig) -> ApiError {
+        ApiError::invalid(error.0)
+    }
+}
+
+impl From<PackageError> for ApiError {
+    fn from(error: PackageError) -> ApiError {
+        ApiError::invalid(error.0)
+    }
+}
+
+impl From<DeployError> for ApiError {
+    fn from(error: DeployError) -> ApiError {
+        ApiError::new(ErrorCode::BadRequest, error.message)
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> ApiError {
+        match error {
+            StoreError::Conflict { .. } => {
+                ApiError::new(ErrorCode::ResourceConflict, "the record was changed by another request; read it again")
+            }
+            StoreError::TooLarge { bytes, max, .. } => {
+                ApiError::invalid(format!("the record has {bytes} bytes; at most {max} can be stored"))
+            }
+            StoreError::Unavailable(_) => {
+                tracing::error!(cause = %chain(&error), "the state store refused a commit");
+                ApiError::new(ErrorCode::TemporarilyUnavailable, "the state store cannot accept changes now")
+            }
+            StoreError::TooMany { .. } | StoreError::Corrupt { .. } => ApiError::internal("use the state store", &error),
+        }
+    }
+}
+
+impl From<BlobError> for ApiError {
+    fn from(error: BlobError) -> ApiError {
+        ApiError::internal("keep a file", &error)
+    }
+}

@@ -1,0 +1,166 @@
+//! Bodies: requests read within limits, responses whole or in chunks.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::error::{ApiError, ErrorCode};
+use crate::sandbox::StreamBroken;
+
+/// The body of a response.
+pub enum ResponseBody {
+    /// All of it; none once sent.
+    Full(Option<Bytes>),
+    /// As it is made.
+    Stream {
+        /// The chunks; an error breaks the connection off.
+        chunks: mpsc::Receiver<Result<Bytes, StreamBroken>>,
+        /// Ends whoever makes them when the client is gone.
+        _maker: Option<AbortOnDrop>,
+    },
+}
+
+/// Ends a task when dropped.
+pub struct AbortOnDrop(pub AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl From<Bytes> for ResponseBody {
+    fn from(bytes: Bytes) -> ResponseBody {
+        ResponseBody::Full(Some(bytes))
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = StreamBroken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamBroken>>> {
+        match &mut *self {
+            ResponseBody::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            ResponseBody::Stream { chunks, .. } => chunks.poll_recv(context).map_ok(Frame::data),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, ResponseBody::Full(None)) || matches!(self, ResponseBody::Full(Some(bytes)) if bytes.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            ResponseBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            ResponseBody::Stream { .. } => SizeHint::default(),
+        }
+    }
+}
+
+/// Limits of a request's body.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyLimits {
+    /// Size.
+    pub bytes_max: u64,
+    /// Time for all of it.
+    pub timeout: Duration,
+}
+
+/// Reads a whole body.
+///
+/// # Errors
+/// 413 when it is too large, 408 when it takes too long, 400 when it breaks off.
+pub async fn read(body: Incoming, limits: BodyLimits) -> Result<Vec<u8>, ApiError> {
+    refuse_large(&body, limits)?;
+    let expected = body.size_hint().exact().unwrap_or(0);
+    let mut whole = Vec::with_capacity(expected as usize);
+    let mut body = body;
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| broken_off(&error))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if (whole.len() + data.len()) as u64 > limits.bytes_max {
+                return Err(too_large(limits));
+            }
+            whole.extend_from_slice(&data);
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(limits.timeout, reading).await {
+        Ok(result) => result?,
+        Err(_) => return Err(too_slow(limits)),
+    }
+    Ok(whole)
+}
+
+/// Passes a body on in chunks, within the same limits. The task ends with the receiver.
+///
+/// # Errors
+/// 413 at once when the declared size is too large; what happens later comes through the channel.
+pub fn chunks<E: Send + 'static>(
+    body: Incoming,
+    limits: BodyLimits,
+    error: impl Fn(ApiError) -> E + Send + 'static,
+) -> Result<mpsc::Receiver<Result<Bytes, E>>, ApiError> {
+    refuse_large(&body, limits)?;
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let pass_on = pass_on(body, limits, &sender);
+        let outcome = match tokio::time::timeout(limits.timeout, pass_on).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(too_slow(limits)),
+        };
+        if let Err(reason) = outcome {
+            // Nobody is left to tell when the receiver is gone.
+            let _ = sender.send(Err(error(reason))).await;
+        }
+    });
+    Ok(receiver)
+}
+
+async fn pass_on<E>(
+    mut body: Incoming,
+    limits: BodyLimits,
+    sender: &mpsc::Sender<Result<Bytes, E>>,
+) -> Result<(), ApiError> {
+    let mut bytes = 0u64;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|error| broken_off(&error))?.into_data() else { continue };
+        bytes += data.len() as u64;
+        if bytes > limits.bytes_max {
+            return Err(too_large(limits));
+        }
+        if sender.send(Ok(data)).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn refuse_large(body: &Incoming, limits: BodyLimits) -> Result<(), ApiError> {
+    if body.size_hint().lower() > limits.bytes_max { Err(too_large(limits)) } else { Ok(()) }
+}
+
+fn too_large(limits: BodyLimits) -> ApiError {
+    let message = format!("The request body exceeds the limit of {} bytes.", limits.bytes_max);
+    ApiError::new(ErrorCode::BadRequest, message).with_status(413)
+}
+
+fn too_slow(limits: BodyLimits) -> ApiError {
+    let message = format!("The request body did not arrive within {} ms.", limits.timeout.as_millis());
+    ApiError::new(ErrorCode::BadRequest, message).with_status(408)
+}
+
+fn broken_off(error: &hyper::Error) -> ApiError {
+    ApiError::new(ErrorCode::BadRequest, format!("The request body broke off: {error}"))
+}

@@ -1,0 +1,232 @@
+//! Connections: one event loop per core, HTTP/1.1 and HTTP/2 without TLS, limits that fire, a graceful end.
+//!
+//! Knows sockets and HTTP, nothing of endpoints: each request goes to [`crate::api::answer`].
+
+pub mod body;
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::api::{self, App};
+
+/// Headers of one request.
+const HEADERS_MAX: usize = 64;
+
+/// Bytes of a request's line and headers.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// Streams of one HTTP/2 connection at a time.
+const STREAMS_MAX: u32 = 100;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// What connections are held to.
+#[derive(Debug, Clone)]
+pub struct HttpLimits {
+    /// Event loops, one thread each.
+    pub threads: usize,
+    /// Open connections over all threads.
+    pub connections_max: usize,
+    /// From accepting a connection, or the end of a request, to the end of the next request's headers.
+    pub header_timeout: Duration,
+    /// How long requests may go on after the signal to end.
+    pub drain_timeout: Duration,
+}
+
+/// Listening sockets, one per event loop, on one address.
+pub struct Listeners {
+    sockets: Vec<StdListener>,
+    /// Where they listen: the port is known here when port 0 was asked for.
+    pub address: SocketAddr,
+}
+
+impl Listeners {
+    /// Binds `count` sockets to one address; the kernel spreads connections over them.
+    ///
+    /// # Errors
+    /// When the address is in use or not this machine's.
+    pub fn bind(address: SocketAddr, count: usize) -> Result<Listeners> {
+        // With port 0 and SO_REUSEPORT another process could be given the same port, so the first socket is bound without.
+        if address.port() != 0 {
+            StdListener::bind(address).with_context(|| format!("failed to listen on {address}"))?;
+        }
+        let first = bind_one(address)?;
+        let address = first.local_addr().context("failed to read the listening address")?;
+        let mut sockets = vec![first];
+        for _ in 1..count.max(1) {
+            sockets.push(bind_one(address)?);
+        }
+        Ok(Listeners { sockets, address })
+    }
+}
+
+fn bind_one(address: SocketAddr) -> Result<StdListener> {
+    let bind = || -> std::io::Result<StdListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    bind().with_context(|| format!("failed to listen on {address}"))
+}
+
+/// The running event loops. They end when `shutdown` says so and their requests have ended.
+pub struct Servers {
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Servers {
+    /// Starts one thread per socket.
+    ///
+    /// # Errors
+    /// When a thread or its event loop cannot be made.
+    pub fn start(app: &Arc<App>, listeners: Listeners, limits: &HttpLimits, shutdown: &watch::Receiver<bool>) -> Result<Servers> {
+        let connections = Arc::new(Semaphore::new(limits.connections_max));
+        let mut threads = Vec::new();
+        for (index, socket) in listeners.sockets.into_iter().enumerate() {
+            let event_loop = EventLoop {
+                app: Arc::clone(app),
+                limits: limits.clone(),
+                connections: Arc::clone(&connections),
+                shutdown: shutdown.clone(),
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("failed to make an event loop")?;
+            let thread = std::thread::Builder::new().name(format!("http-{index}")).spawn(move || {
+                wasmtime::Engine::tls_eager_initialize();
+                runtime.block_on(event_loop.run(socket));
+                runtime.shutdown_timeout(Duration::from_secs(1));
+            });
+            threads.push(thread.context("failed to start an event loop's thread")?);
+        }
+        Ok(Servers { threads })
+    }
+
+    /// Waits for all event loops. Blocks.
+    pub fn join(self) {
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("an event loop panicked");
+            }
+        }
+    }
+}
+
+struct EventLoop {
+    app: Arc<App>,
+    limits: HttpLimits,
+    connections: Arc<Semaphore>,
+    shutdown: watch::Receiver<bool>,
+}
+
+impl EventLoop {
+    async fn run(mut self, socket: StdListener) {
+        let listener = match TcpListener::from_std(socket) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!("failed to listen: {error}"),
+        };
+        let graceful = GracefulShutdown::new();
+        let http = self.builder();
+        loop {
+            let permit = tokio::select! {
+                permit = Arc::clone(&self.connections).acquire_owned() => permit,
+                _ = self.shutdown.wait_for(|stop| *stop) => break,
+            };
+            let Ok(permit) = permit else { break };
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => self.serve(&http, &graceful, stream, peer, permit),
+                    // Out of file descriptors, most likely: those that close will make room.
+                    Err(error) => {
+                        tracing::warn!("failed to accept a connection: {error}");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                _ = self.shutdown.wait_for(|stop| *stop) => break,
+            }
+        }
+        drop(listener);
+        if tokio::time::timeout(self.limits.drain_timeout, graceful.shutdown()).await.is_err() {
+            tracing::warn!("requests were still running at the end of the drain time; they are cut off");
+        }
+    }
+
+    fn builder(&self) -> auto::Builder<TokioExecutor> {
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1()
+            // Without a timer the header timeout would be inert.
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.header_timeout)
+            .max_headers(HEADERS_MAX)
+            .max_buf_size(HEAD_BYTES_MAX);
+        http.http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(HEAD_BYTES_MAX as u32 / 4)
+            .keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(20));
+        http
+    }
+
+    fn serve(
+        &self,
+        http: &auto::Builder<TokioExecutor>,
+        graceful: &GracefulShutdown,
+        stream: TcpStream,
+        peer: SocketAddr,
+        permit: OwnedSemaphorePermit,
+    ) {
+        // Without this, small responses wait for the client's delayed acknowledgement.
+        let _ = stream.set_nodelay(true);
+        let app = Arc::clone(&self.app);
+        let begun = Arc::new(AtomicBool::new(false));
+        let saw_request = Arc::clone(&begun);
+        let service = service_fn(move |request| {
+            saw_request.store(true, Relaxed);
+            let app = Arc::clone(&app);
+            async move { Ok::<_, Infallible>(api::answer(app, request, peer).await) }
+        });
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service).into_owned());
+        let first_request_within = self.limits.header_timeout;
+        let metrics = Arc::clone(&self.app.metrics);
+        tokio::spawn(async move {
+            let _permit = permit;
+            metrics.connections.inc();
+            let mut connection = std::pin::pin!(connection);
+            // hyper has no timeout while it tells HTTP/1 from HTTP/2, so a silent connection is ended here.
+            tokio::select! {
+                _ = &mut connection => {}
+                () = tokio::time::sleep(first_request_within) => {
+                    if begun.load(Relaxed) {
+                        let _ = connection.await;
+                    }
+                }
+            }
+            metrics.connections.dec();
+        });
+    }
+}
+
+/// Whether an address can only be reached from this machine.
+pub fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().is_loopback() || address.ip() == std::net::IpAddr::V4(Ipv4Addr::LOCALHOST)
+}

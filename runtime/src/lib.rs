@@ -1,0 +1,53 @@
+//! Tessera serves models. Every endpoint is a WebAssembly component that runs in a fresh sandbox for each request; its
+//! tensors are computed by host backends.
+//!
+//! # Map
+//!
+//! An invocation meets the modules in this order:
+//!
+//! - [`http`]: sockets, event loops, limits of connections and bodies.
+//! - [`api`]: the route table, the wire's JSON, error bodies. The only place that knows both HTTP and the domain.
+//! - [`auth`]: a token becomes a principal.
+//! - [`catalog`]: endpoint → traffic → served entity, from one immutable snapshot; [`catalog::served`] is the ladder from
+//!   disk to memory.
+//! - [`admission`]: a place for an instance, or a bounded wait for one.
+//! - [`sandbox`]: a fresh instance with its limits; the host's side of the guest contract in `wit/`.
+//! - [`nn`]: tensors, graphs, backends, and the executor that runs them.
+//!
+//! A deploy meets:
+//!
+//! - [`registry`]: models and their versions, uploaded file by file.
+//! - [`control`]: endpoints are made and changed, one change at a time.
+//! - [`deploy`]: package → capability check → compile worker → artifact → graphs → golden request.
+//! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything.
+//!
+//! Beside them: [`server`] puts the parts together, [`config`] and [`cli`] are what a person types, [`observe`] is what a
+//! person sees, [`error`] is what a caller gets.
+//!
+//! # Invariants
+//!
+//! - The invocation path touches neither the store nor, when warm, the disk; it compiles nothing.
+//! - An instance answers one request and is gone. What `init` left in memory is the only thing requests share.
+//! - wasmtime is known to [`sandbox`] and [`deploy`] alone, ML libraries to [`nn::backends`], sled to [`store`], HTTP to
+//!   [`http`] and [`api`].
+//! - What is acknowledged is in the store; what is in the catalog is in the store.
+//! - Guests reach what the contract offers and nothing else: no files, no network, no environment.
+
+pub mod admission;
+pub mod api;
+pub mod auth;
+pub mod catalog;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod deploy;
+pub mod error;
+pub mod home;
+pub mod http;
+pub mod nn;
+pub mod observe;
+pub mod registry;
+pub mod sandbox;
+pub mod server;
+pub mod store;

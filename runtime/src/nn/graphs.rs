@@ -1,0 +1,337 @@
+//! The loaded graphs, shared by all requests, under a memory budget.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::error::panic_text;
+use super::{BackendId, ExecutionTarget, Graph, NnError, NnErrorKind};
+
+/// What makes two loads the same load.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GraphKey {
+    /// Digest of the model's content.
+    pub digest: String,
+    /// Who runs it.
+    pub backend: BackendId,
+    /// Where.
+    pub target: ExecutionTarget,
+}
+
+/// A snapshot for metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GraphsStats {
+    /// Memory of the loaded graphs, as they estimate it.
+    pub bytes: u64,
+    /// How many are loaded.
+    pub count: usize,
+    /// How many loads were started since the process did.
+    pub loads: u64,
+}
+
+/// Cache of loaded graphs: one load per key however many ask, the least recently used goes first, none while in use.
+/// Clones share it.
+#[derive(Clone)]
+pub struct Graphs {
+    state: Arc<Mutex<State>>,
+    budget_bytes: u64,
+}
+
+#[derive(Default)]
+struct State {
+    slots: HashMap<GraphKey, Slot>,
+    loads: u64,
+}
+
+enum Slot {
+    Loading(watch::Receiver<Option<Loaded>>),
+    Ready { graph: Arc<dyn Graph>, used: Instant },
+}
+
+type Loaded = Result<Arc<dyn Graph>, NnError>;
+
+impl Graphs {
+    /// An empty cache whose graphs may take `budget_bytes` together.
+    pub fn new(budget_bytes: u64) -> Self {
+        Self { state: Arc::default(), budget_bytes }
+    }
+
+    /// The graph for `key`; if it is not there, `load` makes it on a blocking thread, once for all who wait, and goes on
+    /// when they are gone. Its error goes to all of them and is not kept: the next call loads again. `TooLarge` when the
+    /// graph alone is over the budget, `Overloaded` when it does not fit beside those in use. Needs a tokio runtime.
+    pub async fn get(
+        &self,
+        key: GraphKey,
+        load: impl FnOnce() -> Loaded + Send + 'static,
+    ) -> Result<Arc<dyn Graph>, NnError> {
+        let mut loading = match self.find_or_start(key, load) {
+            Ok(graph) => return Ok(graph),
+            Err(loading) => loading,
+        };
+        match loading.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(result)) => result.clone(),
+            _ => Err(NnError::runtime("the load was abandoned: the server is shutting down")),
+        }
+    }
+
+    /// Drops graphs that are not in use and were not asked for since `older_than`. Gives their memory back, in bytes.
+    pub fn drop_idle(&self, older_than: Duration) -> u64 {
+        let now = Instant::now();
+        let mut idle = Vec::new();
+        self.lock().slots.retain(|_, slot| match slot {
+            Slot::Ready { graph, used } if in_use(graph) => {
+                *used = now;
+                true
+            }
+            Slot::Ready { graph, used } if now.duration_since(*used) >= older_than => {
+                idle.push(graph.clone());
+                false
+            }
+            Slot::Ready { .. } | Slot::Loading(_) => true,
+        });
+        // Freed here, after the lock: releasing a session takes milliseconds.
+        idle.iter().map(|graph| graph.memory_bytes()).sum()
+    }
+
+    /// What is loaded now.
+    pub fn stats(&self) -> GraphsStats {
+        let state = self.lock();
+        let count = state.slots.values().filter_map(Slot::graph).count();
+        GraphsStats { bytes: state.bytes(|_| true), count, loads: state.loads }
+    }
+
+    /// The graph, or who will have it. One lock from the look to the start of the load, so there is only one.
+    fn find_or_start(
+        &self,
+        key: GraphKey,
+        load: impl FnOnce() -> Loaded + Send + 'static,
+    ) -> Result<Arc<dyn Graph>, watch::Receiver<Option<Loaded>>> {
+        let mut state = self.lock();
+        match state.slots.get_mut(&key) {
+            Some(Slot::Ready { graph, used }) => {
+                *used = Instant::now();
+                return Ok(graph.clone());
+            }
+            Some(Slot::Loading(loading)) => return Err(loading.clone()),
+            None => {}
+        }
+        let (tx, rx) = watch::channel(None);
+        state.slots.insert(key.clone(), Slot::Loading(rx.clone()));
+        state.loads += 1;
+        let flight = Flight { graphs: self.clone(), key };
+        drop(state);
+        // Dropping the closure unrun, as a runtime does when it shuts down, drops the flight, which clears the slot.
+        tokio::task::spawn_blocking(move || {
+            let result = catch_unwind(AssertUnwindSafe(load))
+                .unwrap_or_else(|panic| Err(NnError::runtime(format!("the load panicked: {}", panic_text(&*panic)))));
+            let result = result.and_then(|graph| flight.land(graph));
+            drop(flight);
+            let _ = tx.send(Some(result));
+        });
+        Err(rx)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A load under way: on drop its slot is free again, unless the graph landed there.
+struct Flight {
+    graphs: Graphs,
+    key: GraphKey,
+}
+
+impl Flight {
+    /// Puts the graph in its slot, and others out to make room for it.
+    fn land(&self, graph: Arc<dyn Graph>) -> Loaded {
+        let (bytes, budget) = (graph.memory_bytes(), self.graphs.budget_bytes);
+        if bytes > budget {
+            let text = format!("the graph needs {bytes} bytes of memory, the budget for all graphs is {budget}");
+            return Err(NnError::new(NnErrorKind::TooLarge, text));
+        }
+        let mut evicted = Vec::new();
+        let mut state = self.graphs.lock();
+        // Looked at first: if those in use leave no room, dropping the others would help nobody.
+        let held = state.bytes(in_use);
+        if held > budget - bytes {
+            let text = format!("the graph needs {bytes} bytes of memory, and graphs in use hold {held} of {budget}");
+            return Err(NnError::overloaded(text));
+        }
+        while state.bytes(|_| true) > budget - bytes {
+            // There is one: those in use fit, and nobody can take an idle one into use while this holds the lock.
+            let Some(victim) = state.least_recently_used() else { break };
+            evicted.extend(state.slots.remove(&victim));
+        }
+        state.slots.insert(self.key.clone(), Slot::Ready { graph: graph.clone(), used: Instant::now() });
+        drop(state);
+        drop(evicted);
+        Ok(graph)
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let mut state = self.graphs.lock();
+        if let Some(Slot::Loading(_)) = state.slots.get(&self.key) {
+            state.slots.remove(&self.key);
+        }
+    }
+}
+
+impl State {
+    fn bytes(&self, counts: impl Fn(&Arc<dyn Graph>) -> bool) -> u64 {
+        let counted = self.slots.values().filter_map(Slot::graph).filter(|graph| counts(graph));
+        counted.map(|graph| graph.memory_bytes()).sum()
+    }
+
+    fn least_recently_used(&self) -> Option<GraphKey> {
+        let idle = self.slots.iter().filter_map(|(key, slot)| match slot {
+            Slot::Ready { graph, used } if !in_use(graph) => Some((used, key)),
+            _ => None,
+        });
+        idle.min_by_key(|(used, _)| **used).map(|(_, key)| key.clone())
+    }
+}
+
+impl Slot {
+    fn graph(&self) -> Option<&Arc<dyn Graph>> {
+        match self {
+            Self::Ready { graph, .. } => Some(graph),
+            Self::Loading(_) => None,
+        }
+    }
+}
+
+/// Whether anybody but the cache holds it. Exact under the lock: a holder may go at any time, but only the cache, under
+/// the lock, makes the first new one.
+fn in_use(graph: &Arc<dyn Graph>) -> bool {
+    Arc::strong_count(graph) > 1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::nn::{Cancel, GraphInfo, Inputs, Tensor};
+
+    struct Fake {
+        info: GraphInfo,
+        bytes: u64,
+    }
+
+    impl Graph for Fake {
+        fn info(&self) -> &GraphInfo {
+            &self.info
+        }
+        fn backend(&self) -> BackendId {
+            BackendId::Tract
+        }
+        fn memory_bytes(&self) -> u64 {
+            self.bytes
+        }
+        fn run(&self, _: Inputs, _: &Cancel) -> Result<Vec<(String, Tensor)>, NnError> {
+            Ok(vec![])
+        }
+    }
+
+    fn graph(bytes: u64) -> Loaded {
+        Ok(Arc::new(Fake { info: GraphInfo { inputs: vec![], outputs: vec![] }, bytes }))
+    }
+
+    fn key(digest: &str) -> GraphKey {
+        GraphKey { digest: digest.into(), backend: BackendId::Tract, target: ExecutionTarget::Cpu }
+    }
+
+    #[tokio::test]
+    async fn many_who_ask_at_once_share_one_load_that_outlives_the_first_of_them() {
+        let graphs = Graphs::new(100);
+        let (release, released) = mpsc::channel::<()>();
+        let first = tokio::spawn({
+            let graphs = graphs.clone();
+            async move {
+                let load = move || {
+                    let _ = released.recv();
+                    graph(10)
+                };
+                graphs.get(key("a"), load).await
+            }
+        });
+        while graphs.stats().loads == 0 {
+            tokio::task::yield_now().await;
+        }
+        let others: Vec<_> = (0..32)
+            .map(|_| {
+                let graphs = graphs.clone();
+                tokio::spawn(async move { graphs.get(key("a"), || panic!("a second load")).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        first.abort();
+        drop(release);
+        let mut found = Vec::new();
+        for other in others {
+            found.push(other.await.unwrap().unwrap());
+        }
+        assert!(found.iter().all(|graph| Arc::ptr_eq(graph, &found[0])));
+        assert_eq!(graphs.stats(), GraphsStats { bytes: 10, count: 1, loads: 1 });
+    }
+
+    #[tokio::test]
+    async fn a_failed_or_panicking_load_is_told_and_forgotten() {
+        let graphs = Graphs::new(100);
+        let error = graphs.get(key("a"), || Err(NnError::invalid_encoding("bad"))).await.err().unwrap();
+        assert_eq!(error.kind(), NnErrorKind::InvalidEncoding);
+        let error = graphs.get(key("a"), || panic!("odd")).await.err().unwrap();
+        assert_eq!(error.kind(), NnErrorKind::RuntimeError);
+        assert!(graphs.get(key("a"), || graph(1)).await.is_ok());
+        assert_eq!(graphs.stats(), GraphsStats { bytes: 1, count: 1, loads: 3 });
+    }
+
+    #[tokio::test]
+    async fn the_least_recently_used_goes_first_and_never_one_in_use() {
+        let graphs = Graphs::new(100);
+        let loads = Arc::new(AtomicUsize::new(0));
+        let get = |name: &'static str, bytes| {
+            let (graphs, loads) = (graphs.clone(), loads.clone());
+            async move {
+                let load = move || {
+                    loads.fetch_add(1, Ordering::SeqCst);
+                    graph(bytes)
+                };
+                graphs.get(key(name), load).await
+            }
+        };
+        let held = get("held", 40).await.unwrap();
+        drop(get("old", 30).await.unwrap());
+        drop(get("new", 30).await.unwrap());
+        drop(get("old", 30).await.unwrap()); // now "new" is the older one
+        drop(get("more", 30).await.unwrap());
+        assert_eq!(graphs.stats(), GraphsStats { bytes: 100, count: 3, loads: 4 });
+        drop(get("old", 30).await.unwrap());
+        assert_eq!(loads.load(Ordering::SeqCst), 4, "old stayed");
+
+        assert_eq!(get("huge", 101).await.err().unwrap().kind(), NnErrorKind::TooLarge);
+        assert_eq!(get("beside", 61).await.err().unwrap().kind(), NnErrorKind::Overloaded);
+        drop(held);
+        drop(get("beside", 61).await.unwrap());
+        assert_eq!(graphs.stats().bytes, 61);
+    }
+
+    #[tokio::test]
+    async fn idle_graphs_are_dropped_and_used_ones_are_not() {
+        let graphs = Graphs::new(100);
+        let held = graphs.get(key("held"), || graph(1)).await.unwrap();
+        drop(graphs.get(key("idle"), || graph(2)).await.unwrap());
+        assert_eq!(graphs.drop_idle(Duration::from_secs(60)), 0);
+        assert_eq!(graphs.drop_idle(Duration::ZERO), 2);
+        assert_eq!(graphs.stats().count, 1);
+        drop(held);
+        assert_eq!(graphs.drop_idle(Duration::ZERO), 1);
+    }
+}

@@ -1,0 +1,212 @@
+//! The state behind one instance, and the small host interfaces that read it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::HeaderMap;
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use super::bindings::tessera::endpoint::{assets, graph_info, logging, request_headers, settings};
+use super::limits::{MemoryLimiter, RequestLimits};
+use super::log::RequestLog;
+use super::streaming::ResponseStream;
+use crate::nn::{Dim, ElementType, Executor, Graph, GraphInfo, TensorInfo};
+
+/// Entries of the guest's handle table; wasmtime's default of a million would let a guest fill the host's memory.
+pub(super) const HANDLES_MAX: usize = 1024;
+
+/// Largest random buffer that a WASI guest may ask for at once.
+const RANDOM_BYTES_MAX: u64 = 64 << 10;
+
+/// Headers that guests do not see: credentials, and what belongs to the connection.
+const HIDDEN_HEADERS: [&str; 8] =
+    ["authorization", "cookie", "proxy-authorization", "connection", "keep-alive", "te", "trailer", "upgrade"];
+
+/// What a package tells its guest, the same for every request.
+#[derive(Debug, Clone, Default)]
+pub struct GuestPackage {
+    /// Settings of the manifest, overridden by the served entity's environment variables.
+    pub settings: BTreeMap<String, String>,
+    /// The graphs by name, as read from the model files.
+    pub graphs: BTreeMap<String, GraphInfo>,
+}
+
+/// Which of its two calls the guest is in.
+pub(super) enum Phase {
+    /// `init`, in the compile worker: assets can be read, nothing else can be reached.
+    Init { assets: BTreeMap<String, PathBuf> },
+    /// `handle`, for one request.
+    Handle(RequestContext),
+}
+
+/// What a request brings along.
+pub(super) struct RequestContext {
+    pub(super) headers: Arc<HeaderMap>,
+    pub(super) stream: ResponseStream,
+    pub(super) deadline: Instant,
+    pub(super) graphs: Arc<[(String, Arc<dyn Graph>)]>,
+    pub(super) executor: Arc<Executor>,
+}
+
+/// All that the host keeps for one instance. Dropped with it, so nothing can pass to the next request.
+pub struct GuestState {
+    pub(super) phase: Phase,
+    pub(super) package: Arc<GuestPackage>,
+    pub(super) limits: RequestLimits,
+    pub(super) memory: MemoryLimiter,
+    pub(super) table: ResourceTable,
+    /// Bytes of tensors alive on the host's side.
+    pub(super) tensor_bytes: u64,
+    pub(super) log: RequestLog,
+    /// Made at the first WASI call: native guests make none, and building it costs more than an instance.
+    wasi: Option<WasiCtx>,
+}
+
+impl GuestState {
+    pub(super) fn new(phase: Phase, package: Arc<GuestPackage>, limits: &RequestLimits, log: RequestLog) -> GuestState {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES_MAX);
+        GuestState {
+            phase,
+            package,
+            memory: MemoryLimiter::new(limits.memory_bytes),
+            limits: limits.clone(),
+            table,
+            tensor_bytes: 0,
+            log,
+            wasi: None,
+        }
+    }
+
+    fn build_wasi(&self) -> WasiCtx {
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(self.log.clone()).stderr(self.log.clone()).max_random_size(RANDOM_BYTES_MAX);
+        if let Phase::Init { .. } = self.phase {
+            // What `init` draws is frozen into every instance, so it gets a fixed stream instead of real randomness,
+            // and a clock that stands still: a guest that relies on either shows it in its first test.
+            wasi.secure_random(wasmtime_wasi::Deterministic::new(vec![0x5a; 32]))
+                .insecure_random(wasmtime_wasi::Deterministic::new(vec![0xa5; 32]))
+                .insecure_random_seed(0)
+                .wall_clock(StoppedClock)
+                .monotonic_clock(StoppedClock);
+        }
+        wasi.build()
+    }
+}
+
+impl WasiView for GuestState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        if self.wasi.is_none() {
+            self.wasi = Some(self.build_wasi());
+        }
+        let GuestState { wasi, table, .. } = self;
+        WasiCtxView { ctx: wasi.get_or_insert_with(|| WasiCtx::builder().build()), table }
+    }
+}
+
+/// The clock during `init`.
+struct StoppedClock;
+
+impl wasmtime_wasi::HostWallClock for StoppedClock {
+    fn resolution(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(1)
+    }
+
+    fn now(&self) -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
+}
+
+impl wasmtime_wasi::HostMonotonicClock for StoppedClock {
+    fn resolution(&self) -> u64 {
+        1
+    }
+
+    fn now(&self) -> u64 {
+        0
+    }
+}
+
+impl super::bindings::tessera::endpoint::types::Host for GuestState {}
+
+impl assets::Host for GuestState {
+    fn read(&mut self, name: String) -> wasmtime::Result<Result<Vec<u8>, String>> {
+        let Phase::Init { assets } = &self.phase else {
+            return Ok(Err(format!(
+                "asset '{name}' can be read only during init: keep what a request needs in memory"
+            )));
+        };
+        let Some(path) = assets.get(&name) else {
+            let known = assets.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Ok(Err(format!("the package has no asset '{name}'; its manifest lists: [{known}]")));
+        };
+        Ok(std::fs::read(path).map_err(|error| format!("failed to read asset '{name}': {error}")))
+    }
+}
+
+impl settings::Host for GuestState {
+    fn get(&mut self, name: String) -> wasmtime::Result<Option<String>> {
+        Ok(self.package.settings.get(&name).cloned())
+    }
+}
+
+impl request_headers::Host for GuestState {
+    fn get(&mut self, name: String) -> wasmtime::Result<Option<String>> {
+        let Phase::Handle(request) = &self.phase else { return Ok(None) };
+        if HIDDEN_HEADERS.contains(&name.as_str()) {
+            return Ok(None);
+        }
+        Ok(request.headers.get(&name).and_then(|value| value.to_str().ok()).map(str::to_owned))
+    }
+}
+
+impl logging::Host for GuestState {
+    fn log(&mut self, level: logging::Level, message: String) -> wasmtime::Result<()> {
+        let level = match level {
+            logging::Level::Debug => "debug",
+            logging::Level::Info => "info",
+            logging::Level::Warn => "warn",
+            logging::Level::Error => "error",
+        };
+        self.log.line(level, &message);
+        Ok(())
+    }
+}
+
+impl graph_info::Host for GuestState {
+    fn describe(&mut self, name: String) -> wasmtime::Result<Option<graph_info::Description>> {
+        Ok(self.package.graphs.get(&name).map(|info| graph_info::Description {
+            inputs: info.inputs.iter().map(describe_tensor).collect(),
+            outputs: info.outputs.iter().map(describe_tensor).collect(),
+        }))
+    }
+}
+
+fn describe_tensor(tensor: &TensorInfo) -> graph_info::TensorInfo {
+    use graph_info::ElementType as Wit;
+    graph_info::TensorInfo {
+        name: tensor.name.clone(),
+        element: match tensor.element {
+            ElementType::Fp16 => Wit::Fp16,
+            ElementType::Fp32 => Wit::Fp32,
+            ElementType::Fp64 => Wit::Fp64,
+            ElementType::Bf16 => Wit::Bf16,
+            ElementType::U8 => Wit::U8,
+            ElementType::I32 => Wit::I32,
+            ElementType::I64 => Wit::I64,
+            ElementType::Bool => Wit::Bool,
+            ElementType::Int8 => Wit::Int8,
+        },
+        dimensions: tensor
+            .dims
+            .iter()
+            .map(|dim| match dim {
+                Dim::Fixed(size) => Some(*size),
+                Dim::Free(_) => None,
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,286 @@
+//! One invocation: a fresh instance, its limits, its answer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::HeaderMap;
+use tokio::sync::{mpsc, oneshot};
+use wasmtime::{Store, Trap, UpdateDeadline};
+
+use super::bindings::tessera::endpoint::types::{Body, FailureKind, Reply, Request};
+use super::guest::{GuestPackage, GuestState, HANDLES_MAX, Phase, RequestContext};
+use super::limits::{CpuMeter, RequestLimits};
+use super::log::RequestLog;
+use super::nn_host::GuestMistake;
+use super::streaming::{RequestBody, ResponseStream, StreamBroken, StreamError, StreamedResponse};
+use super::{LoadedComponent, Sandbox};
+use crate::nn::{Executor, Graph};
+
+/// All that one invocation needs.
+pub struct Invocation {
+    /// What the package tells its guest.
+    pub package: Arc<GuestPackage>,
+    /// Limits of this request.
+    pub limits: RequestLimits,
+    /// The package's graphs, loaded.
+    pub graphs: Arc<[(String, Arc<dyn Graph>)]>,
+    /// Where `compute` runs.
+    pub executor: Arc<Executor>,
+    /// The path below the endpoint, as `wit/endpoint.wit` names it.
+    pub path: String,
+    /// `Content-Type` as sent, or empty.
+    pub content_type: String,
+    /// Headers that the guest may ask for.
+    pub headers: Arc<HeaderMap>,
+    /// The request body.
+    pub body: InvocationBody,
+    /// Where the guest's lines go.
+    pub log: RequestLog,
+}
+
+/// A request body on its way to the guest.
+pub enum InvocationBody {
+    /// Read completely.
+    Full(Vec<u8>),
+    /// Arriving; `Err` says why it ended early.
+    Chunks(mpsc::Receiver<Result<Bytes, StreamError>>),
+}
+
+/// What a guest answered.
+pub enum Answer {
+    /// A whole response.
+    Full {
+        /// HTTP status.
+        status: u16,
+        /// `Content-Type`.
+        content_type: String,
+        /// The body.
+        body: Vec<u8>,
+    },
+    /// A response whose body is still being made.
+    Streamed {
+        /// Head and body.
+        response: StreamedResponse,
+        /// The rest of the guest's run; none when it has ended. It must be driven for the body to go on, and dropping it
+        /// ends the guest.
+        tail: Option<Pin<Box<dyn Future<Output = Finished> + Send>>>,
+    },
+}
+
+/// The end of an invocation.
+pub struct Finished {
+    /// The answer, or why there is none.
+    pub result: Result<Option<(u16, String, Vec<u8>)>, InvokeError>,
+    /// Processor time of guest and host calls.
+    pub cpu: Duration,
+}
+
+/// Why an invocation gave no answer. All but `Host` are the caller's or the model's doing.
+#[derive(Debug, thiserror::Error)]
+pub enum InvokeError {
+    /// The guest refused the request with a message for the caller.
+    #[error("{message}")]
+    Refused {
+        /// Decides the status.
+        kind: FailureKind,
+        /// For the caller.
+        message: String,
+    },
+    /// The guest trapped.
+    #[error("the model's component trapped: {message}")]
+    Trapped {
+        /// The trap in a few words.
+        message: String,
+        /// The whole story with the guest's stack, for the log.
+        detail: String,
+    },
+    /// Processor time ran out.
+    #[error("the model's component used more than its {limit_ms} ms of processor time (limits.cpu_ms)")]
+    CpuLimit {
+        /// The limit.
+        limit_ms: u64,
+    },
+    /// Memory ran out.
+    #[error("the model's component needed more than its {limit_bytes} bytes of memory (limits.memory_bytes)")]
+    MemoryLimit {
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// Time ran out.
+    #[error("the request took longer than {limit_ms} ms (limits.wall_ms)")]
+    WallLimit {
+        /// The limit.
+        limit_ms: u64,
+    },
+    /// The response exceeds its limit.
+    #[error("the response has {bytes} bytes; the limit is {limit_bytes} (response_bytes)")]
+    ResponseTooLarge {
+        /// Size of the refused body.
+        bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// The response cannot be sent.
+    #[error("the model's component gave an unusable response: {0}")]
+    BadResponse(String),
+    /// Our own failure.
+    #[error("failed to start an instance")]
+    Host(#[source] wasmtime::Error),
+}
+
+impl Sandbox {
+    /// Runs one request in a fresh instance, until the answer is complete or its stream has begun.
+    ///
+    /// Cancel-safe: dropping the future ends the instance.
+    ///
+    /// # Errors
+    /// See [`InvokeError`]. `finished` receives the end of invocations that do not stream.
+    pub async fn invoke(&self, component: &LoadedComponent, invocation: Invocation) -> (Result<Answer, InvokeError>, Duration) {
+        let (head_sender, mut head) = oneshot::channel();
+        let mut guest = Box::pin(run(component.clone(), invocation, head_sender));
+        // The guest first: in the common case it ends within one poll and the head never comes.
+        tokio::select! {
+            biased;
+            finished = &mut guest => {
+                let cpu = finished.cpu;
+                (whole_answer(finished.result, &mut head), cpu)
+            }
+            Ok(response) = &mut head => {
+                (Ok(Answer::Streamed { response, tail: Some(guest) }), Duration::ZERO)
+            }
+        }
+    }
+}
+
+fn whole_answer(
+    result: Result<Option<(u16, String, Vec<u8>)>, InvokeError>,
+    head: &mut oneshot::Receiver<StreamedResponse>,
+) -> Result<Answer, InvokeError> {
+    // A short stream may have begun and ended before anybody looked.
+    if let Ok(response) = head.try_recv() {
+        return Ok(Answer::Streamed { response, tail: None });
+    }
+    match result? {
+        Some((status, content_type, body)) => Ok(Answer::Full { status, content_type, body }),
+        None => Err(InvokeError::BadResponse("it said the response was streamed, but began none".to_owned())),
+    }
+}
+
+/// Instantiates, calls `handle`, and drops everything.
+async fn run(component: LoadedComponent, invocation: Invocation, head: oneshot::Sender<StreamedResponse>) -> Finished {
+    let meter = CpuMeter::new(Duration::from_millis(invocation.limits.cpu_ms));
+    let limit_ms = invocation.limits.wall_ms;
+    let deadline = Instant::now() + Duration::from_millis(limit_ms);
+    let guest = call(component, invocation, head, deadline, Arc::clone(&meter));
+    let result = match tokio::time::timeout_at(deadline.into(), meter.measure(guest)).await {
+        Ok(result) => result,
+        Err(_) => Err(InvokeError::WallLimit { limit_ms }),
+    };
+    Finished { result, cpu: meter.used() }
+}
+
+async fn call(
+    component: LoadedComponent,
+    invocation: Invocation,
+    head: oneshot::Sender<StreamedResponse>,
+    deadline: Instant,
+    meter: Arc<CpuMeter>,
+) -> Result<Option<(u16, String, Vec<u8>)>, InvokeError> {
+    let limits = invocation.limits.clone();
+    let phase = Phase::Handle(RequestContext {
+        headers: invocation.headers,
+        stream: ResponseStream::new(head),
+        deadline,
+        graphs: invocation.graphs,
+        executor: invocation.executor,
+    });
+    let mut state = GuestState::new(phase, invocation.package, &limits, invocation.log);
+    let body = match invocation.body {
+        InvocationBody::Full(body) => Body::Full(body),
+        InvocationBody::Chunks(chunks) => {
+            let body = state.table.push(RequestBody::new(chunks)).map_err(|error| InvokeError::Host(error.into()))?;
+            Body::Chunks(body)
+        }
+    };
+    let request = Request { path: invocation.path, content_type: invocation.content_type, body };
+
+    let mut store = new_store(&component, state, Arc::clone(&meter));
+    let instance = component.pre.instantiate_async(&mut store).await;
+    let outcome = match instance {
+        Ok(instance) => instance.call_handle(&mut store, &request).await.map_err(|error| explain(error, &store, &meter)),
+        // Not the guest's doing, except when its memory's minimum exceeds its limit.
+        Err(error) if store.data().memory.exceeded() => Err(explain(error, &store, &meter)),
+        Err(error) => Err(InvokeError::Host(error)),
+    };
+    let result = outcome.and_then(|reply| answer(reply, &limits));
+    if result.is_err() {
+        break_off_stream(&mut store).await;
+    }
+    result
+}
+
+fn new_store(component: &LoadedComponent, state: GuestState, meter: Arc<CpuMeter>) -> Store<GuestState> {
+    // One host call may hand over at most a request's whole tensor budget, and a little for names and lists.
+    let hostcall_bytes = state.limits.tensor_bytes.max(state.limits.response_bytes) as usize + (1 << 20);
+    let mut store = Store::new(component.engine(), state);
+    store.limiter(|state| &mut state.memory);
+    store.set_hostcall_fuel(hostcall_bytes);
+    store.set_max_component_handles(HANDLES_MAX);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(move |_| {
+        if meter.over_limit() {
+            return Ok(UpdateDeadline::Interrupt);
+        }
+        // Fairness: after each tick the other requests of this thread have their turn.
+        Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+    });
+    store
+}
+
+fn answer(
+    reply: Result<Reply, super::bindings::tessera::endpoint::types::Failure>,
+    limits: &RequestLimits,
+) -> Result<Option<(u16, String, Vec<u8>)>, InvokeError> {
+    match reply {
+        Ok(Reply::Streamed) => Ok(None),
+        Ok(Reply::Full(response)) => {
+            let bytes = response.body.len() as u64;
+            if bytes > limits.response_bytes {
+                return Err(InvokeError::ResponseTooLarge { bytes, limit_bytes: limits.response_bytes });
+            }
+            if !(200..=599).contains(&response.status) {
+                return Err(InvokeError::BadResponse(format!("status {} is not in 200 to 599", response.status)));
+            }
+            Ok(Some((response.status, response.content_type, response.body)))
+        }
+        Err(failure) => Err(InvokeError::Refused { kind: failure.kind, message: failure.message }),
+    }
+}
+
+/// Tells apart the reasons that wasmtime reports alike.
+fn explain(error: wasmtime::Error, store: &Store<GuestState>, meter: &CpuMeter) -> InvokeError {
+    let limits = &store.data().limits;
+    if meter.exceeded() && error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
+        return InvokeError::CpuLimit { limit_ms: limits.cpu_ms };
+    }
+    if store.data().memory.exceeded() {
+        return InvokeError::MemoryLimit { limit_bytes: limits.memory_bytes };
+    }
+    if let Some(mistake) = error.downcast_ref::<GuestMistake>() {
+        return InvokeError::Trapped { message: mistake.0.clone(), detail: format!("{error:#}") };
+    }
+    InvokeError::Trapped { message: error.root_cause().to_string(), detail: format!("{error:#}") }
+}
+
+/// After a failure in the middle of a stream the client must not take what it got for the whole.
+async fn break_off_stream(store: &mut Store<GuestState>) {
+    let Phase::Handle(request) = &mut store.data_mut().phase else { return };
+    if request.stream.begun()
+        && let Some(sender) = request.stream.sender.take()
+    {
+        // The receiver may be gone; then there is nobody left to tell.
+        let _ = sender.send(Err(StreamBroken)).await;
+    }
+}

@@ -1,0 +1,144 @@
+//! What one request may use: memory, processor time, time on the clock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use wasmtime::ResourceLimiter;
+
+/// Limits of one request in the sandbox. Each is enforced and has a test.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestLimits {
+    /// Sum over the guest's linear memories and tables.
+    pub memory_bytes: u64,
+    /// Processor time of guest and host calls, without the backend's.
+    pub cpu_ms: u64,
+    /// Time on the clock from the first guest instruction to the end of the answer.
+    pub wall_ms: u64,
+    /// Tensors alive at one time, on the host's side.
+    pub tensor_bytes: u64,
+    /// Body of the response, whole or streamed.
+    pub response_bytes: u64,
+    /// Log lines kept of one request.
+    pub log_bytes: u64,
+}
+
+/// Bytes that one table element is counted as: a pointer and its share of bookkeeping.
+const TABLE_ELEMENT_BYTES: u64 = 16;
+
+/// Sums what the guest's memories and tables hold; wasmtime's own limiter looks at each memory alone.
+#[derive(Debug)]
+pub(super) struct MemoryLimiter {
+    used_bytes: u64,
+    limit_bytes: u64,
+    exceeded: bool,
+}
+
+impl MemoryLimiter {
+    pub(super) fn new(limit_bytes: u64) -> MemoryLimiter {
+        MemoryLimiter { used_bytes: 0, limit_bytes, exceeded: false }
+    }
+
+    /// Whether a growth was refused: tells a trap for want of memory from any other.
+    pub(super) fn exceeded(&self) -> bool {
+        self.exceeded
+    }
+
+    fn charge(&mut self, bytes: u64) -> bool {
+        let fits = self.used_bytes.saturating_add(bytes) <= self.limit_bytes;
+        if fits {
+            self.used_bytes += bytes;
+        } else {
+            self.exceeded = true;
+        }
+        fits
+    }
+}
+
+impl ResourceLimiter for MemoryLimiter {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(self.charge(desired.saturating_sub(current) as u64))
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(self.charge((desired.saturating_sub(current) as u64).saturating_mul(TABLE_ELEMENT_BYTES)))
+    }
+}
+
+/// Counts the processor time of one request, poll by poll.
+///
+/// The guest runs only while its future is polled, on one thread at a time; what it does while parked in `compute` is
+/// the backend's time, not its own.
+#[derive(Debug)]
+pub(super) struct CpuMeter {
+    base: Instant,
+    used_ns: AtomicU64,
+    poll_started_ns: AtomicU64,
+    limit: Duration,
+    exceeded: AtomicBool,
+}
+
+impl CpuMeter {
+    pub(super) fn new(limit: Duration) -> Arc<CpuMeter> {
+        Arc::new(CpuMeter {
+            base: Instant::now(),
+            used_ns: AtomicU64::new(0),
+            poll_started_ns: AtomicU64::new(0),
+            limit,
+            exceeded: AtomicBool::new(false),
+        })
+    }
+
+    /// Runs a future and counts the time of its polls.
+    pub(super) async fn measure<F: Future>(&self, future: F) -> F::Output {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|context| {
+            let started = self.now_ns();
+            self.poll_started_ns.store(started, Relaxed);
+            let poll = future.as_mut().poll(context);
+            self.used_ns.fetch_add(self.now_ns() - started, Relaxed);
+            poll
+        })
+        .await
+    }
+
+    /// Time used so far. Only meaningful between polls.
+    pub(super) fn used(&self) -> Duration {
+        Duration::from_nanos(self.used_ns.load(Relaxed))
+    }
+
+    /// Called from inside a poll, at an epoch tick: true once the limit is reached.
+    pub(super) fn over_limit(&self) -> bool {
+        let this_poll = self.now_ns().saturating_sub(self.poll_started_ns.load(Relaxed));
+        let over = self.used() + Duration::from_nanos(this_poll) > self.limit;
+        if over {
+            self.exceeded.store(true, Relaxed);
+        }
+        over
+    }
+
+    /// Whether the request was stopped for its processor time.
+    pub(super) fn exceeded(&self) -> bool {
+        self.exceeded.load(Relaxed)
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.base.elapsed().as_nanos() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memories_and_tables_are_summed() {
+        let mut limiter = MemoryLimiter::new(1000);
+        assert!(limiter.memory_growing(0, 600, None).unwrap());
+        assert!(!limiter.memory_growing(0, 600, None).unwrap(), "a second memory shares the limit");
+        assert!(limiter.exceeded());
+        assert!(limiter.table_growing(0, 20, None).unwrap());
+        assert!(!limiter.table_growing(20, 40, None).unwrap());
+    }
+}

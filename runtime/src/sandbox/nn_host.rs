@@ -1,0 +1,261 @@
+//! The host's side of `wasi:nn`: checks everything a guest hands over, then gives tensors to the executor.
+//!
+//! Differences from the reference host, each for a reason: graphs are found by the package's own names only; all seven
+//! element types work; a tensor's length must match its shape; `compute` parks the guest instead of blocking a thread;
+//! what a request holds in tensors is limited.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use wasmtime::component::{Linker, Resource};
+use wasmtime::StoreContextMut;
+
+use super::bindings::wasi::nn::{errors, graph, inference, tensor};
+use super::guest::{GuestState, Phase};
+use crate::nn::{Graph, NnError, NnErrorKind, Tensor, TensorType};
+
+/// A guest's handle on a graph, and on an execution context of it: a context has no state of its own, because inputs
+/// come with `compute`.
+pub struct LoadedGraph {
+    name: String,
+    graph: Arc<dyn Graph>,
+}
+
+/// An error as a guest can ask about it.
+#[derive(Debug)]
+pub struct GuestError {
+    code: errors::ErrorCode,
+    message: String,
+}
+
+/// Longest error text that a guest gets to see.
+const ERROR_BYTES_MAX: usize = 4 << 10;
+
+impl From<NnError> for GuestError {
+    fn from(error: NnError) -> GuestError {
+        use errors::ErrorCode;
+        let code = match error.kind() {
+            NnErrorKind::InvalidArgument => ErrorCode::InvalidArgument,
+            NnErrorKind::InvalidEncoding => ErrorCode::InvalidEncoding,
+            NnErrorKind::Timeout => ErrorCode::Timeout,
+            NnErrorKind::RuntimeError => ErrorCode::RuntimeError,
+            NnErrorKind::UnsupportedOperation => ErrorCode::UnsupportedOperation,
+            NnErrorKind::TooLarge => ErrorCode::TooLarge,
+            NnErrorKind::NotFound => ErrorCode::NotFound,
+            NnErrorKind::Security => ErrorCode::Security,
+            // wasi:nn has no word for a full queue; the guest cannot do anything about it either.
+            NnErrorKind::Overloaded => ErrorCode::Unknown,
+        };
+        let mut message = error.to_string();
+        message.truncate(message.floor_char_boundary(ERROR_BYTES_MAX));
+        GuestError { code, message }
+    }
+}
+
+impl GuestState {
+    fn error(&mut self, error: NnError) -> wasmtime::Result<Resource<GuestError>> {
+        if error.kind() == NnErrorKind::Overloaded {
+            self.log.line("warn", "the backend's queue is full");
+        }
+        Ok(self.table.push(GuestError::from(error))?)
+    }
+
+    /// Counts a new tensor against the request's budget.
+    fn charge(&mut self, bytes: usize) -> Result<(), NnError> {
+        let total = self.tensor_bytes.saturating_add(bytes as u64);
+        if total > self.limits.tensor_bytes {
+            return Err(NnError::new(
+                NnErrorKind::TooLarge,
+                format!("the request's tensors hold {total} bytes; the limit is {} (tensor_bytes)", self.limits.tensor_bytes),
+            ));
+        }
+        self.tensor_bytes = total;
+        Ok(())
+    }
+
+    fn push_tensor(&mut self, tensor: Tensor) -> wasmtime::Result<Result<Resource<Tensor>, NnError>> {
+        match self.charge(tensor.data().len()) {
+            Ok(()) => Ok(Ok(self.table.push(tensor)?)),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    fn take_tensor(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Tensor> {
+        let tensor = self.table.delete(tensor)?;
+        self.tensor_bytes = self.tensor_bytes.saturating_sub(tensor.data().len() as u64);
+        Ok(tensor)
+    }
+
+    async fn run(&mut self, context: Resource<LoadedGraph>, inputs: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>, NnError> {
+        let context = self.table.get(&context).map_err(|_| NnError::new(NnErrorKind::InvalidArgument, "the execution context is gone"))?;
+        let graph = Arc::clone(&context.graph);
+        graph.info().check(&inputs).map_err(|error| error.context(&format!("graph '{}'", context.name)))?;
+        let Phase::Handle(request) = &self.phase else {
+            return Err(NnError::new(NnErrorKind::UnsupportedOperation, "graphs can be used only during handle"));
+        };
+        let (executor, deadline) = (Arc::clone(&request.executor), request.deadline);
+        Ok(executor.compute(graph, inputs, deadline).await?.outputs)
+    }
+}
+
+impl tensor::Host for GuestState {}
+impl errors::Host for GuestState {}
+impl inference::Host for GuestState {}
+
+impl tensor::HostTensor for GuestState {
+    fn new(&mut self, dims: Vec<u32>, ty: tensor::TensorType, data: Vec<u8>) -> wasmtime::Result<Resource<Tensor>> {
+        // The interface's constructor cannot fail, so a wrong tensor is a trap; its text reaches the caller.
+        let tensor = Tensor::new(from_wit(ty), dims, Bytes::from(data))
+            .map_err(|error| wasmtime::Error::new(GuestMistake(error.to_string())))?;
+        self.push_tensor(tensor)?.map_err(|error| wasmtime::Error::new(GuestMistake(error.to_string())))
+    }
+
+    fn dimensions(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Vec<u32>> {
+        Ok(self.table.get(&tensor)?.dims().to_vec())
+    }
+
+    fn ty(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<tensor::TensorType> {
+        Ok(to_wit(self.table.get(&tensor)?.ty()))
+    }
+
+    fn data(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Vec<u8>> {
+        // Shadowed by `link_tensor_data`, which copies once instead of twice.
+        Ok(self.table.get(&tensor)?.data().to_vec())
+    }
+
+    fn drop(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<()> {
+        self.take_tensor(tensor)?;
+        Ok(())
+    }
+}
+
+/// Replaces `tensor.data` with a form that lowers the tensor's bytes straight into the guest: the generated one would
+/// copy them into a vector first.
+pub(super) fn link_tensor_data(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    linker.instance("wasi:nn/tensor@0.2.0-rc-2024-10-28")?.func_wrap(
+        "[method]tensor.data",
+        |store: StoreContextMut<'_, GuestState>, (tensor,): (Resource<Tensor>,)| {
+            Ok((store.data().table.get(&tensor)?.data().clone(),))
+        },
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+impl graph::Host for GuestState {
+    fn load(
+        &mut self,
+        _: Vec<Vec<u8>>,
+        _: graph::GraphEncoding,
+        _: graph::ExecutionTarget,
+    ) -> wasmtime::Result<Result<Resource<LoadedGraph>, Resource<GuestError>>> {
+        let refusal = "graphs from bytes are not accepted: put the model in the package and use load-by-name";
+        Ok(Err(self.error(NnError::new(NnErrorKind::Security, refusal))?))
+    }
+
+    fn load_by_name(&mut self, name: String) -> wasmtime::Result<Result<Resource<LoadedGraph>, Resource<GuestError>>> {
+        let Phase::Handle(request) = &self.phase else {
+            let refusal = "graphs can be loaded only during handle: handles do not outlive init";
+            return Ok(Err(self.error(NnError::new(NnErrorKind::UnsupportedOperation, refusal))?));
+        };
+        match request.graphs.iter().find(|(known, _)| *known == name) {
+            Some((_, graph)) => Ok(Ok(self.table.push(LoadedGraph { name, graph: Arc::clone(graph) })?)),
+            None => {
+                let known = request.graphs.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+                let message = format!("the package has no graph '{name}'; its manifest lists: [{known}]");
+                Ok(Err(self.error(NnError::new(NnErrorKind::NotFound, message))?))
+            }
+        }
+    }
+}
+
+impl graph::HostGraph for GuestState {
+    fn init_execution_context(
+        &mut self,
+        graph: Resource<LoadedGraph>,
+    ) -> wasmtime::Result<Result<Resource<LoadedGraph>, Resource<GuestError>>> {
+        let LoadedGraph { name, graph } = self.table.get(&graph)?;
+        let context = LoadedGraph { name: name.clone(), graph: Arc::clone(graph) };
+        Ok(Ok(self.table.push(context)?))
+    }
+
+    fn drop(&mut self, graph: Resource<LoadedGraph>) -> wasmtime::Result<()> {
+        self.table.delete(graph)?;
+        Ok(())
+    }
+}
+
+impl inference::HostGraphExecutionContext for GuestState {
+    async fn compute(
+        &mut self,
+        context: Resource<LoadedGraph>,
+        inputs: Vec<(String, Resource<Tensor>)>,
+    ) -> wasmtime::Result<Result<Vec<(String, Resource<Tensor>)>, Resource<GuestError>>> {
+        let mut tensors = Vec::with_capacity(inputs.len());
+        for (name, tensor) in inputs {
+            tensors.push((name, self.take_tensor(tensor)?));
+        }
+        let outputs = match self.run(context, tensors).await {
+            Ok(outputs) => outputs,
+            Err(error) => return Ok(Err(self.error(error)?)),
+        };
+        let mut handles = Vec::with_capacity(outputs.len());
+        for (name, tensor) in outputs {
+            match self.push_tensor(tensor)? {
+                Ok(handle) => handles.push((name, handle)),
+                Err(error) => return Ok(Err(self.error(error)?)),
+            }
+        }
+        Ok(Ok(handles))
+    }
+
+    fn drop(&mut self, context: Resource<LoadedGraph>) -> wasmtime::Result<()> {
+        self.table.delete(context)?;
+        Ok(())
+    }
+}
+
+impl errors::HostError for GuestState {
+    fn code(&mut self, error: Resource<GuestError>) -> wasmtime::Result<errors::ErrorCode> {
+        Ok(self.table.get(&error)?.code)
+    }
+
+    fn data(&mut self, error: Resource<GuestError>) -> wasmtime::Result<String> {
+        Ok(self.table.get(&error)?.message.clone())
+    }
+
+    fn drop(&mut self, error: Resource<GuestError>) -> wasmtime::Result<()> {
+        self.table.delete(error)?;
+        Ok(())
+    }
+}
+
+/// A misuse of an interface that has no error result: ends the instance with a text for the caller.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct GuestMistake(pub(super) String);
+
+fn from_wit(ty: tensor::TensorType) -> TensorType {
+    match ty {
+        tensor::TensorType::Fp16 => TensorType::Fp16,
+        tensor::TensorType::Fp32 => TensorType::Fp32,
+        tensor::TensorType::Fp64 => TensorType::Fp64,
+        tensor::TensorType::Bf16 => TensorType::Bf16,
+        tensor::TensorType::U8 => TensorType::U8,
+        tensor::TensorType::I32 => TensorType::I32,
+        tensor::TensorType::I64 => TensorType::I64,
+    }
+}
+
+fn to_wit(ty: TensorType) -> tensor::TensorType {
+    match ty {
+        TensorType::Fp16 => tensor::TensorType::Fp16,
+        TensorType::Fp32 => tensor::TensorType::Fp32,
+        TensorType::Fp64 => tensor::TensorType::Fp64,
+        TensorType::Bf16 => tensor::TensorType::Bf16,
+        TensorType::U8 => tensor::TensorType::U8,
+        TensorType::I32 => tensor::TensorType::I32,
+        TensorType::I64 => tensor::TensorType::I64,
+    }
+}

@@ -1,0 +1,228 @@
+//! From a component to an artifact: run `init` once, freeze the memory, compile. Runs in the compile worker only.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use wasmtime::component::{Component, Instance};
+use wasmtime::{Engine, Store, Trap};
+use wasmtime_wizer::{ComponentInstanceState, Wizer};
+
+use super::bindings::EndpointIndices;
+use super::guest::{GuestPackage, GuestState, Phase};
+use super::limits::RequestLimits;
+use super::log::RequestLog;
+use super::{engine, linker};
+
+/// What the worker needs to know of a package.
+pub struct Preparation {
+    /// The component's bytes.
+    pub component: Vec<u8>,
+    /// What the guest may ask for.
+    pub package: GuestPackage,
+    /// Assets by name, and where they lie.
+    pub assets: BTreeMap<String, PathBuf>,
+    /// Limits of the later requests; memory counts for `init` too, because every request starts from its image.
+    pub limits: RequestLimits,
+    /// How long `init` may run.
+    pub init_ms: u64,
+}
+
+/// A compiled component with the memory that `init` left.
+pub struct Prepared {
+    /// Native code and memory image, for the serving engine.
+    pub artifact: Vec<u8>,
+    /// Times and sizes, for the build log.
+    pub report: PrepareReport,
+}
+
+/// What preparing took.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PrepareReport {
+    /// Time of the guest's `init`.
+    pub init_ms: f64,
+    /// Component with its frozen memory.
+    pub snapshot_bytes: u64,
+    /// Time of both compilations.
+    pub compile_ms: f64,
+    /// What the guest wrote during `init`.
+    pub log: String,
+}
+
+/// Why a component cannot be deployed: a sentence for its author.
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct PrepareError {
+    /// What went wrong and how to mend it.
+    pub message: String,
+    /// What the guest wrote before.
+    pub log: String,
+}
+
+impl PrepareError {
+    fn new(message: impl Into<String>) -> PrepareError {
+        PrepareError { message: message.into(), log: String::new() }
+    }
+}
+
+/// Runs `init` once and compiles what it leaves.
+///
+/// # Errors
+/// When the component is invalid, `init` fails, traps or takes too long, or its state cannot be frozen.
+pub async fn prepare(preparation: Preparation) -> Result<Prepared, PrepareError> {
+    let started = Instant::now();
+    let mut wizer = Wizer::new();
+    // Dropping `init` would leave the component's export of it dangling, so it stays; nothing calls it again.
+    wizer.init_func("init").keep_init_func(true);
+    let (context, instrumented) = wizer.instrument_component(&preparation.component).map_err(|error| {
+        PrepareError::new(format!("the component cannot be frozen after init: {}", root(&error)))
+    })?;
+    let initialized = initialize(&instrumented, &preparation).await?;
+    let init_ms = initialized.init_ms;
+    let log = initialized.log.clone();
+
+    let mut memory = FrozenState { store: initialized.store, instance: initialized.instance, failure: None };
+    let snapshot = wizer.snapshot_component(&context, &mut memory).await;
+    if let Some(failure) = memory.failure {
+        return Err(PrepareError { message: format!("failed to read the memory after init: {failure}"), log });
+    }
+    let snapshot = snapshot.map_err(|error| PrepareError {
+        message: format!("failed to freeze the memory after init: {}", root(&error)),
+        log: log.clone(),
+    })?;
+    let artifact = engine::compiling().and_then(|engine| engine.precompile_component(&snapshot)).map_err(|error| {
+        PrepareError { message: format!("failed to compile the component: {}", root(&error)), log: log.clone() }
+    })?;
+    let total_ms = started.elapsed().as_secs_f64() * 1e3;
+    let report = PrepareReport { init_ms, snapshot_bytes: snapshot.len() as u64, compile_ms: total_ms - init_ms, log };
+    Ok(Prepared { artifact, report })
+}
+
+struct Initialized {
+    store: Store<GuestState>,
+    instance: Instance,
+    init_ms: f64,
+    log: String,
+}
+
+/// Instantiates the instrumented component and calls its `init`.
+async fn initialize(instrumented: &[u8], preparation: &Preparation) -> Result<Initialized, PrepareError> {
+    let engine = engine::initializing().map_err(|error| PrepareError::new(root(&error)))?;
+    let component = Component::new(&engine, instrumented)
+        .map_err(|error| PrepareError::new(format!("failed to compile the component: {}", root(&error))))?;
+    let linker = linker(&engine).map_err(|error| PrepareError::new(root(&error)))?;
+    let unfit = |error: wasmtime::Error| {
+        PrepareError::new(format!(
+            "the component does not fit the world tessera:endpoint/endpoint@0.1.0: {}",
+            root(&error)
+        ))
+    };
+    let pre = linker.instantiate_pre(&component).map_err(unfit)?;
+    let exports = EndpointIndices::new(&pre).map_err(unfit)?;
+
+    let log = RequestLog::new(preparation.limits.log_bytes);
+    let phase = Phase::Init { assets: preparation.assets.clone() };
+    let package = Arc::new(preparation.package.clone());
+    let state = GuestState::new(phase, package, &preparation.limits, log.clone());
+    let mut store = Store::new(&engine, state);
+    store.limiter(|state| &mut state.memory);
+    // Reading the whole memory out is one host call.
+    store.set_hostcall_fuel(usize::MAX);
+    store.set_epoch_deadline(1);
+    let instance = pre
+        .instantiate_async(&mut store)
+        .await
+        .map_err(|error| PrepareError::new(format!("failed to start the component: {}", root(&error))))?;
+    let endpoint = exports.load(&mut store, &instance).map_err(unfit)?;
+
+    stop_after(&engine, Duration::from_millis(preparation.init_ms));
+    let started = Instant::now();
+    let outcome = endpoint.call_init(&mut store).await;
+    let init_ms = started.elapsed().as_secs_f64() * 1e3;
+    let failed = |message: String| Err(PrepareError { message, log: log.take() });
+    match outcome {
+        Ok(Ok(())) => {}
+        Ok(Err(message)) => return failed(format!("the component's init failed: {message}")),
+        Err(error) if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) => {
+            return failed(format!("the component's init took longer than {} ms", preparation.init_ms));
+        }
+        Err(_) if store.data().memory.exceeded() => {
+            let limit = preparation.limits.memory_bytes;
+            return failed(format!(
+                "the component's init needed more than {limit} bytes of memory (raise limits.memory_bytes in its manifest)"
+            ));
+        }
+        Err(error) => return failed(format!("the component's init trapped: {}", root(&error))),
+    }
+    // The epoch that stops `init` must not stop the reading of its memory.
+    store.set_epoch_deadline(u64::MAX / 2);
+    Ok(Initialized { store, instance, init_ms, log: log.take() })
+}
+
+/// Ends whatever runs on the engine after a time. The thread ends with the process, which is a worker.
+fn stop_after(engine: &Engine, limit: Duration) {
+    let engine = engine.weak();
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        if let Some(engine) = engine.upgrade() {
+            engine.increment_epoch();
+        }
+    });
+}
+
+fn root(error: &wasmtime::Error) -> String {
+    error.root_cause().to_string()
+}
+
+/// Reads the memory and globals of the initialised instance through the functions that the instrumentation added.
+struct FrozenState {
+    store: Store<GuestState>,
+    instance: Instance,
+    /// The interface has no error result, so the first failure is kept here.
+    failure: Option<String>,
+}
+
+impl FrozenState {
+    async fn read<R>(&mut self, instance: &str, function: &str) -> Option<R>
+    where
+        R: wasmtime::component::Lift + Send + Sync + 'static,
+    {
+        let outcome = self.try_read(instance, function).await;
+        outcome.map_err(|error| self.failure.get_or_insert(format!("{error:#}")).len()).ok()
+    }
+
+    async fn try_read<R>(&mut self, instance: &str, function: &str) -> wasmtime::Result<R>
+    where
+        R: wasmtime::component::Lift + Send + Sync + 'static,
+    {
+        let missing = || wasmtime::format_err!("the instrumentation lacks {instance}#{function}");
+        let (_, parent) = self.instance.get_export(&mut self.store, None, instance).ok_or_else(missing)?;
+        let (_, index) = self.instance.get_export(&mut self.store, Some(&parent), function).ok_or_else(missing)?;
+        let function = self.instance.get_typed_func::<(), (R,)>(&mut self.store, index)?;
+        Ok(function.call_async(&mut self.store, ()).await?.0)
+    }
+}
+
+impl ComponentInstanceState for FrozenState {
+    async fn call_func_ret_list_u8(&mut self, instance: &str, function: &str, contents: impl FnOnce(&[u8]) + Send) {
+        contents(&self.read::<Vec<u8>>(instance, function).await.unwrap_or_default());
+    }
+
+    async fn call_func_ret_s32(&mut self, instance: &str, function: &str) -> i32 {
+        self.read(instance, function).await.unwrap_or_default()
+    }
+
+    async fn call_func_ret_s64(&mut self, instance: &str, function: &str) -> i64 {
+        self.read(instance, function).await.unwrap_or_default()
+    }
+
+    async fn call_func_ret_f32(&mut self, instance: &str, function: &str) -> u32 {
+        self.read::<f32>(instance, function).await.unwrap_or_default().to_bits()
+    }
+
+    async fn call_func_ret_f64(&mut self, instance: &str, function: &str) -> u64 {
+        self.read::<f64>(instance, function).await.unwrap_or_default().to_bits()
+    }
+}

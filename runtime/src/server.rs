@@ -1,0 +1,201 @@
+//! The server: opens the home, puts the parts together, serves until it is told to end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use crate::admission::Admission;
+use crate::api::App;
+use crate::auth::Auth;
+use crate::config::ServeConfig;
+use crate::control::ControlPlane;
+use crate::deploy::artifact::Artifacts;
+use crate::deploy::worker::Workers;
+use crate::deploy::{HostParts, ModelHost};
+use crate::home::{Home, Keys};
+use crate::http::body::BodyLimits;
+use crate::http::{HttpLimits, Listeners, Servers};
+use crate::nn::{Backends, Executor, Graphs};
+use crate::observe::metrics::Metrics;
+use crate::registry::Registry;
+use crate::sandbox::{RequestLimits, Sandbox};
+use crate::store::StateStore;
+use crate::store::blobs::Blobs;
+use crate::store::sled::SledStore;
+
+/// How often idle components and graphs are looked for, at most.
+const IDLE_CHECK_MAX: Duration = Duration::from_secs(5);
+
+/// How long a file that nothing refers to is kept: an upload's files are named by a record only at its end.
+const BLOB_GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// Runs the server until SIGTERM or SIGINT, and drains it.
+///
+/// # Errors
+/// When the home, the store, the backends or the address cannot be had.
+pub fn serve(config: &ServeConfig) -> Result<()> {
+    let home = Home::open(&config.home)?;
+    // A leftover of a server that was killed: nobody must take it for this one's.
+    let _ = std::fs::remove_file(home.path("address"));
+    let keys = home.keys()?;
+    let store: Arc<dyn StateStore> = Arc::new(SledStore::open(&home.path("store")).context("failed to open the state store")?);
+    let blobs = Arc::new(Blobs::open(&home.path("blobs")).context("failed to open the files of packages")?);
+    let background = background_runtime()?;
+    let metrics = Arc::new(Metrics::default());
+
+    let auth = background.block_on(Auth::open(&*store, &home, keys.tokens)).context("failed to read the principals")?;
+    let registry = Arc::new(Registry::load(Arc::clone(&store), Arc::clone(&blobs)).context("failed to read the models")?);
+    let host = Arc::new(model_host(config, &home, &keys, &blobs)?);
+    let control = Arc::new(ControlPlane::new(
+        store,
+        Arc::clone(&registry),
+        host,
+        Arc::clone(&metrics),
+        home.clone(),
+        background.handle().clone(),
+    ));
+    let app = Arc::new(App {
+        auth,
+        admission: Admission::new(config.concurrent_requests_max, config.queued_requests_max, Arc::clone(&metrics)),
+        metrics,
+        control: Arc::clone(&control),
+        body_limits: BodyLimits {
+            bytes_max: config.request_body_bytes_max,
+            timeout: Duration::from_millis(config.body_timeout_ms),
+        },
+        upload_bytes_max: config.upload_bytes_max,
+        accepting: AtomicBool::new(false),
+    });
+    let endpoints = control.restore().context("failed to bring the endpoints back")?;
+    sweep_blobs(&registry, &blobs);
+    start_idle_checks(&background, &control, config);
+    run(config, &home, &app, &background, endpoints)
+}
+
+/// Accepts requests until a signal comes, then drains.
+fn run(config: &ServeConfig, home: &Home, app: &Arc<App>, background: &Runtime, endpoints: usize) -> Result<()> {
+    let limits = HttpLimits {
+        threads: config.threads,
+        connections_max: config.max_connections,
+        header_timeout: Duration::from_millis(config.header_timeout_ms),
+        drain_timeout: Duration::from_millis(config.drain_timeout_ms),
+    };
+    let listeners = Listeners::bind(config.listen, limits.threads)?;
+    let address = listeners.address;
+    let (stop, stopped) = watch::channel(false);
+    // The handlers first: a signal that comes as soon as the address is known must drain, not kill.
+    let ended = background.block_on(async { end_signals() })?;
+    let servers = Servers::start(app, listeners, &limits, &stopped)?;
+    app.accepting.store(true, Relaxed);
+    home.write("address", address.to_string().as_bytes())?;
+    tracing::info!(%address, home = %home.path("").display(), endpoints, "serving");
+
+    background.block_on(ended.wait());
+    tracing::info!("draining: no new requests are accepted");
+    app.accepting.store(false, Relaxed);
+    let _ = stop.send(true);
+    servers.join();
+    let _ = std::fs::remove_file(home.path("address"));
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn model_host(config: &ServeConfig, home: &Home, keys: &Keys, blobs: &Arc<Blobs>) -> Result<ModelHost> {
+    let instances_max = u32::try_from(config.concurrent_requests_max).unwrap_or(u32::MAX);
+    let sandbox = Sandbox::new(instances_max)?;
+    let backends = Backends::discover(config.onnxruntime.as_deref()).context("failed to open ONNX Runtime")?;
+    for backend in backends.available() {
+        tracing::info!(backend = backend.id().name(), version = backend.version(), "backend found");
+    }
+    if let Some(reason) = backends.onnxruntime_absent() {
+        tracing::warn!("ONNX Runtime is absent, so graphs run on tract, which is slower: {reason}");
+    }
+    Ok(ModelHost::new(HostParts {
+        home: home.clone(),
+        sandbox,
+        backends,
+        graphs: Graphs::new(config.graph_memory_bytes_max),
+        executor: Executor::new(config.executor_threads, config.executor_queue_max).context("failed to start executors")?,
+        blobs: Arc::clone(blobs),
+        artifacts: Artifacts::open(&home.path("artifacts"), keys.artifacts).context("failed to open the artifacts")?,
+        workers: Workers { executable: executable()?, timeout: Duration::from_millis(config.compile_timeout_ms) },
+        worker_memory_bytes: config.compile_memory_bytes_max,
+        limits: RequestLimits {
+            memory_bytes: config.sandbox_memory_bytes_max,
+            cpu_ms: config.sandbox_cpu_ms,
+            wall_ms: config.sandbox_wall_ms,
+            tensor_bytes: config.tensor_bytes_max,
+            response_bytes: config.response_bytes_max,
+            log_bytes: config.log_bytes_per_request,
+        },
+    }))
+}
+
+fn executable() -> Result<PathBuf> {
+    std::env::current_exe().context("failed to find this program's file, which compile workers are started from")
+}
+
+/// Deploys, idle checks and signals run here, apart from the event loops that answer requests.
+fn background_runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("background")
+        .enable_all()
+        .build()
+        .context("failed to start the background threads")
+}
+
+/// The signals that end the server.
+struct EndSignals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+fn end_signals() -> Result<EndSignals> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let handle = |kind| signal(kind).context("failed to handle signals");
+    Ok(EndSignals { terminate: handle(SignalKind::terminate())?, interrupt: handle(SignalKind::interrupt())? })
+}
+
+impl EndSignals {
+    async fn wait(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Gives memory back that nothing has asked for in a while: components, then graphs, each after its own time.
+fn start_idle_checks(background: &Runtime, control: &Arc<ControlPlane>, config: &ServeConfig) {
+    let control = Arc::clone(control);
+    let component_idle = Duration::from_millis(config.component_idle_ms);
+    let graph_idle = Duration::from_millis(config.graph_idle_ms);
+    let period = (component_idle.min(graph_idle) / 4).clamp(Duration::from_millis(50), IDLE_CHECK_MAX);
+    background.spawn(async move {
+        loop {
+            tokio::time::sleep(period).await;
+            for endpoint in control.catalog.everything() {
+                for entity in endpoint.serving.iter().flat_map(|serving| &serving.entities) {
+                    entity.drop_idle(component_idle);
+                }
+            }
+            control.host.graphs.drop_idle(graph_idle);
+        }
+    });
+}
+
+/// Removes files that no model version refers to.
+fn sweep_blobs(registry: &Registry, blobs: &Blobs) {
+    match blobs.sweep(&registry.digests(), BLOB_GRACE) {
+        Ok(swept) if swept.files > 0 => tracing::info!(files = swept.files, bytes = swept.bytes, "removed unused files"),
+        Ok(_) => {}
+        Err(error) => tracing::warn!("failed to remove unused files: {error}"),
+    }
+}

@@ -1,0 +1,243 @@
+//! The allocator of a guest: a bump arena for the one request that an instance answers.
+//!
+//! After `init` the free lists of an ordinary allocator are scattered over the whole frozen image, so that nearly every
+//! small allocation of a request dirties another page, at about 2 µs per copy-on-write fault. From [`seal`] on, blocks
+//! are cut one after the other from an untouched static buffer instead: half the faults, a third of the dirty memory
+//! (measured on a tokenizer: 108 to 50 faults). What does not fit goes to the system allocator, which grows the memory.
+
+#![allow(unsafe_code, reason = "an allocator hands out raw memory; there is no safe way to write one")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::{Cell, UnsafeCell};
+
+/// Most requests fit, and the pages that they do not touch cost nothing.
+#[cfg(target_arch = "wasm32")]
+const ARENA_BYTES: usize = 192 * 1024;
+
+/// Blocks are aligned for every element type, whatever the layout asks: a `list<u8>` from the host can then be read as
+/// `f64` values where it lies.
+const MIN_ALIGN: usize = 16;
+
+#[cfg(target_arch = "wasm32")]
+#[global_allocator]
+static ALLOCATOR: Arena<ARENA_BYTES> = Arena::new();
+
+/// Ends `init`: what is allocated from here on is gone with the request.
+#[cfg(target_arch = "wasm32")]
+pub(crate) fn seal() {
+    ALLOCATOR.sealed.set(true);
+}
+
+/// On pages of its own, so that no page of the image is dirtied along with it.
+#[repr(C, align(4096))]
+struct Arena<const BYTES: usize> {
+    buffer: UnsafeCell<[u8; BYTES]>,
+    /// Bytes of the buffer in use; at most `BYTES`.
+    used: Cell<usize>,
+    /// Until then the system allocator serves everything.
+    sealed: Cell<bool>,
+}
+
+// SAFETY: guests have one thread; the static exists only where there are no others (wasm32 without atomics).
+#[cfg(all(target_arch = "wasm32", not(target_feature = "atomics")))]
+unsafe impl<const BYTES: usize> Sync for Arena<BYTES> {}
+
+impl<const BYTES: usize> Arena<BYTES> {
+    const fn new() -> Self {
+        Self { buffer: UnsafeCell::new([0; BYTES]), used: Cell::new(0), sealed: Cell::new(false) }
+    }
+
+    fn base(&self) -> *mut u8 {
+        self.buffer.get().cast()
+    }
+
+    /// Where a block lies in the buffer; none if the system allocator gave it.
+    fn offset_of(&self, block: *mut u8) -> Option<usize> {
+        let offset = block.addr().wrapping_sub(self.base().addr());
+        (offset < BYTES).then_some(offset)
+    }
+
+    /// Cuts a block off; none when the arena is not in use yet or has no room left.
+    fn cut(&self, layout: Layout) -> Option<*mut u8> {
+        // The buffer's own alignment is 4096: offsets are aligned like addresses only up to that.
+        let align = layout.align().max(MIN_ALIGN);
+        if !self.sealed.get() || align > 4096 {
+            return None;
+        }
+        let start = self.used.get().checked_next_multiple_of(align)?;
+        let end = start.checked_add(layout.size())?;
+        if end > BYTES {
+            return None;
+        }
+        self.used.set(end);
+        // SAFETY: `start <= end <= BYTES`, so the pointer stays within the buffer.
+        Some(unsafe { self.base().add(start) })
+    }
+}
+
+// SAFETY: `cut` gives every block a range of the buffer that no live block has: it starts at or after `used`, which
+// only goes back over the last block, when that is freed or shrunk. A block is told from one of the system allocator by
+// its address, so each goes back to where it came from. Sizes and alignments are honoured; nothing here unwinds.
+unsafe impl<const BYTES: usize> GlobalAlloc for Arena<BYTES> {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise about `layout` is passed on.
+        self.cut(layout).unwrap_or_else(|| unsafe { System.alloc(layout) })
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let Some(block) = self.cut(layout) else {
+            // SAFETY: as above. The system allocator knows which memory is fresh, and does not touch it.
+            return unsafe { System.alloc_zeroed(layout) };
+        };
+        // SAFETY: the block is ours and of this size. It may be a part of the buffer that was used and freed.
+        unsafe { block.write_bytes(0, layout.size()) };
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        match self.offset_of(block) {
+            // Only the last block can be taken back; the others go with the instance.
+            Some(offset) if offset + layout.size() == self.used.get() => self.used.set(offset),
+            Some(_) => {}
+            // SAFETY: not from the buffer, hence from the system allocator, with this layout.
+            None => unsafe { System.dealloc(block, layout) },
+        }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let Some(offset) = self.offset_of(block) else {
+            // SAFETY: not from the buffer, hence from the system allocator, with this layout.
+            return unsafe { System.realloc(block, layout, new_size) };
+        };
+        let is_last = offset + layout.size() == self.used.get();
+        if is_last && new_size <= BYTES - offset {
+            self.used.set(offset + new_size);
+            return block;
+        }
+        if new_size <= layout.size() {
+            return block;
+        }
+        // SAFETY: `new_size` is valid for this alignment by the contract of `realloc`; the new block is at least as
+        // large as the old one, and they do not overlap, for the old one is still in use.
+        unsafe {
+            let new_layout = Layout::from_size_align_unchecked(new_size, layout.align());
+            let moved = self.alloc(new_layout);
+            if !moved.is_null() {
+                moved.copy_from_nonoverlapping(block, layout.size());
+                self.dealloc(block, layout);
+            }
+            moved
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Small = Arena<1024>;
+
+    fn sealed() -> Box<Small> {
+        let arena = Box::new(Small::new());
+        arena.sealed.set(true);
+        arena
+    }
+
+    fn layout(size: usize, align: usize) -> Layout {
+        Layout::from_size_align(size, align).unwrap()
+    }
+
+    /// Allocates a block filled with `byte`.
+    fn filled(arena: &Small, layout: Layout, byte: u8) -> *mut u8 {
+        // SAFETY: the layouts of these tests are not empty, and the block is as large as its layout.
+        unsafe {
+            let block = arena.alloc(layout);
+            block.write_bytes(byte, layout.size());
+            block
+        }
+    }
+
+    fn content(block: *mut u8, len: usize) -> Vec<u8> {
+        // SAFETY: every test fills its blocks before it looks at them.
+        unsafe { std::slice::from_raw_parts(block, len) }.to_vec()
+    }
+
+    #[test]
+    fn before_it_is_sealed_the_system_serves() {
+        let arena = Box::new(Small::new());
+        let block = filled(&arena, layout(8, 8), 1);
+        assert_eq!(arena.offset_of(block), None);
+        arena.sealed.set(true);
+        // SAFETY: allocated above with this layout; it must find its way back to the system allocator.
+        unsafe { arena.dealloc(block, layout(8, 8)) };
+        assert_eq!(arena.used.get(), 0);
+    }
+
+    #[test]
+    fn blocks_are_aligned_and_do_not_overlap() {
+        let arena = sealed();
+        let first = filled(&arena, layout(3, 1), 1);
+        let second = filled(&arena, layout(40, 64), 2);
+        let third = filled(&arena, layout(1, 1), 3);
+        assert!(second.addr().is_multiple_of(64) && third.addr().is_multiple_of(MIN_ALIGN));
+        assert_eq!((content(first, 3), content(second, 40), content(third, 1)), (vec![1; 3], vec![2; 40], vec![3]));
+    }
+
+    #[test]
+    fn only_the_last_block_is_taken_back() {
+        let arena = sealed();
+        let (first, second) = (filled(&arena, layout(16, 1), 1), filled(&arena, layout(16, 1), 2));
+        // SAFETY: both were allocated above with this layout.
+        unsafe {
+            arena.dealloc(first, layout(16, 1));
+            assert_eq!(arena.used.get(), 32);
+            arena.dealloc(second, layout(16, 1));
+        }
+        assert_eq!(arena.used.get(), 16);
+    }
+
+    #[test]
+    fn memory_that_was_used_before_is_zeroed_again() {
+        let arena = sealed();
+        let block = filled(&arena, layout(16, 1), 9);
+        // SAFETY: allocated above with this layout; the second block is filled by `alloc_zeroed`.
+        let again = unsafe {
+            arena.dealloc(block, layout(16, 1));
+            arena.alloc_zeroed(layout(16, 1))
+        };
+        assert_eq!((again, content(again, 16)), (block, vec![0; 16]));
+    }
+
+    #[test]
+    fn the_last_block_grows_and_shrinks_in_place_and_others_move() {
+        let arena = sealed();
+        let first = filled(&arena, layout(16, 1), 1);
+        // SAFETY: each block is given with the layout that it has at that point.
+        unsafe {
+            assert_eq!(arena.realloc(first, layout(16, 1), 100), first);
+            assert_eq!(arena.realloc(first, layout(100, 1), 16), first);
+            filled(&arena, layout(16, 1), 2);
+            let moved = arena.realloc(first, layout(16, 1), 64);
+            assert_ne!(moved, first);
+            assert_eq!(content(moved, 16), [1; 16]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_spills_and_keeps_its_content() {
+        let arena = sealed();
+        let block = filled(&arena, layout(600, 8), 7);
+        let large = layout(16 << 20, 1);
+        // SAFETY: each block is given with the layout that it has at that point, and is freed once.
+        unsafe {
+            let moved = arena.realloc(block, layout(600, 8), large.size());
+            assert_eq!(arena.offset_of(moved), None);
+            assert_eq!(content(moved, 600), [7; 600]);
+            assert_eq!(arena.used.get(), 0, "the block that moved out was the last one");
+            arena.dealloc(moved, large);
+            let overaligned = arena.alloc(layout(8, 8192));
+            assert_eq!((arena.offset_of(overaligned), overaligned.addr() % 8192), (None, 0));
+            arena.dealloc(overaligned, layout(8, 8192));
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The raw bindings of `wit/endpoint.wit`, for what the library does not wrap. Natively every host call in here panics.
+
+wit_bindgen::generate!({
+    path: "../../wit",
+    world: "endpoint",
+    generate_all,
+    pub_export_macro: true,
+    default_bindings_module: "tessera_sdk::bindings",
+});

@@ -1,0 +1,92 @@
+//! The trait an endpoint implements, and the macro that makes a component of it.
+
+use crate::{Error, Package, Request, Response};
+
+/// A model endpoint.
+pub trait Endpoint: Sized + 'static {
+    /// Runs once, at deploy. What it returns is frozen, and every request starts from it. It must not keep handles
+    /// (graphs, tensors). An error fails the deploy and is shown as its reason.
+    fn init(package: &Package) -> Result<Self, Error>;
+
+    /// Answers one request, in an instance that has answered none before.
+    fn handle(&self, request: Request) -> Result<Response, Error>;
+}
+
+/// Makes a component of an [`Endpoint`]: `tessera_sdk::export!(MyEndpoint);`, once per crate.
+///
+/// Natively it only checks that the type is an endpoint, so that the crate can be unit-tested.
+#[macro_export]
+macro_rules! export {
+    ($endpoint:ty) => {
+        #[cfg(target_arch = "wasm32")]
+        #[allow(unsafe_code, reason = "exported symbols are unsafe attributes; the generated bindings uphold their ABI")]
+        const _: () = {
+            // A guest has one thread, so this is a plain static that asks no `Sync` of the endpoint.
+            ::std::thread_local! {
+                static ENDPOINT: ::std::cell::OnceCell<$endpoint> = const { ::std::cell::OnceCell::new() };
+            }
+            struct Component;
+            impl $crate::bindings::Guest for Component {
+                fn init() -> ::std::result::Result<(), ::std::string::String> {
+                    ENDPOINT.with($crate::__private::init)
+                }
+                fn handle(
+                    request: $crate::__private::Request,
+                ) -> ::std::result::Result<$crate::__private::Reply, $crate::__private::Failure> {
+                    ENDPOINT.with(|endpoint| $crate::__private::handle(endpoint, request))
+                }
+            }
+            $crate::bindings::export!(Component with_types_in $crate::bindings);
+        };
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: fn() = $crate::__private::assert_endpoint::<$endpoint>;
+    };
+}
+
+/// What the expansion of [`export!`](crate::export) calls. Not for use by hand.
+#[doc(hidden)]
+#[allow(missing_docs, reason = "not part of the library's interface")]
+pub mod __private {
+    use std::cell::OnceCell;
+
+    use super::{Endpoint, Error, Package};
+    pub use crate::bindings::tessera::endpoint::types::{Failure, Reply, Request};
+
+    pub fn init<E: Endpoint>(endpoint: &OnceCell<E>) -> Result<(), String> {
+        std::panic::set_hook(Box::new(|panic| crate::log::error(panic.to_string())));
+        let state = E::init(&Package).map_err(|error| error.message)?;
+        endpoint.set(state).map_err(|_| "init ran before in this instance".to_owned())?;
+        freeze();
+        Ok(())
+    }
+
+    pub fn handle<E: Endpoint>(endpoint: &OnceCell<E>, request: Request) -> Result<Reply, Failure> {
+        let endpoint = endpoint
+            .get()
+            .ok_or_else(|| Error::model("the endpoint was never initialised: the host did not run `init` at deploy"))?;
+        Ok(endpoint.handle(request.into())?.into())
+    }
+
+    pub const fn assert_endpoint<E: Endpoint>() {}
+
+    /// The last act of `init`: from here on the memory is an image that many instances share.
+    fn freeze() {
+        #[cfg(target_arch = "wasm32")]
+        crate::arena::seal();
+        #[cfg(all(target_os = "wasi", target_env = "p1"))]
+        forget_wasi_handles();
+    }
+
+    /// The preview 1 adapter caches handles of stdout and its kin. They do not exist in the instances that start from
+    /// the image, where the first use would trap.
+    #[cfg(all(target_os = "wasi", target_env = "p1"))]
+    #[allow(unsafe_code, reason = "the adapter's own export, which has no other way to be called")]
+    fn forget_wasi_handles() {
+        #[link(wasm_import_module = "wasi_snapshot_preview1")]
+        unsafe extern "C" {
+            fn reset_adapter_state();
+        }
+        // SAFETY: takes and returns nothing, and no WASI call is in progress.
+        unsafe { reset_adapter_state() }
+    }
+}

@@ -1,0 +1,161 @@
+//! Writes JSON as Python's `json` does: `1.0` stays a float, `1e-05` has two digits, `NaN` is a bare token.
+//!
+//! `NaN` and `Infinity` are not JSON, but they are what MLflow's server sends and its clients read; `null` would say that
+//! there is no prediction, which is something else.
+
+use crate::tensor::{Output, Scalar};
+
+/// Appends a float, in the shortest form that reads back the same.
+pub(crate) fn push_float(out: &mut Vec<u8>, value: f64) {
+    if value.is_nan() {
+        return out.extend_from_slice(b"NaN");
+    }
+    if value.is_infinite() {
+        return out.extend_from_slice(if value > 0.0 { b"Infinity" } else { b"-Infinity" });
+    }
+    let magnitude = value.abs();
+    let mut buffer = zmij::Buffer::new();
+    let shortest = buffer.format_finite(value);
+    // Where Python and the formatter choose the same form there is nothing to do; that is nearly always.
+    if (1e-4..1e16).contains(&magnitude) && !shortest.contains('e') || magnitude == 0.0 {
+        return out.extend_from_slice(shortest.as_bytes());
+    }
+    push_python_form(out, shortest);
+}
+
+/// Rewrites a decimal number into the form Python chooses: an exponent, of at least two digits and with its sign, when
+/// it is below -4 or above 15.
+fn push_python_form(out: &mut Vec<u8>, shortest: &str) {
+    let (sign, unsigned) = shortest.strip_prefix('-').map_or(("", shortest), |rest| ("-", rest));
+    let (mantissa, exponent) = unsigned.split_once('e').unwrap_or((unsigned, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let written = format!("{whole}{fraction}");
+    let leading_zeros = written.len() - written.trim_start_matches('0').len();
+    let digits = written.trim_matches('0');
+    // The power of ten of the first digit that counts.
+    let power = exponent.parse::<i32>().unwrap_or(0) + whole.len() as i32 - 1 - leading_zeros as i32;
+    let (first, rest) = digits.split_at(1.min(digits.len()));
+    let text = match power {
+        0..16 => {
+            let whole_digits = power as usize + 1;
+            let padded = format!("{digits:0<whole_digits$}");
+            let (whole, fraction) = padded.split_at(whole_digits);
+            format!("{sign}{whole}.{}", if fraction.is_empty() { "0" } else { fraction })
+        }
+        -4..0 => format!("{sign}0.{}{digits}", "0".repeat((-power - 1) as usize)),
+        _ => {
+            let point = if rest.is_empty() { "" } else { "." };
+            let exponent_sign = if power < 0 { '-' } else { '+' };
+            format!("{sign}{first}{point}{rest}e{exponent_sign}{:02}", power.abs())
+        }
+    };
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// Appends a number of an output.
+pub(crate) fn push_scalar(out: &mut Vec<u8>, scalar: Scalar) {
+    match scalar {
+        Scalar::Bool(value) => out.extend_from_slice(if value { b"true" } else { b"false" }),
+        Scalar::Int(value) => push_int(out, value),
+        Scalar::Float(value) => push_float(out, value),
+    }
+}
+
+/// Appends an integer.
+pub(crate) fn push_int(out: &mut Vec<u8>, value: i64) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+/// Appends text with its quotes.
+pub(crate) fn push_text(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    for byte in text.bytes() {
+        match byte {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            0..0x20 => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+            _ => out.push(byte),
+        }
+    }
+    out.push(b'"');
+}
+
+/// Appends items with commas between them.
+pub(crate) fn push_joined<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = T>, push: impl Fn(&mut Vec<u8>, T)) {
+    for (position, item) in items.into_iter().enumerate() {
+        if position > 0 {
+            out.push(b',');
+        }
+        push(out, item);
+    }
+}
+
+/// Appends an output as nested lists; as a bare number when it has no axes.
+pub(crate) fn push_nested(out: &mut Vec<u8>, output: &Output<'_>) {
+    push_axis(out, &output.dims, &mut output.scalars());
+}
+
+/// The rest of the elements below one axis. The depth is the rank of an output of the model, which the host bounds.
+fn push_axis(out: &mut Vec<u8>, dims: &[u32], scalars: &mut impl Iterator<Item = Scalar>) {
+    let Some((size, inner)) = dims.split_first() else {
+        if let Some(scalar) = scalars.next() {
+            push_scalar(out, scalar);
+        }
+        return;
+    };
+    out.push(b'[');
+    for position in 0..*size {
+        if position > 0 {
+            out.push(b',');
+        }
+        push_axis(out, inner, scalars);
+    }
+    out.push(b']');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(value: f64) -> String {
+        let mut out = Vec::new();
+        push_float(&mut out, value);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn floats_look_like_pythons() {
+        for (value, expected) in [
+            (1.0, "1.0"), (-0.0, "-0.0"), (0.0, "0.0"), (1e-5, "1e-05"), (1.5e-5, "1.5e-05"), (1e-4, "0.0001"),
+            (0.00012345, "0.00012345"), (f64::from(0.67808831f32), "0.6780883073806763"), (1e15, "1000000000000000.0"),
+            (5e15, "5000000000000000.0"), (1e16, "1e+16"), (1.2345678901234567e16, "1.2345678901234568e+16"),
+            (123456789.125, "123456789.125"), (1e22, "1e+22"), (5e-324, "5e-324"), (-1e300, "-1e+300"),
+            (1.7976931348623157e308, "1.7976931348623157e+308"), (9007199254740993.0, "9007199254740992.0"),
+            (f64::NAN, "NaN"), (f64::INFINITY, "Infinity"), (f64::NEG_INFINITY, "-Infinity"), (100.0, "100.0"),
+            (1e-7, "1e-07"), (-2.5e-10, "-2.5e-10"), (34.20000076293945, "34.20000076293945"),
+        ] {
+            assert_eq!(printed(value), expected);
+        }
+    }
+
+    #[test]
+    fn floats_read_back_the_same() {
+        // A fixed walk through the bit patterns, 61 bits apart in a cycle that visits every exponent.
+        let mut bits = 0x0123_4567_89ab_cdef_u64;
+        for _ in 0..20_000 {
+            bits = bits.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            let value = f64::from_bits(bits);
+            if value.is_finite() {
+                assert_eq!(printed(value).parse::<f64>().unwrap().to_bits(), value.to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn text_is_escaped() {
+        let mut out = Vec::new();
+        push_text(&mut out, "a\"b\\c\n\u{1}é");
+        assert_eq!(String::from_utf8(out).unwrap(), "\"a\\\"b\\\\c\\n\\u0001é\"");
+    }
+}
