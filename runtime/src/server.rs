@@ -17,6 +17,7 @@ use crate::config::ServeConfig;
 use crate::control::ControlPlane;
 use crate::deploy::artifact::Artifacts;
 use crate::deploy::worker::Workers;
+use crate::error::chain;
 use crate::deploy::{HostParts, ModelHost};
 use crate::home::{Home, Keys};
 use crate::http::body::BodyLimits;
@@ -25,12 +26,15 @@ use crate::nn::{Backends, Executor, Graphs};
 use crate::observe::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::{RequestLimits, Sandbox};
-use crate::store::StateStore;
+use crate::store::{StateStore, StoreError};
 use crate::store::blobs::Blobs;
 use crate::store::sled::SledStore;
 
 /// How often idle components and graphs are looked for, at most.
 const IDLE_CHECK_MAX: Duration = Duration::from_secs(5);
+
+/// How often the store is asked whether it still works.
+const STORE_CHECK: Duration = Duration::from_millis(500);
 
 /// How long a file that nothing refers to is kept: an upload's files are named by a record only at its end.
 const BLOB_GRACE: Duration = Duration::from_secs(24 * 3600);
@@ -96,14 +100,32 @@ fn run(config: &ServeConfig, home: &Home, app: &Arc<App>, background: &Runtime, 
     home.write("address", address.to_string().as_bytes())?;
     tracing::info!(%address, home = %home.path("").display(), endpoints, "serving");
 
-    background.block_on(ended.wait());
-    tracing::info!("draining: no new requests are accepted");
+    let failure = background.block_on(async {
+        tokio::select! {
+            () = ended.wait() => None,
+            failure = store_failure(&app.control) => Some(failure),
+        }
+    });
+    match &failure {
+        None => tracing::info!("draining: no new requests are accepted"),
+        Some(failure) => tracing::error!(cause = %chain(failure), "the state store failed; ending, to be started again"),
+    }
     app.accepting.store(false, Relaxed);
     let _ = stop.send(true);
     servers.join();
     let _ = std::fs::remove_file(home.path("address"));
     tracing::info!("stopped");
-    Ok(())
+    failure.map_or(Ok(()), |failure| Err(anyhow::Error::from(failure).context("the state store failed")))
+}
+
+/// Waits until the store has failed for good: after a failed fsync only a restart knows what is on disk.
+async fn store_failure(control: &ControlPlane) -> StoreError {
+    loop {
+        tokio::time::sleep(STORE_CHECK).await;
+        if let Err(failure) = control.store_health() {
+            return failure;
+        }
+    }
 }
 
 fn model_host(config: &ServeConfig, home: &Home, keys: &Keys, blobs: &Arc<Blobs>) -> Result<ModelHost> {

@@ -2,7 +2,7 @@
 
     python mlflow_models.py MODELS
     python mlflow_oracle.py MODELS --ours 'http://127.0.0.1:8080/serving-endpoints/{model}/invocations' --token TOKEN
-    python mlflow_oracle.py MODELS --goldens ../../sdk/stock/scoring/tests/goldens.json.gz     (no endpoint needed)
+    python mlflow_oracle.py MODELS --goldens ../../sdk/stock/scoring/tests/goldens.jsonl      (no endpoint needed)
 
 The models must be deployed under their own names (`{model}` in the URL). MLflow's side is `--mlflow URL`, again with
 `{model}` where servers differ, or, when that is left out, MLflow's own application run in this process, which answers
@@ -16,11 +16,9 @@ exit status says whether any did. The requests are in `mlflow_cases.py`.
 import argparse
 import base64
 import contextlib
-import gzip
 import json
 import logging
 import math
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -138,29 +136,40 @@ def description(server):
 
 
 def write_goldens(models, path):
-    servers = {}
-    cases = []
+    servers, cases = {}, []
     for model, name, body, content_type in mlflow_cases.CASES:
         server = servers.get(model) or servers.setdefault(model, InProcess(models / model))
         answer = server.post(encoded(body), content_type)
-        expected = mlflow_cases.DIFFERENCES.get((model, name))
-        cases.append({
-            "model": model, "name": name, "content_type": content_type,
-            "body": base64.b64encode(encoded(body)).decode(), "status": answer.status_code,
-            "answer": re.sub(r", \"stack_trace\": \".*\"", "", answer.text), "run": server.last_run,
-            "instead": expected and {"status": expected[0], "error_code": expected[1], "why": expected[2]},
-        })
-    goldens = {
-        "models": {name: {"signature": signature(models / name), "graph": description(server)}
-                   for name, server in servers.items()},
-        "cases": cases,
-    }
-    text = json.dumps(goldens, indent=1)
-    if str(path).endswith(".gz"):
-        Path(path).write_bytes(gzip.compress(text.encode(), mtime=0))
-    else:
-        Path(path).write_text(text)
+        case = {"model": model, "name": name, "content_type": content_type, **body_text(encoded(body)),
+                "status": answer.status_code, "answer": shortened(answer.text)}
+        if server.last_run:
+            case["run"] = server.last_run
+        if expected := mlflow_cases.DIFFERENCES.get((model, name)):
+            case["instead"] = {"status": expected[0], "error_code": expected[1], "why": expected[2]}
+        cases.append(case)
+    described = [{"name": name, "signature": signature(models / name), "graph": description(server)}
+                 for name, server in servers.items()]
+    with open(path, "w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in described + cases)
     print(f"{len(cases)} cases over {len(servers)} models: {path}")
+
+
+def body_text(body):
+    try:
+        return {"body": body.decode()}
+    except UnicodeDecodeError:
+        return {"body_base64": base64.b64encode(body).decode()}
+
+
+def shortened(answer):
+    """An error without its stack trace, and no more of its message than shows what is meant."""
+    body = json.loads(answer) if answer.startswith("{") else None
+    if not isinstance(body, dict) or "error_code" not in body:
+        return answer
+    body.pop("stack_trace", None)
+    if len(body["message"]) > 600:
+        body["message"] = body["message"][:300] + " ... " + body["message"][-300:]
+    return json.dumps(body)
 
 
 def compare(models, ours_url, token, mlflow_url, verbose):

@@ -35,7 +35,9 @@ impl Verdict {
 pub(crate) fn of(scores: &[f32], config: &ModelConfig, knowledge: &KnowledgeBase) -> Result<Verdict, Error> {
     if scores.len() != config.target_labels_space.len() {
         let (scores, labels) = (scores.len(), config.target_labels_space.len());
-        return Err(Error::model(format!("the graph gave {scores} scores for the {labels} labels of the configuration")));
+        return Err(Error::model(format!(
+            "the graph gave {scores} scores for the {labels} labels of the configuration"
+        )));
     }
     // The first of equals, as Python's `max` does.
     let best = (0..scores.len()).reduce(|best, index| if scores[index] > scores[best] { index } else { best });

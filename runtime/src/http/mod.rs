@@ -139,7 +139,8 @@ struct EventLoop {
 }
 
 impl EventLoop {
-    async fn run(mut self, socket: StdListener) {
+    async fn run(self, socket: StdListener) {
+        let mut shutdown = self.shutdown.clone();
         let listener = match TcpListener::from_std(socket) {
             Ok(listener) => listener,
             Err(error) => return tracing::error!("failed to listen: {error}"),
@@ -149,7 +150,7 @@ impl EventLoop {
         loop {
             let permit = tokio::select! {
                 permit = Arc::clone(&self.connections).acquire_owned() => permit,
-                _ = self.shutdown.wait_for(|stop| *stop) => break,
+                _ = shutdown.wait_for(|stop| *stop) => break,
             };
             let Ok(permit) = permit else { break };
             tokio::select! {
@@ -161,7 +162,7 @@ impl EventLoop {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },
-                _ = self.shutdown.wait_for(|stop| *stop) => break,
+                _ = shutdown.wait_for(|stop| *stop) => break,
             }
         }
         drop(listener);

@@ -77,6 +77,17 @@ impl Graphs {
         }
     }
 
+    /// The graph for `key` if it is loaded: for the request path, which need not name a way to load it then.
+    pub fn cached(&self, key: &GraphKey) -> Option<Arc<dyn Graph>> {
+        match self.lock().slots.get_mut(key)? {
+            Slot::Ready { graph, used } => {
+                *used = Instant::now();
+                Some(graph.clone())
+            }
+            Slot::Loading(_) => None,
+        }
+    }
+
     /// Drops graphs that are not in use and were not asked for since `older_than`. Gives their memory back, in bytes.
     pub fn drop_idle(&self, older_than: Duration) -> u64 {
         let now = Instant::now();

@@ -30,7 +30,7 @@ const HIDDEN_HEADERS: [&str; 8] =
 pub struct GuestPackage {
     /// Settings of the manifest, overridden by the served entity's environment variables.
     pub settings: BTreeMap<String, String>,
-    /// The graphs by name, as read from the model files.
+    /// The graphs by name, as read from the model files: for `init`, which runs where no backend is.
     pub graphs: BTreeMap<String, GraphInfo>,
 }
 
@@ -178,7 +178,11 @@ impl logging::Host for GuestState {
 
 impl graph_info::Host for GuestState {
     fn describe(&mut self, name: String) -> wasmtime::Result<Option<graph_info::Description>> {
-        Ok(self.package.graphs.get(&name).map(|info| graph_info::Description {
+        let info = match &self.phase {
+            Phase::Init { .. } => self.package.graphs.get(&name),
+            Phase::Handle(request) => request.graphs.iter().find(|(known, _)| *known == name).map(|(_, graph)| graph.info()),
+        };
+        Ok(info.map(|info| graph_info::Description {
             inputs: info.inputs.iter().map(describe_tensor).collect(),
             outputs: info.outputs.iter().map(describe_tensor).collect(),
         }))
@@ -203,6 +207,7 @@ fn describe_tensor(tensor: &TensorInfo) -> graph_info::TensorInfo {
         dimensions: tensor
             .dims
             .iter()
+            .flatten()
             .map(|dim| match dim {
                 Dim::Fixed(size) => Some(*size),
                 Dim::Free(_) => None,

@@ -17,7 +17,6 @@ use crate::nn::{Graph, NnError, NnErrorKind, Tensor, TensorType};
 /// A guest's handle on a graph, and on an execution context of it: a context has no state of its own, because inputs
 /// come with `compute`.
 pub struct LoadedGraph {
-    name: String,
     graph: Arc<dyn Graph>,
 }
 
@@ -89,7 +88,6 @@ impl GuestState {
     async fn run(&mut self, context: Resource<LoadedGraph>, inputs: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>, NnError> {
         let context = self.table.get(&context).map_err(|_| NnError::new(NnErrorKind::InvalidArgument, "the execution context is gone"))?;
         let graph = Arc::clone(&context.graph);
-        graph.info().check(&inputs).map_err(|error| error.context(&format!("graph '{}'", context.name)))?;
         let Phase::Handle(request) = &self.phase else {
             return Err(NnError::new(NnErrorKind::UnsupportedOperation, "graphs can be used only during handle"));
         };
@@ -160,7 +158,7 @@ impl graph::Host for GuestState {
             return Ok(Err(self.error(NnError::new(NnErrorKind::UnsupportedOperation, refusal))?));
         };
         match request.graphs.iter().find(|(known, _)| *known == name) {
-            Some((_, graph)) => Ok(Ok(self.table.push(LoadedGraph { name, graph: Arc::clone(graph) })?)),
+            Some((_, graph)) => Ok(Ok(self.table.push(LoadedGraph { graph: Arc::clone(graph) })?)),
             None => {
                 let known = request.graphs.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
                 let message = format!("the package has no graph '{name}'; its manifest lists: [{known}]");
@@ -175,8 +173,7 @@ impl graph::HostGraph for GuestState {
         &mut self,
         graph: Resource<LoadedGraph>,
     ) -> wasmtime::Result<Result<Resource<LoadedGraph>, Resource<GuestError>>> {
-        let LoadedGraph { name, graph } = self.table.get(&graph)?;
-        let context = LoadedGraph { name: name.clone(), graph: Arc::clone(graph) };
+        let context = LoadedGraph { graph: Arc::clone(&self.table.get(&graph)?.graph) };
         Ok(Ok(self.table.push(context)?))
     }
 

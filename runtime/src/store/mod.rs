@@ -6,12 +6,14 @@
 //!
 //! - [`sled`]: the embedded store. One writer, group commit, `fdatasync` before the acknowledgement.
 //! - [`memory`]: the same contract without durability: the model in the tests, and a fake for other modules' tests.
+//! - [`documents`]: JSON records of any size up to 64 KB, over several values when they must.
 //! - [`blobs`]: content-addressed files.
 //!
 //! Invariants: only [`sled`] knows the sled crate; nothing here is on the request path (invocations read the catalog in
 //! memory); no reader ever sees a write that is not durable yet.
 
 pub mod blobs;
+pub mod documents;
 pub mod memory;
 pub mod sled;
 

@@ -19,8 +19,9 @@ pub trait Endpoint: Sized + 'static {
 macro_rules! export {
     ($endpoint:ty) => {
         #[cfg(target_arch = "wasm32")]
-        #[allow(unsafe_code, reason = "exported symbols are unsafe attributes; the generated bindings uphold their ABI")]
+        #[allow(unsafe_code, reason = "exported symbols are unsafe attributes, and the bindings uphold their ABI")]
         const _: () = {
+            use $crate::__private::{Failure, Reply, Request};
             // A guest has one thread, so this is a plain static that asks no `Sync` of the endpoint.
             ::std::thread_local! {
                 static ENDPOINT: ::std::cell::OnceCell<$endpoint> = const { ::std::cell::OnceCell::new() };
@@ -30,13 +31,11 @@ macro_rules! export {
                 fn init() -> ::std::result::Result<(), ::std::string::String> {
                     ENDPOINT.with($crate::__private::init)
                 }
-                fn handle(
-                    request: $crate::__private::Request,
-                ) -> ::std::result::Result<$crate::__private::Reply, $crate::__private::Failure> {
+                fn handle(request: Request) -> ::std::result::Result<Reply, Failure> {
                     ENDPOINT.with(|endpoint| $crate::__private::handle(endpoint, request))
                 }
             }
-            $crate::bindings::export!(Component with_types_in $crate::bindings);
+            $crate::bindings::export! { Component with_types_in $crate::bindings }
         };
         #[cfg(not(target_arch = "wasm32"))]
         const _: fn() = $crate::__private::assert_endpoint::<$endpoint>;

@@ -61,4 +61,13 @@ impl ElementType {
             Self::I64 => TensorType::I64,
         }
     }
+
+    /// The name as the contract spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bool => "bool",
+            Self::Int8 => "int8",
+            other => other.tensor_type().name(),
+        }
+    }
 }

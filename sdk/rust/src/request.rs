@@ -5,9 +5,9 @@ use std::fmt;
 
 use serde::Deserialize;
 
+use crate::Error;
 use crate::bindings::tessera::endpoint::{request_headers, streaming, types};
 use crate::response::stream_error;
-use crate::Error;
 
 /// How much a chunked body is asked for at a time: large enough that the cost of the call vanishes, small enough that a
 /// guest which works chunk by chunk stays small.
@@ -24,7 +24,10 @@ pub struct Request {
 enum Body {
     Full(Vec<u8>),
     /// `read` is filled by the first reader that wants the whole, and answers the ones after it.
-    Chunks { source: streaming::RequestBody, read: OnceCell<Vec<u8>> },
+    Chunks {
+        source: streaming::RequestBody,
+        read: OnceCell<Vec<u8>>,
+    },
 }
 
 impl Request {

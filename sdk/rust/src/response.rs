@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use crate::bindings::tessera::endpoint::{streaming, types};
 use crate::Error;
+use crate::bindings::tessera::endpoint::{streaming, types};
 
 /// What [`Endpoint::handle`](crate::Endpoint::handle) returns.
 #[derive(Debug)]
@@ -13,7 +13,9 @@ pub struct Response(Kind);
 enum Kind {
     Full(types::Response),
     /// Held so that the body ends when the response is handed over, not before.
-    Streamed { _body: streaming::ResponseBody },
+    Streamed {
+        _body: streaming::ResponseBody,
+    },
 }
 
 impl Response {
@@ -79,7 +81,8 @@ pub struct StreamingResponse {
 impl StreamingResponse {
     /// [`Response::stream`] with a status of choice.
     pub fn open(status: u16, content_type: &str) -> Result<Self, Error> {
-        let body = streaming::respond(status, content_type).map_err(|error| stream_error("open the response", error))?;
+        let body =
+            streaming::respond(status, content_type).map_err(|error| stream_error("open the response", error))?;
         Ok(Self { body })
     }
 

@@ -87,6 +87,15 @@ impl Backends {
         }
     }
 
+    /// A backend that [`Backends::select`] gave before. `UnsupportedOperation` when it is absent.
+    pub fn by_id(&self, id: BackendId) -> Result<Arc<dyn Backend>, NnError> {
+        let choice = match id {
+            BackendId::Tract => BackendChoice::Tract,
+            BackendId::OnnxRuntime => BackendChoice::OnnxRuntime,
+        };
+        self.select(choice, ExecutionTarget::Cpu)
+    }
+
     /// The backends that are there, the preferred one first.
     pub fn available(&self) -> impl Iterator<Item = &Arc<dyn Backend>> {
         self.onnxruntime.iter().chain([&self.tract])

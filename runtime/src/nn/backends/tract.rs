@@ -11,7 +11,6 @@ use tract_onnx::prelude::{
     DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, TValue, TVec,
     TypedRunnableModel,
 };
-use tract_onnx::tract_core::anyhow;
 
 use super::{BackendId, files_bytes, onnx_file, without_path};
 use crate::nn::error::panic_text;

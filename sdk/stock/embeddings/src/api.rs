@@ -69,7 +69,9 @@ impl EmbeddingsRequest {
     /// The texts to embed, at least one and none of them empty.
     pub(crate) fn texts(&self) -> Result<Vec<&str>, Error> {
         if self.instruction.is_some() {
-            return Err(Error::invalid_input("`instruction` is not supported: put it in front of the texts in `input`"));
+            return Err(Error::invalid_input(
+                "`instruction` is not supported: put it in front of the texts in `input`",
+            ));
         }
         let texts: Vec<&str> = match &self.input {
             Input::One(text) => vec![text],

@@ -37,7 +37,8 @@ impl Endpoint for Embeddings {
     fn init(package: &Package) -> Result<Self, Error> {
         let graph = package.setting("graph").unwrap_or_else(|| "model".to_owned());
         let model = Model::new(&graph, &package.graph(&graph)?)?;
-        let wanted = package.setting("max_tokens").map_or(Ok(MAX_TOKENS_DEFAULT), |setting| parse_max_tokens(&setting))?;
+        let wanted =
+            package.setting("max_tokens").map_or(Ok(MAX_TOKENS_DEFAULT), |setting| parse_max_tokens(&setting))?;
         let max_tokens = model.sequence_len().map_or(wanted, |fixed| wanted.min(fixed));
         Ok(Self { tokenizer: tokenizer(&package.asset("tokenizer.json")?, max_tokens)?, model })
     }

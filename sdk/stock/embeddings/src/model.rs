@@ -60,7 +60,8 @@ impl Model {
         if !inputs.iter().any(|input| input.role == Role::InputIds) {
             return Err(Error::model(format!("graph `{graph}` has no input `input_ids`: it is no text encoder")));
         }
-        let axis = |axis: usize| info.inputs.iter().find_map(|input| *input.dimensions.get(axis)?).map(|len| len as usize);
+        let axis =
+            |axis: usize| info.inputs.iter().find_map(|input| *input.dimensions.get(axis)?).map(|len| len as usize);
         let output = Output::choose(info).map_err(|error| error.context(format!("graph `{graph}`")))?;
         Ok(Self { graph: graph.to_owned(), inputs, output, batch_len: axis(0), sequence_len: axis(1) })
     }
@@ -92,10 +93,8 @@ impl Model {
 
     fn embed_batch(&self, graph: &Graph, batch: &[&Encoding]) -> Result<Vec<Vec<f32>>, Error> {
         let longest = batch.iter().map(|encoding| encoding.len()).max().unwrap_or(0);
-        let shape = Shape {
-            batch: self.batch_len.unwrap_or(batch.len()),
-            sequence: self.sequence_len.unwrap_or(longest),
-        };
+        let shape =
+            Shape { batch: self.batch_len.unwrap_or(batch.len()), sequence: self.sequence_len.unwrap_or(longest) };
         let tensors: Result<Vec<Tensor<'static>>, Error> =
             self.inputs.iter().map(|input| input.tensor(batch, &shape)).collect();
         let tensors = tensors?;
@@ -123,7 +122,7 @@ impl Input {
         let width = match info.element {
             ElementType::I64 => Width::I64,
             ElementType::I32 => Width::I32,
-            other => return Err(Error::model(format!("its input `{name}` is {other:?}, not i64 or i32"))),
+            other => return Err(Error::model(format!("its input `{name}` is {}, not i64 or i32", other.name()))),
         };
         Ok(Self { name, role, width })
     }
@@ -155,7 +154,7 @@ impl Output {
         let output = info.output("sentence_embedding").or(info.outputs.first());
         let output = output.ok_or_else(|| Error::model("it has no outputs"))?;
         if output.element != ElementType::Fp32 {
-            return Err(Error::model(format!("its output `{}` is {:?}, not fp32", output.name, output.element)));
+            return Err(Error::model(format!("its output `{}` is {}, not fp32", output.name, output.element.name())));
         }
         let pooling = match output.dimensions.len() {
             2 => Pooling::Done,

@@ -225,7 +225,8 @@ impl<'a> Parser<'a> {
 
     fn value(&mut self, depth: usize) -> Parsed<Json<'a>> {
         self.skip_whitespace();
-        let constant = |parser: &mut Self, token, value| if parser.take(token) { Ok(value) } else { Err("Expecting value") };
+        let constant =
+            |parser: &mut Self, token, value| if parser.take(token) { Ok(value) } else { Err("Expecting value") };
         match self.peek() {
             Some(b'"') => Ok(Json::Text(self.string()?)),
             Some(b'[') => self.list(depth),
@@ -427,12 +428,12 @@ impl<'a> Parser<'a> {
     fn unicode_escape(&mut self) -> Parsed<char> {
         let first = self.code_unit(self.at).ok_or("Invalid \\uXXXX escape")?;
         self.at += 6;
-        if (0xd800..0xdc00).contains(&first) {
-            if let Some(second @ 0xdc00..0xe000) = self.code_unit(self.at) {
-                self.at += 6;
-                let code = 0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00);
-                return Ok(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER));
-            }
+        if (0xd800..0xdc00).contains(&first)
+            && let Some(second @ 0xdc00..0xe000) = self.code_unit(self.at)
+        {
+            self.at += 6;
+            let code = 0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00);
+            return Ok(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER));
         }
         Ok(char::from_u32(first).unwrap_or(char::REPLACEMENT_CHARACTER))
     }
@@ -487,11 +488,16 @@ mod tests {
     #[test]
     fn mistakes_are_told_as_python_does() {
         assert_eq!(failure(""), "Expecting value: line 1 column 1 (char 0)");
-        assert_eq!(failure("{ not json"), "Expecting property name enclosed in double quotes: line 1 column 3 (char 2)");
+        assert_eq!(
+            failure("{ not json"),
+            "Expecting property name enclosed in double quotes: line 1 column 3 (char 2)"
+        );
         assert_eq!(failure("{\"inputs\": [1]} x"), "Extra data: line 1 column 17 (char 16)");
         assert_eq!(failure("{\"inputs\": [01]}"), "Expecting ',' delimiter: line 1 column 14 (char 13)");
         assert_eq!(failure("{\"a\":\n [1,]}"), "Expecting value: line 2 column 5 (char 10)");
-        for text in ["[1 2]", "{\"a\" 1}", "\"a\tb\"", "\"open", "\"\\x\"", "\"\\u12\"", "-", "nul", "[", "{\"a\"", "1.", "1e"] {
+        for text in
+            ["[1 2]", "{\"a\" 1}", "\"a\tb\"", "\"open", "\"\\x\"", "\"\\u12\"", "-", "nul", "[", "{\"a\"", "1.", "1e"]
+        {
             assert!(parse(text).is_err(), "{text}");
         }
     }

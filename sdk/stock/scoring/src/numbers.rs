@@ -93,7 +93,7 @@ pub(crate) fn push_joined<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = 
 
 /// Appends an output as nested lists; as a bare number when it has no axes.
 pub(crate) fn push_nested(out: &mut Vec<u8>, output: &Output<'_>) {
-    push_axis(out, &output.dims, &mut output.scalars());
+    push_axis(out, output.tensor.dims(), &mut output.scalars());
 }
 
 /// The rest of the elements below one axis. The depth is the rank of an output of the model, which the host bounds.
@@ -127,13 +127,31 @@ mod tests {
     #[test]
     fn floats_look_like_pythons() {
         for (value, expected) in [
-            (1.0, "1.0"), (-0.0, "-0.0"), (0.0, "0.0"), (1e-5, "1e-05"), (1.5e-5, "1.5e-05"), (1e-4, "0.0001"),
-            (0.00012345, "0.00012345"), (f64::from(0.67808831f32), "0.6780883073806763"), (1e15, "1000000000000000.0"),
-            (5e15, "5000000000000000.0"), (1e16, "1e+16"), (1.2345678901234567e16, "1.2345678901234568e+16"),
-            (123456789.125, "123456789.125"), (1e22, "1e+22"), (5e-324, "5e-324"), (-1e300, "-1e+300"),
-            (1.7976931348623157e308, "1.7976931348623157e+308"), (9007199254740993.0, "9007199254740992.0"),
-            (f64::NAN, "NaN"), (f64::INFINITY, "Infinity"), (f64::NEG_INFINITY, "-Infinity"), (100.0, "100.0"),
-            (1e-7, "1e-07"), (-2.5e-10, "-2.5e-10"), (34.20000076293945, "34.20000076293945"),
+            (1.0, "1.0"),
+            (-0.0, "-0.0"),
+            (0.0, "0.0"),
+            (1e-5, "1e-05"),
+            (1.5e-5, "1.5e-05"),
+            (1e-4, "0.0001"),
+            (0.00012345, "0.00012345"),
+            (f64::from(0.678_088_3_f32), "0.6780883073806763"),
+            (1e15, "1000000000000000.0"),
+            (5e15, "5000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.2345678901234567e16, "1.2345678901234568e+16"),
+            (123456789.125, "123456789.125"),
+            (1e22, "1e+22"),
+            (5e-324, "5e-324"),
+            (-1e300, "-1e+300"),
+            (1.7976931348623157e308, "1.7976931348623157e+308"),
+            (9007199254740993.0, "9007199254740992.0"),
+            (f64::NAN, "NaN"),
+            (f64::INFINITY, "Infinity"),
+            (f64::NEG_INFINITY, "-Infinity"),
+            (100.0, "100.0"),
+            (1e-7, "1e-07"),
+            (-2.5e-10, "-2.5e-10"),
+            (34.20000076293945, "34.20000076293945"),
         ] {
             assert_eq!(printed(value), expected);
         }

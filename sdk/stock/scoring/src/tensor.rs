@@ -1,9 +1,7 @@
 //! Tensors on their way in and out: a numpy-like array of typed values, what the graph is fed, what it gave.
 
-use std::borrow::Cow;
-
 use half::{bf16, f16};
-use tessera_sdk::{ElementType, TensorInfo, TensorType};
+use tessera_sdk::{ElementType, Tensor, TensorInfo, TensorType};
 
 /// numpy's element types, as far as JSON and a signature can produce them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,9 +157,7 @@ pub(crate) fn narrow_float(value: f64, dtype: Dtype) -> f64 {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Feed<'a> {
     pub(crate) name: &'a str,
-    pub(crate) ty: TensorType,
-    pub(crate) dims: Vec<u32>,
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) tensor: Tensor<'static>,
 }
 
 /// One output of the graph.
@@ -169,8 +165,7 @@ pub(crate) struct Feed<'a> {
 pub(crate) struct Output<'a> {
     pub(crate) name: &'a str,
     pub(crate) element: ElementType,
-    pub(crate) dims: Vec<u32>,
-    pub(crate) bytes: Cow<'a, [u8]>,
+    pub(crate) tensor: &'a Tensor<'static>,
 }
 
 /// Whether an axis of the graph takes this size, for all axes. A graph without dimensions has not declared any.
@@ -222,11 +217,11 @@ pub(crate) enum Scalar {
     Float(f64),
 }
 
-impl Output<'_> {
+impl<'a> Output<'a> {
     /// The elements in row-major order.
-    pub(crate) fn scalars(&self) -> impl Iterator<Item = Scalar> {
+    pub(crate) fn scalars(&self) -> impl Iterator<Item = Scalar> + use<'a> {
         let element = self.element;
-        self.bytes.chunks_exact(element_bytes(element)).map(move |bytes| scalar(bytes, element))
+        self.tensor.bytes().chunks_exact(element_bytes(element)).map(move |bytes| scalar(bytes, element))
     }
 }
 
@@ -256,17 +251,15 @@ fn scalar(bytes: &[u8], element: ElementType) -> Scalar {
 }
 
 /// The element type of an output: the graph's description tells `bool` and `int8` from the bytes they travel as.
-pub(crate) fn element_of(described: Option<&TensorInfo>, ty: TensorType) -> ElementType {
-    match described {
-        Some(info) if info.element.tensor_type() == ty => info.element,
-        _ => match ty {
-            TensorType::Fp16 => ElementType::Fp16,
-            TensorType::Fp32 => ElementType::Fp32,
-            TensorType::Fp64 => ElementType::Fp64,
-            TensorType::Bf16 => ElementType::Bf16,
-            TensorType::U8 => ElementType::U8,
-            TensorType::I32 => ElementType::I32,
-            TensorType::I64 => ElementType::I64,
-        },
+pub(crate) fn element_of(described: &TensorInfo, ty: TensorType) -> ElementType {
+    match ty {
+        _ if described.element.tensor_type() == ty => described.element,
+        TensorType::Fp16 => ElementType::Fp16,
+        TensorType::Fp32 => ElementType::Fp32,
+        TensorType::Fp64 => ElementType::Fp64,
+        TensorType::Bf16 => ElementType::Bf16,
+        TensorType::U8 => ElementType::U8,
+        TensorType::I32 => ElementType::I32,
+        TensorType::I64 => ElementType::I64,
     }
 }

@@ -31,9 +31,17 @@ enum Deed {
     Recurse,
     /// Allocates and touches memory until something stops it.
     MemoryBomb,
-    HugeOutput { bytes: usize },
-    Stream { chunks: usize, bytes: usize },
-    StreamThenTrap { chunks: usize, bytes: usize },
+    HugeOutput {
+        bytes: usize,
+    },
+    Stream {
+        chunks: usize,
+        bytes: usize,
+    },
+    StreamThenTrap {
+        chunks: usize,
+        bytes: usize,
+    },
     WrongDtype,
     WrongShape,
     /// Data whose length does not fit the dimensions, past the SDK's own check.
@@ -47,8 +55,12 @@ enum Deed {
     /// Keeps making handles.
     HandleBomb,
     /// Panics; the message is in the log.
-    Trap { message: String },
-    LogFlood { lines: usize },
+    Trap {
+        message: String,
+    },
+    LogFlood {
+        lines: usize,
+    },
     /// Runs the graph on zeros; answers the shape and the first values of each output.
     ComputeOk,
     /// Answers with the status 99.
@@ -56,7 +68,9 @@ enum Deed {
     /// Reads an asset although `init` is over; answers the refusal.
     AssetLate,
     /// Fails in the way that is asked for, by the WIT name of the kind.
-    Fail { kind: String },
+    Fail {
+        kind: String,
+    },
 }
 
 struct Hostile {

@@ -13,7 +13,8 @@ pub(crate) fn compute(model: &GraphInfo) -> Result<Response, Error> {
         inputs.push((input.name.as_str(), zeros(&dims, input.element.tensor_type())?));
     }
     let outputs = Graph::load("model")?.compute(inputs.iter().map(|(name, tensor)| (*name, tensor)))?;
-    let described: Result<Vec<Value>, Error> = (0..outputs.len()).map(|position| describe(&outputs, position)).collect();
+    let described: Result<Vec<Value>, Error> =
+        (0..outputs.len()).map(|position| describe(&outputs, position)).collect();
     Response::json(&json!({ "outputs": described? }))
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn array(data: Cell<'_>, dtype: Option<Dtype>) -> Result<Array, Strin
         kinds.add_leaves(data);
         kinds.numpy()
     });
-    let mut elements = Elements::new(dtype, shape.iter().product());
+    let mut elements = Elements::new(dtype, shape.iter().fold(1, |size, axis| size.saturating_mul(*axis)));
     match elements.add(data, &shape) {
         Ok(()) => Ok(Array { dtype, shape, values: elements.values }),
         // Lists of different length are objects to numpy, when objects were asked for.
@@ -85,7 +85,9 @@ struct Elements {
 
 enum Mismatch {
     /// A list of another length than its sisters, or a value where a list should be.
-    Ragged { axes_left: usize },
+    Ragged {
+        axes_left: usize,
+    },
     Value(String),
 }
 
@@ -201,7 +203,9 @@ fn without_underscores(text: &str) -> Option<std::borrow::Cow<'_, str>> {
     }
     let pieces: Vec<&str> = text.split('_').collect();
     let between_digits = pieces.windows(2).all(|pair| match pair {
-        [left, right] => left.ends_with(|c: char| c.is_ascii_digit()) && right.starts_with(|c: char| c.is_ascii_digit()),
+        [left, right] => {
+            left.ends_with(|c: char| c.is_ascii_digit()) && right.starts_with(|c: char| c.is_ascii_digit())
+        }
         _ => false,
     });
     between_digits.then(|| pieces.concat().into())
@@ -372,8 +376,8 @@ pub(crate) fn cast<'j>(cells: impl Iterator<Item = Cell<'j>> + Clone, dtype: Dty
         let narrowed = |cell| python_float(cell).map(|value| narrow_float(value, dtype));
         Values::Floats(cells.map(narrowed).collect::<Result<_, _>>()?)
     } else if dtype == Dtype::Bool {
-        // A gap in a column of numbers is NaN, which is true; in any other it is None, which is not.
-        let gap = Kinds::of(cells.clone()).pandas() == Kind::Float;
+        // A gap in a column of numbers or text is NaN, which is true; in any other it is None, which is not.
+        let gap = matches!(Kinds::of(cells.clone()).pandas(), Kind::Float | Kind::Text);
         let truth = |cell| i64::from(if cell == Cell::Null { gap } else { is_truthy(cell) });
         Values::Ints(cells.map(truth).collect())
     } else if dtype.integer().is_some() {
@@ -490,10 +494,9 @@ fn widens(have: Dtype, want: Dtype) -> bool {
             have_sign == want_sign && have_bytes <= want_bytes || have_sign == Sign::Unsigned && have_bytes < want_bytes
         }
         (Some((have_bytes, _)), None) => want == Dtype::Float64 && have_bytes <= 6,
-        _ => matches!(
-            (have, want),
-            (Dtype::Float16, Dtype::Float32 | Dtype::Float64) | (Dtype::Float32, Dtype::Float64)
-        ),
+        _ => {
+            matches!((have, want), (Dtype::Float16, Dtype::Float32 | Dtype::Float64) | (Dtype::Float32, Dtype::Float64))
+        }
     }
 }
 
@@ -518,7 +521,7 @@ pub(crate) fn enforce_cells<'j>(
     if kinds.pandas() != Kind::Object || matches!(ty, ScalarType::String | ScalarType::Binary) {
         return enforce(name, inferred(cells), ty);
     }
-    if kinds.has_lists_or_objects() {
+    if kinds.has_lists_or_objects() && ty != ScalarType::Boolean {
         return Err("Invalid object type at position 0".to_owned());
     }
     match ty {

@@ -203,7 +203,9 @@ fn checked_labels(labels: Option<Vec<Label<'_>>>, width: usize) -> Result<Vec<La
 fn check_padding(rows: usize, columns: usize, cells: usize) -> Result<(), String> {
     let size = rows.saturating_mul(columns);
     if size > PADDED_CELLS_MAX && size > cells {
-        return Err(format!("{rows} uneven rows of up to {columns} columns make a table of more than {PADDED_CELLS_MAX} cells"));
+        return Err(format!(
+            "{rows} uneven rows of up to {columns} columns make a table of more than {PADDED_CELLS_MAX} cells"
+        ));
     }
     Ok(())
 }

@@ -26,9 +26,9 @@ pub(crate) fn check(cell: Cell<'_>, ty: &Type, need: Need) -> Result<(), String>
             Cell::Null | Cell::List(_) | Cell::Object(_) => {
                 Err(format!("Expected data to be scalar, got {}", cell.python_type()))
             }
-            cell => convert::enforce_cells("", std::iter::once(cell), *scalar)
-                .map(|_| ())
-                .map_err(|_| format!("Failed to enforce schema of data `{}` with dtype `{}`", shown(cell), scalar.name())),
+            cell => convert::enforce_cells("", std::iter::once(cell), *scalar).map(|_| ()).map_err(|_| {
+                format!("Failed to enforce schema of data `{}` with dtype `{}`", shown(cell), scalar.name())
+            }),
         },
         Type::Array(items) => check_array(cell, items, need),
         Type::Object(properties) => check_object(cell, ty, properties, need),
@@ -76,7 +76,10 @@ fn check_properties(object: &Object<'_>, properties: &[Property]) -> Result<(), 
             .ok_or_else(|| format!("Invalid properties not defined in the schema found: {{'{}'}}", excerpt(name)))?;
         check(value, &property.ty, Need::new(property.required)).map_err(|_| {
             let received = value.python_type();
-            format!("Failed to enforce schema for key `{name}`. Expected type {}, received type {received}", property.ty)
+            format!(
+                "Failed to enforce schema for key `{name}`. Expected type {}, received type {received}",
+                property.ty
+            )
         })?;
     }
     Ok(())

@@ -46,7 +46,8 @@ fn check_one(param: &Param, value: Cell<'_>) -> Result<Result<(), String>, Refus
     }
     let Cell::List(list) = value else {
         let received = value.python_type();
-        let reason = format!("Value must be a 1D array with shape (-1,) for param {kind}, received {received} with ndim 0");
+        let reason =
+            format!("Value must be a 1D array with shape (-1,) for param {kind}, received {received} with ndim 0");
         return Ok(Err(reason));
     };
     let lists = list.iter().filter(|item| matches!(item, Cell::List(_))).count();
@@ -57,9 +58,10 @@ fn check_one(param: &Param, value: Cell<'_>) -> Result<Result<(), String>, Refus
         let reason = format!("Value must be a 1D array with shape (-1,) for param {kind}, received list with ndim 2");
         return Ok(Err(reason));
     }
-    Ok(list.iter().try_for_each(|item| check_value(&param.ty, item)).map_err(|reason| {
-        format!("Failed to validate type and shape for {kind} (shape: (-1,)), error: {reason}")
-    }))
+    Ok(list
+        .iter()
+        .try_for_each(|item| check_value(&param.ty, item))
+        .map_err(|reason| format!("Failed to validate type and shape for {kind} (shape: (-1,)), error: {reason}")))
 }
 
 /// MLflow's `_enforce_param_datatype`: the type itself, or one that widens to it.

@@ -113,16 +113,6 @@ impl Schema {
             Self::Tensors(tensors) => Box::new(tensors.iter().map(|tensor| tensor.name.as_deref())),
         }
     }
-
-    /// The names that a request must have.
-    pub(crate) fn required_names(&self) -> Vec<&str> {
-        match self {
-            Self::Columns(columns) => {
-                columns.iter().filter(|column| column.required).filter_map(|column| column.name.as_deref()).collect()
-            }
-            Self::Tensors(tensors) => tensors.iter().filter_map(|tensor| tensor.name.as_deref()).collect(),
-        }
-    }
 }
 
 impl ScalarType {
@@ -314,7 +304,6 @@ mod tests {
         let expected = "['sl': double (required), 'ids': Array(long) (optional), 'o': {k: string (required)} (required), \
                         'm': Map(str -> any) (required)]";
         assert_eq!(schema.to_string(), expected);
-        assert_eq!(schema.required_names(), ["sl", "o", "m"]);
         let tensors = r#"[{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}]"#;
         let schema = Signature::parse(Some(tensors), None).unwrap().inputs.unwrap();
         assert_eq!(schema.to_string(), "[Tensor('float32', (-1, 2))]");
