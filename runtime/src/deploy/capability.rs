@@ -1,6 +1,6 @@
 //! Which interfaces a component may import. What is not granted here does not exist for a guest.
 
-use wasmparser::{ComponentExternalKind, Parser, Payload};
+use wasmparser::{ComponentExternalKind, ComponentTypeRef, Parser, Payload};
 
 /// Interfaces granted to every component, by package. WASI is there for guests whose toolchain needs it; behind it lie
 /// no files, no environment and no network.
@@ -51,7 +51,11 @@ fn imports(component: &[u8], exports: &mut Vec<String>) -> wasmparser::Result<Ve
             Payload::End(_) => depth = depth.saturating_sub(1),
             Payload::ComponentImportSection(section) if depth == 0 => {
                 for import in section {
-                    imports.push(import?.name.name.to_owned());
+                    let import = import?;
+                    // A world's own type names appear as imports too; they give a guest nothing to call.
+                    if !matches!(import.ty, ComponentTypeRef::Type(_)) {
+                        imports.push(import.name.name.to_owned());
+                    }
                 }
             }
             Payload::ComponentExportSection(section) if depth == 0 => {

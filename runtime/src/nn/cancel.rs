@@ -73,7 +73,9 @@ mod tests {
         let stops = Arc::new(AtomicU32::new(0));
         let count = |stops: &Arc<AtomicU32>| {
             let stops = stops.clone();
-            move || drop(stops.fetch_add(1, Ordering::SeqCst))
+            move || {
+                stops.fetch_add(1, Ordering::SeqCst);
+            }
         };
 
         let finished = Cancel::default();

@@ -310,7 +310,7 @@ mod tests {
         // Runs until it is cancelled, as a graph with an endless loop would.
         let endless = fake(move |cancel| {
             let (tx, rx) = mpsc::channel();
-            let _disarm = cancel.on_cancel(move || drop(tx.send(())))?;
+            let _disarm = cancel.on_cancel(move || tx.send(()).unwrap_or_default())?;
             rx.recv().unwrap();
             stopped_tx.lock().unwrap().send(()).unwrap();
             Err(NnError::timeout("stopped"))

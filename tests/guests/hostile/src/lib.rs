@@ -25,6 +25,8 @@ enum Deed {
     Counter,
     /// Fills heap and static with a marker; answers how many a scan of the whole memory then finds.
     MarkerWrite,
+    /// Fills heap and static with a marker and traps, so that nothing cleans up.
+    MarkerTrap,
     /// Answers how many markers an earlier request left behind: 0, or the sandbox leaks.
     MarkerScan,
     Loop,
@@ -97,6 +99,7 @@ impl Endpoint for Hostile {
             Deed::Echo => echo(request),
             Deed::Counter => Response::json(&json!({ "counter": memory::count() })),
             Deed::MarkerWrite => Response::json(&json!({ "markers": memory::write_markers() })),
+            Deed::MarkerTrap => trap(&format!("with {} markers in memory", memory::write_markers())),
             Deed::MarkerScan => Response::json(&json!({ "markers": memory::scan_for_markers() })),
             Deed::Loop => spin(),
             Deed::Recurse => Response::json(&memory::recurse(0)),

@@ -1,0 +1,194 @@
+//! The command line: a client of the REST API, and `tessera serve` with its settings.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use serde_json::Value;
+
+use crate::harness::{Package, Server, tessera};
+
+/// What a command printed, and its exit code.
+struct Printed {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl From<Output> for Printed {
+    fn from(output: Output) -> Printed {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        Printed { code: output.status.code().unwrap(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+}
+
+impl Printed {
+    /// Its output, which must be that of a command that succeeded.
+    #[track_caller]
+    fn ok(&self) -> &str {
+        assert_eq!(self.code, 0, "{}{}", self.out, self.err);
+        &self.out
+    }
+
+    #[track_caller]
+    fn json(&self) -> Value {
+        serde_json::from_str(self.ok()).unwrap_or_else(|error| panic!("{}: {error}", self.out))
+    }
+
+    /// That it failed with this code, nothing on stdout, and a reason with these words.
+    #[track_caller]
+    fn fails(&self, code: i32, words: &[&str]) {
+        assert_eq!((self.code, self.out.as_str()), (code, ""), "{}", self.err);
+        for word in words {
+            assert!(self.err.contains(word), "'{word}' is not in: {}", self.err);
+        }
+    }
+}
+
+/// `tessera ARGS --home HOME`.
+fn run(home: &Path, args: &[&str]) -> Printed {
+    tessera().args(args).arg("--home").arg(home).stdin(Stdio::null()).output().unwrap().into()
+}
+
+/// A package as a folder.
+fn folder(package: &Package) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in &package.files {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn from_a_folder_to_an_answer() {
+    // given a server and the folder of a package
+    let server = Server::start();
+    let home = server.home();
+    let package = folder(&Package::hostile(""));
+    let dir = package.path().to_str().unwrap();
+
+    // push
+    let pushed = run(&home, &["model", "push", dir, "--name", "main.default.cli"]);
+    assert!(pushed.ok().starts_with("main.default.cli version 1  (3 files, "), "{}", pushed.out);
+    let pushed = run(&home, &["model", "push", dir, "--name", "main.default.cli", "--json"]).json();
+    assert_eq!(pushed["model_version"]["version"], "2");
+    assert!(run(&home, &["model", "list"]).ok().contains("main.default.cli"));
+    assert!(run(&home, &["model", "get", "main.default.cli"]).ok().contains("READY"));
+
+    // create
+    let args = ["endpoint", "create", "cli", "--model", "main.default.cli", "--version", "1", "--wait"];
+    let created = run(&home, &args);
+    assert!(created.ok().contains("READY") && created.out.contains("main.default.cli v1"), "{}", created.out);
+    run(&home, &args).fails(1, &["RESOURCE_ALREADY_EXISTS", "'cli' already exists"]);
+    let listed = run(&home, &["endpoint", "list"]);
+    assert!(listed.ok().contains("cli") && listed.out.contains("100 %"), "{}", listed.out);
+    let shown = run(&home, &["endpoint", "get", "cli", "--json"]).json();
+    assert_eq!(shown["state"]["ready"], "READY");
+
+    // invoke: from an argument, a file, stdin
+    let counter = r#"{"do": "counter"}"#;
+    assert_eq!(run(&home, &["invoke", "cli", "--data", counter]).ok(), r#"{"counter":1}"#);
+    let file = package.path().join("request.json");
+    fs::write(&file, counter).unwrap();
+    let from_file = run(&home, &["invoke", "cli", "--data", &format!("@{}", file.display()), "--json"]);
+    assert_eq!(from_file.ok(), "{\n  \"counter\": 1\n}\n");
+    let mut command = tessera();
+    command.args(["invoke", "cli", "--content-type", "text/plain", "--home"]).arg(&home);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"from stdin").unwrap();
+    assert_eq!(Printed::from(child.wait_with_output().unwrap()).ok(), "from stdin");
+
+    // fail
+    let trap = r#"{"do": "trap", "message": "on purpose"}"#;
+    run(&home, &["invoke", "cli", "--data", trap]).fails(1, &["BAD_REQUEST", "trapped", "400"]);
+    let failed = run(&home, &["invoke", "cli", "--data", trap, "--json"]);
+    failed.fails(1, &["\"error_code\": \"BAD_REQUEST\""]);
+    serde_json::from_str::<Value>(&failed.err).unwrap();
+
+    // logs
+    assert!(run(&home, &["logs", "cli"]).ok().contains("on purpose"));
+    assert!(run(&home, &["logs", "cli", "--build"]).ok().contains("compiling"));
+    let logs = run(&home, &["logs", "cli", "--entity", "cli-1", "--json"]).json();
+    assert!(logs["logs"].as_str().unwrap().contains("on purpose"));
+
+    // delete
+    run(&home, &["model", "delete", "main.default.cli", "--version", "1"]).fails(1, &["RESOURCE_CONFLICT", "cli"]);
+    assert_eq!(run(&home, &["endpoint", "delete", "cli"]).ok(), "deleted endpoint cli\n");
+    run(&home, &["endpoint", "get", "cli"]).fails(1, &["Endpoint with name 'cli' does not exist."]);
+    run(&home, &["model", "delete", "main.default.cli"]).ok();
+}
+
+#[test]
+fn a_deploy_that_fails_is_a_failed_command() {
+    let server = Server::start();
+    let home = server.home();
+    let package = folder(&Package::hostile("[settings]\ninit = 'error'\n"));
+    run(&home, &["model", "push", package.path().to_str().unwrap(), "--name", "main.default.bad"]).ok();
+
+    let args = ["endpoint", "create", "bad", "--model", "main.default.bad", "--version", "1", "--wait"];
+    run(&home, &args).fails(1, &["'bad' failed to deploy", "init was told to fail"]);
+    assert!(run(&home, &["endpoint", "list"]).ok().contains("update failed"));
+}
+
+#[test]
+fn wrong_use_and_missing_servers_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("nothing");
+
+    run(&home, &["endpoint", "list"]).fails(1, &["error:"]);
+    run(&home, &["endpoint", "list", "--host", "http://127.0.0.1:1", "--token", "x"]).fails(1, &["no server at"]);
+    run(&home, &["endpoint", "gte", "x"]).fails(2, &["gte"]);
+    run(&home, &["model", "push", ".", "--name", "iris"]).fails(2, &["three parts"]);
+    let server = Server::start();
+    let url = server.url("");
+    run(&home, &["endpoint", "list", "--host", &url, "--token", "wrong"]).fails(1, &["UNAUTHENTICATED"]);
+    assert!(run(&home, &["endpoint", "list", "--host", &url, "--token", &server.token]).ok().contains("no endpoints"));
+}
+
+#[test]
+fn secrets_are_for_their_owner_alone() {
+    let server = Server::start();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&server.home()), 0o700);
+    for name in ["admin.token", "node.key"] {
+        assert_eq!(mode(&server.home().join(name)), 0o600, "{name}");
+    }
+    assert!(!server.log().contains(&server.token), "the token is not logged");
+}
+
+#[test]
+fn settings_that_do_not_exist_or_do_not_hold_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let file = folder.path().join("tessera.toml");
+    let with_file = |text: &str| {
+        fs::write(&file, text).unwrap();
+        run(&home, &["serve", "--listen", "127.0.0.1:0", "--config", file.to_str().unwrap()])
+    };
+
+    with_file("sandbox_cpu_mss = 5\n").fails(1, &["sandbox_cpu_mss"]);
+    with_file("sandbox_cpu_ms = 0\n").fails(1, &["sandbox_cpu_ms", "0"]);
+    with_file("tensor_bytes_max = '1MB'\n").fails(1, &["1MB"]);
+    let mut command = tessera();
+    let misspelt = command.env("TESSERA_SANDBOX_CPU_MSS", "5").args(["serve", "--listen", "127.0.0.1:0", "--home"]).arg(&home);
+    Printed::from(misspelt.output().unwrap()).fails(1, &["TESSERA_SANDBOX_CPU_MSS"]);
+    run(&home, &["serve", "--listen", "0.0.0.0:0"]).fails(1, &["--allow-plain-http"]);
+    run(&home, &["serve", "--listen", "127.0.0.1:0", "--onnxruntime", "/nothing.so"]).fails(1, &["/nothing.so"]);
+    run(&home, &["serve", "--sandbox-cpu-mss", "5"]).fails(2, &["--sandbox-cpu-mss"]);
+}
+
+#[test]
+fn settings_of_a_file_hold() {
+    // given a file that allows bodies of 2 KiB
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tessera.toml");
+    fs::write(&file, "request_body_bytes_max = '2KiB'\n").unwrap();
+
+    // when a server runs with it, then it refuses larger ones
+    let server = Server::with(&["--config", file.to_str().unwrap()]);
+    server.deploy("e", &Package::hostile(""));
+    let answer = server.invoke("e", &serde_json::json!({ "do": "echo", "x": "y".repeat(2048) }));
+    answer.is_error(413, "BAD_REQUEST", &["2048 bytes"]);
+}

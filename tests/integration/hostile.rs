@@ -1,0 +1,285 @@
+//! Guests that misbehave: the caller gets a JSON error that names the reason, with a status that clients do not repeat;
+//! the server and the endpoint's neighbours go on as if nothing had happened.
+//!
+//! The guest is `tests/guests/hostile`, which does what the request says. Every deed of it is asked for here or in
+//! `isolation` and `http`.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Package, Server, eventually, guest, send, serving, serving_with};
+
+/// A server with two endpoints of the hostile guest.
+fn hostile_and_neighbour() -> Server {
+    let server = Server::start();
+    server.deploy("hostile", &Package::hostile(""));
+    server.deploy("neighbour", &Package::hostile(""));
+    server
+}
+
+/// That the server, the endpoint and its neighbour answer as ever.
+#[track_caller]
+fn all_is_well(server: &Server) {
+    assert_eq!(server.get("/ready").status, 200);
+    for endpoint in ["hostile", "neighbour"] {
+        assert_eq!(server.invoke(endpoint, &json!({ "do": "counter" })).ok(), json!({ "counter": 1 }));
+        let outputs = &server.invoke(endpoint, &json!({ "do": "compute_ok" })).ok()["outputs"];
+        assert_eq!(outputs[0]["values"], json!([1.0, 1.0, 1.0, 1.0]), "2 * 0 + 1 of zeros");
+    }
+}
+
+/// Asks for a deed, and checks that nothing else was harmed by it.
+#[track_caller]
+fn deed(server: &Server, body: &Value) -> Answer {
+    let answer = server.invoke("hostile", body);
+    all_is_well(server);
+    answer
+}
+
+#[test]
+fn time_and_memory_without_end_are_stopped_at_the_limit() {
+    // given an endpoint with 200 ms of processor time, and one with 32 MiB of memory
+    let server = hostile_and_neighbour();
+    server.deploy("brief", &Package::hostile("[limits]\ncpu_ms = 200\n"));
+    server.deploy("small", &Package::hostile("[limits]\ncpu_ms = 30000\nmemory_bytes = 33554432\n"));
+
+    // when their guests take all they can get, then each is told which limit it met
+    let answer = server.invoke("brief", &json!({ "do": "loop" }));
+    answer.is_error(400, "BAD_REQUEST", &["brief-1", "200 ms", "limits.cpu_ms"]);
+    let answer = server.invoke("small", &json!({ "do": "memory_bomb" }));
+    answer.is_error(400, "BAD_REQUEST", &["small-1", "33554432 bytes of memory", "limits.memory_bytes"]);
+    let answer = server.invoke("hostile", &json!({ "do": "memory_bomb" }));
+    answer.is_error(400, "BAD_REQUEST", &["134217728 bytes of memory"]);
+
+    // and recursion without end is a trap, whichever of the two stacks ends first
+    let answer = deed(&server, &json!({ "do": "recurse" }));
+    answer.is_error(400, "BAD_REQUEST", &["trapped"]);
+}
+
+#[test]
+fn a_request_that_waits_too_long_is_ended_by_the_clock() {
+    // given an endpoint whose requests may take 300 ms in all, and compute for as long
+    let server = hostile_and_neighbour();
+    server.deploy("hasty", &Package::hostile("request_body = 'full'\n[limits]\nwall_ms = 300\ncpu_ms = 30000\n"));
+
+    // when a guest computes on, then the clock ends it: 504, and no client shall try again
+    let answer = server.invoke("hasty", &json!({ "do": "loop" }));
+    answer.is_error(504, "DEADLINE_EXCEEDED", &["hasty-1", "300 ms", "limits.wall_ms"]);
+    assert_eq!(answer.header("x-should-retry"), "false");
+    all_is_well(&server);
+}
+
+#[test]
+fn answers_that_cannot_be_sent_are_refused() {
+    let server = hostile_and_neighbour();
+
+    let answer = deed(&server, &json!({ "do": "huge_output", "bytes": (16 << 20) + 1 }));
+    answer.is_error(400, "BAD_REQUEST", &["16777217 bytes", "limit is 16777216"]);
+    let whole = deed(&server, &json!({ "do": "huge_output", "bytes": 16 << 20 }));
+    assert_eq!((whole.status, whole.body.len()), (200, 16 << 20), "the limit itself is allowed");
+    let answer = deed(&server, &json!({ "do": "huge_output", "bytes": 1 << 30 }));
+    answer.is_error(400, "BAD_REQUEST", &["bytes of memory"]);
+    let answer = deed(&server, &json!({ "do": "bad_status" }));
+    answer.is_error(400, "BAD_REQUEST", &["status 99 is not in 200 to 599"]);
+}
+
+#[test]
+fn wrong_tensors_are_errors_that_name_the_input() {
+    let server = hostile_and_neighbour();
+
+    let answer = deed(&server, &json!({ "do": "wrong_dtype" }));
+    answer.is_error(400, "BAD_REQUEST", &["\"x\"", "expected FP32", "got FP64 [1, 4]"]);
+    let answer = deed(&server, &json!({ "do": "wrong_shape" }));
+    answer.is_error(400, "BAD_REQUEST", &["\"x\"", "expected FP32", "got FP32 [1, 4, 3, 5]"]);
+    let answer = deed(&server, &json!({ "do": "wrong_name" }));
+    answer.is_error(400, "BAD_REQUEST", &["no-such-input", "the graph has [\"x\"]"]);
+    let answer = deed(&server, &json!({ "do": "length_mismatch" }));
+    answer.is_error(400, "BAD_REQUEST", &["FP32 [2147483648, 2147483648]", "larger than"]);
+}
+
+#[test]
+fn graphs_come_from_the_package_and_nowhere_else() {
+    let server = hostile_and_neighbour();
+
+    let answer = deed(&server, &json!({ "do": "missing_graph" }));
+    answer.is_error(400, "BAD_REQUEST", &["no graph 'no-such-graph'", "[model]"]);
+    let refusal = deed(&server, &json!({ "do": "load_from_bytes" })).ok()["refusal"].to_string();
+    assert!(refusal.contains("Security") && refusal.contains("not accepted"), "{refusal}");
+    let refusal = deed(&server, &json!({ "do": "asset_late" })).ok()["refusal"].to_string();
+    assert!(refusal.contains("tokenizer.json") && refusal.contains("only during init"), "{refusal}");
+}
+
+#[test]
+fn what_the_host_keeps_for_a_guest_is_bounded() {
+    let server = hostile_and_neighbour();
+
+    let answer = deed(&server, &json!({ "do": "tensor_bomb" }));
+    answer.is_error(400, "BAD_REQUEST", &["tensors hold", "limit is 67108864 (tensor_bytes)"]);
+    let answer = deed(&server, &json!({ "do": "handle_bomb" }));
+    answer.is_error(400, "BAD_REQUEST", &["handle"]);
+}
+
+#[test]
+fn a_trap_costs_one_request_and_its_story_is_in_the_log() {
+    // given an endpoint
+    let server = hostile_and_neighbour();
+
+    // when its guest panics
+    let answer = deed(&server, &json!({ "do": "trap", "message": "the flux capacitor is empty" }));
+
+    // then the caller learns that it trapped, and the log has what the guest said and where it was
+    answer.is_error(400, "BAD_REQUEST", &["hostile-1", "trapped", "unreachable"]);
+    let log = server.guest_log("hostile");
+    assert!(log.contains("the flux capacitor is empty"), "{log}");
+    assert!(log.contains(answer.header("x-request-id")), "the log names the request: {log}");
+}
+
+#[test]
+fn failures_get_the_status_of_their_kind() {
+    let server = hostile_and_neighbour();
+    for (kind, status, code) in [
+        ("invalid-input", 400, "BAD_REQUEST"),
+        ("not-found", 404, "NOT_FOUND"),
+        ("too-large", 413, "BAD_REQUEST"),
+        ("unsupported-media-type", 415, "BAD_REQUEST"),
+        ("model", 400, "BAD_REQUEST"),
+        ("timeout", 504, "DEADLINE_EXCEEDED"),
+        ("unavailable", 503, "TEMPORARILY_UNAVAILABLE"),
+    ] {
+        let answer = server.invoke("hostile", &json!({ "do": "fail", "kind": kind }));
+        answer.is_error(status, code, &[&format!("told to fail with {kind}")]);
+    }
+    all_is_well(&server);
+}
+
+#[test]
+fn logs_are_bounded_and_say_what_is_missing() {
+    let server = hostile_and_neighbour();
+
+    // when a guest logs a hundred thousand lines in one request
+    assert_eq!(deed(&server, &json!({ "do": "log_flood", "lines": 100_000 })).ok(), json!({ "lines": 100_000 }));
+
+    // then the first are kept, the rest is counted
+    let log = server.guest_log("hostile");
+    assert!(log.contains("line 0 of 100000") && log.contains("more bytes dropped: the limit is 65536"), "{log}");
+    assert!(log.len() < 1 << 20, "{} bytes", log.len());
+}
+
+#[test]
+fn what_a_guest_prints_is_in_its_log() {
+    // given a guest that prints through WASI, in init and with every request
+    let server = Server::start();
+    let manifest = "component = 'stdout.wasm'\n";
+    server.deploy("printer", &Package::new(manifest).with("stdout.wasm", guest("stdout")));
+    let build_log = server.build_log("printer");
+    assert!(build_log.contains("stdout of init"), "{build_log}");
+
+    // when a request makes it print, an escape sequence of the terminal among it
+    let request = server.request(reqwest::Method::POST, "/serving-endpoints/printer/invocations");
+    let answer = send(request.header("content-type", "text/plain").body("hello \u{1b}[2J there\n"));
+
+    // then both its streams are in the log, and the escape is not
+    assert_eq!((answer.status, answer.text().as_str()), (200, "printed 17 bytes"));
+    let log = server.guest_log("printer");
+    assert_eq!(log.matches("hello \u{fffd}[2J there").count(), 2, "{log}");
+    assert!(!log.contains('\u{1b}'), "{log}");
+
+    // and printing without end does not end the guest
+    let request = server.request(reqwest::Method::POST, "/serving-endpoints/printer/invocations");
+    let answer = send(request.header("content-type", "text/plain").body("x".repeat(1 << 20)));
+    assert_eq!((answer.status, answer.text().as_str()), (200, "printed 1048576 bytes"));
+}
+
+#[test]
+fn an_init_that_fails_fails_the_deploy_and_the_old_config_serves_on() {
+    // given a working endpoint
+    let server = hostile_and_neighbour();
+    let (model, version) = ("main.default.hostile", "1");
+
+    for (init, reasons) in [
+        ("trap", ["init trapped", "unreachable"]),
+        ("error", ["init failed", "init was told to fail"]),
+        ("asset_missing", ["init failed", "no asset 'no-such-asset'"]),
+        ("loop", ["init took longer than", "10000 ms"]),
+    ] {
+        // when it is updated to a config whose init fails
+        server.update("hostile", &serving_with(model, version, ("init", init))).ok();
+        let endpoint = server.settled("hostile");
+
+        // then the state says why, and so does the build log
+        assert_eq!(endpoint["state"], json!({ "ready": "READY", "config_update": "UPDATE_FAILED" }), "{endpoint:#}");
+        let state = &endpoint["pending_config"]["served_entities"][0]["state"];
+        assert_eq!(state["deployment"], "DEPLOYMENT_FAILED");
+        let message = state["deployment_state_message"].as_str().unwrap();
+        let build_log = server.build_log("hostile");
+        for reason in reasons {
+            assert!(message.contains(reason), "'{reason}' is not in: {message}");
+            assert!(build_log.contains(reason), "'{reason}' is not in: {build_log}");
+        }
+
+        // and the old config serves on
+        assert_eq!(endpoint["config"]["config_version"], 1);
+        all_is_well(&server);
+    }
+    assert!(server.build_log("hostile").contains("failed"));
+
+    // and a new endpoint whose init fails is not ready, and says why to whoever calls it
+    server.create("stillborn", &serving_with(model, version, ("init", "trap"))).ok();
+    assert_eq!(server.settled("stillborn")["state"], json!({ "ready": "NOT_READY", "config_update": "UPDATE_FAILED" }));
+    server.invoke("stillborn", &json!({ "do": "counter" })).is_error(400, "BAD_REQUEST", &["not ready", "init trapped"]);
+
+    // until it is mended
+    server.update("stillborn", &serving(model, version)).ok();
+    assert_eq!(server.settled("stillborn")["state"]["ready"], "READY");
+    server.invoke("stillborn", &json!({ "do": "counter" })).ok();
+}
+
+#[test]
+fn packages_that_cannot_serve_are_refused_with_the_reason() {
+    let server = Server::start();
+    let deploy_fails = |name: &str, package: Package, reason: &str| {
+        let model = format!("main.default.{name}");
+        let version = server.push(&model, &package);
+        server.create(name, &serving(&model, &version)).ok();
+        let endpoint = server.settled(name);
+        let entity = &endpoint["pending_config"]["served_entities"][0];
+        let message = entity["state"]["deployment_state_message"].as_str().unwrap_or_default();
+        assert!(message.contains(reason), "'{reason}' is not in: {endpoint:#}");
+    };
+
+    // a component that is none, a graph that is none, a golden request that fails, a limit above the server's
+    let garbage = Package::new("component = 'c.wasm'\n").with("c.wasm", "not wasm");
+    deploy_fails("garbage", garbage, "not a WebAssembly component");
+    deploy_fails("weights", Package::hostile("").with("linear.onnx", "not onnx"), "graph 'model'");
+    let golden = "[golden]\nrequest = 'golden.json'\n";
+    let golden = Package::hostile(golden).with("golden.json", "{\"do\": \"trap\", \"message\": \"\"}");
+    deploy_fails("golden", golden, "the golden request 'golden.json' failed");
+    deploy_fails("greedy", Package::hostile("[limits]\nmemory_bytes = 1099511627776\n"), "limits.memory_bytes");
+    let gpu = Package::hostile("").with(
+        "tessera.toml",
+        "component = 'hostile.wasm'\n[graphs.model]\nfile = 'linear.onnx'\ntarget = 'gpu'\n",
+    );
+    deploy_fails("gpu", gpu, "gpu");
+
+    // a manifest with an unknown key, or a file that is missing, is refused when it is registered
+    let (_, answer) = server.register("main.default.typo", &Package::new("component = 'c.wasm'\nasets = []\n"));
+    answer.is_error(400, "INVALID_PARAMETER_VALUE", &["asets"]);
+    let (_, answer) = server.register("main.default.hole", &Package::new("component = 'c.wasm'\n"));
+    answer.is_error(400, "INVALID_PARAMETER_VALUE", &["component 'c.wasm' is not in the package"]);
+}
+
+#[test]
+fn a_stream_that_ends_in_a_trap_is_not_taken_for_the_whole() {
+    let server = hostile_and_neighbour();
+
+    // when a guest traps after it has sent a part of its answer
+    let body = json!({ "do": "stream_then_trap", "chunks": 3, "bytes": 1000 });
+    let response = server.request(reqwest::Method::POST, "/serving-endpoints/hostile/invocations").json(&body).send();
+
+    // then the client got a head, and an error instead of an end
+    let response = response.unwrap();
+    assert_eq!(response.status(), 200);
+    response.bytes().unwrap_err();
+    let log = eventually("the trap is logged", || Some(server.guest_log("hostile")).filter(|log| !log.is_empty()));
+    assert!(log.contains("after the stream"), "{log}");
+    all_is_well(&server);
+}
