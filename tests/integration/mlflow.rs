@@ -1,1 +1,94 @@
-//! To come.
+//! MLflow: its client works unmodified, and its scoring server, running beside ours, is the oracle for every input form.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Package, Server, ask_python, model, python, serving};
+
+#[test]
+fn mlflow_and_databricks_clients_register_deploy_and_predict() {
+    // given a server, and a model folder that MLflow wrote
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in Package::of(&model("iris")).files {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+
+    // when its clients register, deploy and call the model
+    let mut client = python("mlflow_client.py");
+    client.args([&server.url(""), &server.token]).arg(folder.path());
+    let seen = ask_python(&mut client, &Value::Null);
+
+    // then they saw what they would have seen at Databricks
+    assert_eq!(seen["versions"], json!(["1", "2"]));
+    let downloaded: Vec<String> = serde_json::from_value(seen["downloaded"].clone()).unwrap();
+    assert!(downloaded.contains(&"MLmodel".to_owned()) && downloaded.contains(&"model.onnx".to_owned()), "{seen}");
+    assert_eq!((&seen["ready"], &seen["entity"]), (&json!("READY"), &json!("registered-1")));
+    assert_eq!(seen["predicted"], seen["queried"]);
+    assert_eq!(seen["predicted"][0]["label"], 0, "a setosa: {seen}");
+    assert_eq!(seen["served_model_name"], "registered-1");
+    assert_eq!(seen["listed"], json!(["registered"]));
+    assert!(seen["refused"].as_str().unwrap().contains("'no-such-endpoint' does not exist"), "{seen}");
+    assert!(seen["user"].as_str().is_some_and(|user| !user.is_empty()), "{seen}");
+    assert_eq!(seen["left"], json!([]));
+}
+
+/// MLflow's scoring server for a folder of models. Ends when dropped, for its stdin is closed then.
+struct ScoringServer {
+    process: Child,
+    port: u16,
+}
+
+impl ScoringServer {
+    fn start(models: &std::path::Path) -> ScoringServer {
+        let mut command = python("mlflow_server.py");
+        let mut process = command.arg(models).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let port = line.trim().parse().unwrap_or_else(|_| panic!("MLflow's scoring server did not start: '{line}'"));
+        ScoringServer { process, port }
+    }
+}
+
+impl Drop for ScoringServer {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn scoring_answers_as_mlflows_own_server_does() {
+    // given models for every part of MLflow's signatures, on MLflow's scoring server and on ours
+    let models = tempfile::tempdir().unwrap();
+    let made = python("mlflow_models.py").arg(models.path()).stdout(Stdio::null()).status().unwrap();
+    assert!(made.success(), "mlflow_models.py failed");
+    let mlflow = ScoringServer::start(models.path());
+    let server = Server::start();
+    let mut names = Vec::new();
+    for entry in fs::read_dir(models.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let registered = format!("main.default.{name}");
+        let version = server.push(&registered, &Package::of(&path));
+        server.create(&name, &serving(&registered, &version)).ok();
+        names.push(name);
+    }
+    for name in &names {
+        let endpoint = server.settled(name);
+        assert_eq!(endpoint["state"]["ready"], "READY", "{endpoint:#}");
+    }
+
+    // when both are sent the same requests, then both answer the same
+    let mut oracle = python("mlflow_oracle.py");
+    oracle.arg(models.path());
+    oracle.args(["--ours", &server.url("/serving-endpoints/{model}/invocations"), "--token", &server.token]);
+    oracle.args(["--mlflow", &format!("http://127.0.0.1:{}/{{model}}/invocations", mlflow.port)]);
+    let compared = oracle.stdin(Stdio::null()).output().unwrap();
+    let report = String::from_utf8_lossy(&compared.stdout);
+    println!("{}", report.lines().last().unwrap_or_default());
+    assert!(compared.status.success(), "{report}{}", String::from_utf8_lossy(&compared.stderr));
+}

@@ -113,8 +113,10 @@ def difference(ours, theirs, expected):
     mine, real = parsed(ours), parsed(theirs)
     if theirs.status_code == 200:
         return same(mine, real)
-    if isinstance(real, str):
-        return None if mine == real else f"{mine!r} != {real!r}"
+    if isinstance(real, str) or not isinstance(mine, dict):
+        # The list of content types is shorter without parquet.
+        start = str(real).split(" Types:")[0]
+        return None if isinstance(mine, str) and mine.startswith(start) else f"{mine!r} != {real!r}"
     for key in ("error_code", "error_class", "sqlstate"):
         if mine.get(key) != real.get(key):
             return f"{key} {mine.get(key)} != {real.get(key)}: {mine.get('message')!r:.300} != {real.get('message')!r:.300}"
@@ -172,9 +174,9 @@ def shortened(answer):
     return json.dumps(body)
 
 
-def compare(models, ours_url, token, mlflow_url, verbose):
+def compare(cases, models, ours_url, token, mlflow_url, verbose):
     differing, theirs_by_model = 0, {}
-    for model, name, body, content_type in mlflow_cases.CASES:
+    for model, name, body, content_type in cases:
         theirs = theirs_by_model.get(model)
         if theirs is None:
             theirs = Remote(mlflow_url.format(model=model)) if mlflow_url else InProcess(models / model)
@@ -185,7 +187,7 @@ def compare(models, ours_url, token, mlflow_url, verbose):
         differing += found is not None
         if found or verbose:
             print(f"{'DIFFERS' if found else 'ok     '} {model}: {name}{': ' + found if found else ''}")
-    print(f"{len(mlflow_cases.CASES)} cases, {differing} differ")
+    print(f"{len(cases)} cases, {differing} differ")
     return differing
 
 
@@ -196,6 +198,7 @@ def main():
     parser.add_argument("--token", help="bearer token for our endpoint")
     parser.add_argument("--mlflow", help="invocations URL of the real scoring server; default: in this process")
     parser.add_argument("--goldens", help="write MLflow's answers to this file instead of comparing")
+    parser.add_argument("--only", metavar="MODEL", help="ask this model only")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the cases that agree, too")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -205,7 +208,9 @@ def main():
         return 0
     if not arguments.ours:
         parser.error("--ours or --goldens is needed")
-    return 1 if compare(arguments.models, arguments.ours, arguments.token, arguments.mlflow, arguments.verbose) else 0
+    cases = [case for case in mlflow_cases.CASES if arguments.only in (None, case[0])]
+    differing = compare(cases, arguments.models, arguments.ours, arguments.token, arguments.mlflow, arguments.verbose)
+    return 1 if differing or not cases else 0
 
 
 if __name__ == "__main__":

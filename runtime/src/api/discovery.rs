@@ -58,7 +58,7 @@ pub(super) fn me(call: &Call) -> Result<Answer, ApiError> {
 }
 
 /// The reading half of the Open Inference Protocol.
-pub(super) async fn open_inference(call: Call, rest: &[&str]) -> Result<Answer, ApiError> {
+pub(super) async fn open_inference(call: &mut Call, rest: &[&str]) -> Result<Answer, ApiError> {
     match rest {
         [] | [""] => json(&json!({
             "name": "tessera",
@@ -66,7 +66,7 @@ pub(super) async fn open_inference(call: Call, rest: &[&str]) -> Result<Answer, 
             "extensions": [],
         })),
         ["health", "live"] => json(&json!({ "live": true })),
-        ["health", "ready"] => ready(&call),
+        ["health", "ready"] => ready(call),
         ["models", name, "ready"] | ["models", name, "versions", _, "ready"] => {
             let principal = call.principal()?;
             let endpoint = call.app.control.endpoint(principal.workspace, name)?;
@@ -75,6 +75,6 @@ pub(super) async fn open_inference(call: Call, rest: &[&str]) -> Result<Answer, 
             Ok(respond(if ready { 200 } else { 503 }, "application/json", body))
         }
         ["models", name] | ["models", name, "versions", _] => invocations::ask(call, name, "v2").await,
-        _ => Err(ApiError::new(ErrorCode::NotFound, format!("There is nothing at GET {}.", call.request.uri().path()))),
+        _ => Err(ApiError::new(ErrorCode::NotFound, format!("There is nothing at GET {}.", call.head.uri.path()))),
     }
 }

@@ -7,7 +7,7 @@ use super::{Answer, Call, json};
 use crate::control::NewEndpoint;
 use crate::error::ApiError;
 
-pub(super) async fn create(call: Call) -> Result<Answer, ApiError> {
+pub(super) async fn create(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<CreateEndpoint>().await?;
     let config = input
         .config
@@ -30,7 +30,7 @@ pub(super) fn get(call: &Call, name: &str) -> Result<Answer, ApiError> {
     json(&wire::endpoint(&*call.app.control.endpoint(principal.workspace, name)?))
 }
 
-pub(super) async fn update_config(call: Call, name: &str) -> Result<Answer, ApiError> {
+pub(super) async fn update_config(call: &mut Call, name: &str) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<ConfigInput>().await?;
     let make = |_: &_| input.into_config(&principal.user_name);
     let endpoint = app.control.update_config(principal.workspace, name, make).await?;

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::registry::parse_version;
 use super::{Answer, Call, json, respond};
 use crate::error::{ApiError, ErrorCode};
-use crate::http::body::{self, BodyLimits, ResponseBody};
+use crate::http::body::{BodyLimits, ResponseBody};
 use crate::registry::VersionRecord;
 
 /// Bytes read from disk at a time.
@@ -24,18 +24,18 @@ pub(super) fn location(model: &str, version: u64) -> String {
 }
 
 /// `fs/files` and `fs/directories` below `/Models/catalog/schema/model/version`.
-pub(super) async fn route(call: Call, what: &str, path: &[&str]) -> Result<Answer, ApiError> {
+pub(super) async fn route(call: &mut Call, what: &str, path: &[&str]) -> Result<Answer, ApiError> {
     let [catalog, schema, model, version, inside @ ..] = path else {
         return Err(ApiError::missing(format!("There is no file at /Models/{}.", path.join("/"))));
     };
     let model = format!("{catalog}.{schema}.{model}");
     let version = parse_version(version)?;
     let inside = inside.join("/");
-    match (call.request.method().clone(), what) {
+    match (call.head.method.clone(), what) {
         (Method::PUT, "files") => upload(call, &model, version, &inside).await,
-        (Method::GET, "files") => download(&call, &model, version, &inside, true).await,
-        (Method::HEAD, "files") => download(&call, &model, version, &inside, false).await,
-        (Method::GET | Method::HEAD, "directories") => list(&call, &model, version, &inside),
+        (Method::GET, "files") => download(call, &model, version, &inside, true).await,
+        (Method::HEAD, "files") => download(call, &model, version, &inside, false).await,
+        (Method::GET | Method::HEAD, "directories") => list(call, &model, version, &inside),
         // The SDK makes folders before it fills them; here they exist as soon as they have a file.
         (Method::PUT, "directories") => call.principal().map(|_| respond(204, "application/json", "")),
         (Method::POST, "files") => Err(ApiError::new(
@@ -46,11 +46,11 @@ pub(super) async fn route(call: Call, what: &str, path: &[&str]) -> Result<Answe
     }
 }
 
-async fn upload(call: Call, model: &str, version: u64, path: &str) -> Result<Answer, ApiError> {
+async fn upload(call: &mut Call, model: &str, version: u64, path: &str) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
     let registry = std::sync::Arc::clone(&call.app.control.registry);
     let limits = BodyLimits { bytes_max: call.app.upload_bytes_max, timeout: UPLOAD_TIMEOUT };
-    let content = body::chunks(call.request.into_body(), limits, |error| error)?;
+    let content = call.body_chunks(limits, |error| error)?;
     registry.put_file(principal.workspace, model, version, path, content).await?;
     Ok(respond(204, "application/json", ""))
 }

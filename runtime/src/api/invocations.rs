@@ -14,7 +14,7 @@ use crate::catalog::served::{ColdStart, Rung, ServedEntity};
 use crate::clock;
 use crate::deploy::package::RequestBodyMode;
 use crate::error::{ApiError, ErrorCode};
-use crate::http::body::{self, AbortOnDrop, ResponseBody};
+use crate::http::body::{AbortOnDrop, ResponseBody};
 use crate::sandbox::{self, FailureKind, Finished, Invocation, InvocationBody, InvokeError, RequestLog, StreamError};
 
 /// Names the served entity that answered.
@@ -27,21 +27,21 @@ const WANT_COLD_START: HeaderName = HeaderName::from_static("x-tessera-want-cold
 const COLD_START: HeaderName = HeaderName::from_static("x-tessera-cold-start");
 
 /// `POST /serving-endpoints/{name}/invocations` and its relatives. `path` is the guest's name for the API.
-pub(super) async fn invoke(call: Call, name: &str, entity: Option<&str>, path: &str) -> Result<Answer, ApiError> {
-    let endpoint = find(&call, name)?;
+pub(super) async fn invoke(call: &mut Call, name: &str, entity: Option<&str>, path: &str) -> Result<Answer, ApiError> {
+    let endpoint = find(call, name)?;
     let entity = choose(&endpoint, entity)?;
-    let content_type = header(&call, &CONTENT_TYPE);
-    let room = call.app.admission.body_room(body_size(&call))?;
-    let headers = Arc::new(call.request.headers().clone());
+    let content_type = header(call, &CONTENT_TYPE);
     let app = Arc::clone(&call.app);
+    let room = app.admission.body_room(body_size(call))?;
+    let headers = Arc::new(std::mem::take(&mut call.head.headers));
     let body = match entity.request_body() {
-        RequestBodyMode::Full => InvocationBody::Full(body::read(call.request.into_body(), app.body_limits).await?),
+        RequestBodyMode::Full => InvocationBody::Full(call.read_body(app.body_limits).await?),
         RequestBodyMode::Chunks => {
             let closed = |error: ApiError| match error.status {
                 413 => StreamError::TooLarge,
                 _ => StreamError::Closed,
             };
-            InvocationBody::Chunks(body::chunks(call.request.into_body(), app.body_limits, closed)?)
+            InvocationBody::Chunks(call.body_chunks(app.body_limits, closed)?)
         }
     };
     let request = Prepared { path: path.to_owned(), content_type, headers, body };
@@ -51,18 +51,18 @@ pub(super) async fn invoke(call: Call, name: &str, entity: Option<&str>, path: &
 }
 
 /// The OpenAI paths: the endpoint's name is the body's `model`.
-pub(super) async fn openai(call: Call, path: &str) -> Result<Answer, ApiError> {
+pub(super) async fn openai(call: &mut Call, path: &str) -> Result<Answer, ApiError> {
     /// The one field that routing needs; the guest reads the rest.
     #[derive(Deserialize)]
     struct Model {
         model: String,
     }
     let principal = call.principal()?;
-    let room = call.app.admission.body_room(body_size(&call))?;
-    let content_type = header(&call, &CONTENT_TYPE);
-    let headers = Arc::new(call.request.headers().clone());
     let app = Arc::clone(&call.app);
-    let body = body::read(call.request.into_body(), app.body_limits).await?;
+    let room = app.admission.body_room(body_size(call))?;
+    let content_type = header(call, &CONTENT_TYPE);
+    let headers = Arc::new(std::mem::take(&mut call.head.headers));
+    let body = call.read_body(app.body_limits).await?;
     let Model { model } = serde_json::from_slice(&body).map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("The request body must be JSON with a 'model', the endpoint's name: {error}"))
     })?;
@@ -76,10 +76,10 @@ pub(super) async fn openai(call: Call, path: &str) -> Result<Answer, ApiError> {
 }
 
 /// Runs a request without a body, for metadata that the guest answers.
-pub(super) async fn ask(call: Call, name: &str, path: &str) -> Result<Answer, ApiError> {
-    let endpoint = find(&call, name)?;
+pub(super) async fn ask(call: &Call, name: &str, path: &str) -> Result<Answer, ApiError> {
+    let endpoint = find(call, name)?;
     let entity = choose(&endpoint, None)?;
-    let headers = Arc::new(call.request.headers().clone());
+    let headers = Arc::new(call.head.headers.clone());
     let body = InvocationBody::Full(Vec::new());
     let request = Prepared { path: path.to_owned(), content_type: String::new(), headers, body };
     run(&call.app, &entity, request, &call.id, call.started).await
@@ -222,12 +222,12 @@ fn choose(endpoint: &Endpoint, entity: Option<&str>) -> Result<Arc<ServedEntity>
 }
 
 fn header(call: &Call, name: &HeaderName) -> String {
-    call.request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+    call.head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
 /// What a body may take in memory: its declared size, or the largest allowed when it does not say.
 fn body_size(call: &Call) -> u64 {
-    let declared = call.request.body().size_hint().exact();
+    let declared = call.body.as_ref().and_then(|body| body.size_hint().exact());
     declared.unwrap_or(call.app.body_limits.bytes_max).min(call.app.body_limits.bytes_max)
 }
 

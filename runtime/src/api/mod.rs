@@ -15,10 +15,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
 
 use crate::admission::Admission;
 use crate::auth::{Auth, Principal};
@@ -56,7 +58,9 @@ pub struct App {
 /// One request on its way, with who sent it known only where a route asked.
 pub(crate) struct Call {
     app: Arc<App>,
-    request: Request<Incoming>,
+    head: Parts,
+    /// None once a handler has taken it.
+    body: Option<Incoming>,
     peer: SocketAddr,
     id: String,
     started: Instant,
@@ -69,11 +73,15 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr)
     let id = request_id();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let call = Call { app, request, peer, id: id.clone(), started: Instant::now() };
+    let (head, body) = request.into_parts();
+    let mut call = Call { app, head, body: Some(body), peer, id: id.clone(), started: Instant::now() };
     let started = call.started;
     let open_inference = path.starts_with("/v2/");
     // A panic here is our bug; it costs one request, and the log says where.
-    let outcome = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(route(call))).await;
+    let outcome = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(route(&mut call))).await;
+    if let (Ok(Err(_)), Some(body)) = (&outcome, &mut call.body) {
+        body::discard(body).await;
+    }
     let mut response = match outcome {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => render_error(&error, &id, open_inference),
@@ -98,8 +106,8 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr)
 }
 
 /// The route table: method and path, and nothing else, decide who answers.
-async fn route(call: Call) -> Result<Answer, ApiError> {
-    let uri = call.request.uri();
+async fn route(call: &mut Call) -> Result<Answer, ApiError> {
+    let uri = &call.head.uri;
     if uri.path_and_query().is_some_and(|text| text.as_str().len() > URI_BYTES_MAX) {
         let message = format!("The request's path exceeds {URI_BYTES_MAX} bytes.");
         return Err(ApiError::new(ErrorCode::BadRequest, message).with_status(414));
@@ -108,7 +116,7 @@ async fn route(call: Call) -> Result<Answer, ApiError> {
     let segments = segments(&path)?;
     let segments: Vec<&str> = segments.iter().map(AsRef::as_ref).collect();
     let (get, post) = (Method::GET, Method::POST);
-    match (call.request.method().clone(), segments.as_slice()) {
+    match (call.head.method.clone(), segments.as_slice()) {
         // The query plane.
         (method, ["serving-endpoints", name, "invocations"]) if method == post => {
             invocations::invoke(call, name, None, "invocations").await
@@ -127,15 +135,15 @@ async fn route(call: Call) -> Result<Answer, ApiError> {
         }
 
         // The control plane.
-        (method, ["api", "2.0", "serving-endpoints"]) if method == get => endpoints::list(&call),
+        (method, ["api", "2.0", "serving-endpoints"]) if method == get => endpoints::list(call),
         (method, ["api", "2.0", "serving-endpoints"]) if method == post => endpoints::create(call).await,
-        (method, ["api", "2.0", "serving-endpoints", name]) if method == get => endpoints::get(&call, name),
-        (Method::DELETE, ["api", "2.0", "serving-endpoints", name]) => endpoints::delete(&call, name).await,
+        (method, ["api", "2.0", "serving-endpoints", name]) if method == get => endpoints::get(call, name),
+        (Method::DELETE, ["api", "2.0", "serving-endpoints", name]) => endpoints::delete(call, name).await,
         (Method::PUT, ["api", "2.0", "serving-endpoints", name, "config"]) => endpoints::update_config(call, name).await,
         (method, ["api", "2.0", "serving-endpoints", name, "served-models", entity, what @ ("logs" | "build-logs")])
             if method == get =>
         {
-            endpoints::logs(&call, name, entity, what)
+            endpoints::logs(call, name, entity, what)
         }
 
         // The model registry.
@@ -146,10 +154,10 @@ async fn route(call: Call) -> Result<Answer, ApiError> {
 
         // Discovery, health, metrics.
         (method, ["health"]) if method == get => discovery::health(),
-        (method, ["ready"]) if method == get => discovery::ready(&call),
-        (method, ["metrics"]) if method == get => discovery::metrics(&call),
-        (method, [".well-known", "databricks-config"]) if method == get => discovery::databricks_config(&call),
-        (method, ["api", "2.0", "preview", "scim", "v2", "Me"]) if method == get => discovery::me(&call),
+        (method, ["ready"]) if method == get => discovery::ready(call),
+        (method, ["metrics"]) if method == get => discovery::metrics(call),
+        (method, [".well-known", "databricks-config"]) if method == get => discovery::databricks_config(call),
+        (method, ["api", "2.0", "preview", "scim", "v2", "Me"]) if method == get => discovery::me(call),
         (method, _) => Err(ApiError::new(
             ErrorCode::NotFound,
             format!("There is nothing at {method} {path}. The paths are in the README under 'API'."),
@@ -169,25 +177,43 @@ fn segments(path: &str) -> Result<Vec<std::borrow::Cow<'_, str>>, ApiError> {
 impl Call {
     /// Who calls.
     fn principal(&self) -> Result<Arc<Principal>, ApiError> {
-        self.app.auth.authenticate(self.request.headers()).inspect_err(|_| self.app.metrics.count_refusal("unauthenticated"))
+        self.app.auth.authenticate(&self.head.headers).inspect_err(|_| self.app.metrics.count_refusal("unauthenticated"))
     }
 
     /// A value of the query.
     fn query(&self, name: &str) -> Option<String> {
-        let query = self.request.uri().query()?;
+        let query = self.head.uri.query()?;
         form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
     }
 
+    /// The whole body. What is left of a refused one stays, to be thrown away.
+    async fn read_body(&mut self, limits: BodyLimits) -> Result<Vec<u8>, ApiError> {
+        match &mut self.body {
+            Some(body) => body::read(body, limits).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The body in chunks, as they arrive.
+    fn body_chunks<E: Send + 'static>(
+        &mut self,
+        limits: BodyLimits,
+        error: impl Fn(ApiError) -> E + Send + 'static,
+    ) -> Result<mpsc::Receiver<Result<Bytes, E>>, ApiError> {
+        let body = self.body.take().ok_or_else(|| ApiError::new(ErrorCode::InternalError, "the body was read before"))?;
+        body::chunks(body, limits, error)
+    }
+
     /// Who calls, and the JSON sent.
-    async fn json<T: DeserializeOwned>(self) -> Result<(Arc<App>, Arc<Principal>, T), ApiError> {
+    async fn json<T: DeserializeOwned>(&mut self) -> Result<(Arc<App>, Arc<Principal>, T), ApiError> {
         let principal = self.principal()?;
         let limits = BodyLimits { bytes_max: CONTROL_BODY_BYTES_MAX, ..self.app.body_limits };
-        let bytes = body::read(self.request.into_body(), limits).await?;
+        let bytes = self.read_body(limits).await?;
         // Some clients send no body where every field is optional.
         let bytes = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
         let value = serde_json::from_slice(bytes)
             .map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("The request body is not as expected: {error}")))?;
-        Ok((self.app, principal, value))
+        Ok((Arc::clone(&self.app), principal, value))
     }
 }
 

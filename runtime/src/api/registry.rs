@@ -43,11 +43,11 @@ impl VersionRef {
 }
 
 /// The registry's part of the route table.
-pub(super) async fn route(call: Call, what: &[&str]) -> Result<Answer, ApiError> {
-    match (call.request.method().clone(), what) {
+pub(super) async fn route(call: &mut Call, what: &[&str]) -> Result<Answer, ApiError> {
+    match (call.head.method.clone(), what) {
         (Method::POST, ["registered-models", "create"]) => create_model(call).await,
-        (Method::GET, ["registered-models", "get"]) => get_model(&call),
-        (Method::GET, ["registered-models", "search"]) => search_models(&call),
+        (Method::GET, ["registered-models", "get"]) => get_model(call),
+        (Method::GET, ["registered-models", "search"]) => search_models(call),
         (Method::PATCH, ["registered-models", "update"]) => update_model(call).await,
         (Method::DELETE, ["registered-models", "delete"]) => delete_model(call).await,
         (Method::GET, ["registered-models:is-databricks-sdk-models-artifact-repository-enabled"]) => {
@@ -57,9 +57,9 @@ pub(super) async fn route(call: Call, what: &[&str]) -> Result<Answer, ApiError>
         }
         (Method::POST, ["model-versions", "create"]) => create_version(call).await,
         (Method::POST, ["model-versions", "finalize"]) => finalize_version(call).await,
-        (Method::GET, ["model-versions", "get"]) => get_version(&call),
-        (Method::GET, ["model-versions", "search"]) => search_versions(&call),
-        (Method::GET, ["model-versions", "get-download-uri"]) => download_uri(&call),
+        (Method::GET, ["model-versions", "get"]) => get_version(call),
+        (Method::GET, ["model-versions", "search"]) => search_versions(call),
+        (Method::GET, ["model-versions", "get-download-uri"]) => download_uri(call),
         (Method::DELETE, ["model-versions", "delete"]) => delete_version(call).await,
         (Method::POST, ["model-versions", "emit-lineage"]) => {
             // Lineage is not kept; the client sends it along and does not look at the answer.
@@ -68,12 +68,12 @@ pub(super) async fn route(call: Call, what: &[&str]) -> Result<Answer, ApiError>
         }
         (method, _) => Err(ApiError::new(
             ErrorCode::NotFound,
-            format!("The model registry has nothing at {method} {}.", call.request.uri().path()),
+            format!("The model registry has nothing at {method} {}.", call.head.uri.path()),
         )),
     }
 }
 
-async fn create_model(call: Call) -> Result<Answer, ApiError> {
+async fn create_model(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<ModelInput>().await?;
     let registry = &app.control.registry;
     let model = registry.create_model(principal.workspace, &input.name, input.description, &principal.user_name).await?;
@@ -95,13 +95,13 @@ fn search_models(call: &Call) -> Result<Answer, ApiError> {
     json(&answer)
 }
 
-async fn update_model(call: Call) -> Result<Answer, ApiError> {
+async fn update_model(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<ModelInput>().await?;
     let model = app.control.registry.describe_model(principal.workspace, &input.name, input.description).await?;
     json(&json!({ "registered_model": RegisteredModel::from(&model) }))
 }
 
-async fn delete_model(call: Call) -> Result<Answer, ApiError> {
+async fn delete_model(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<ModelInput>().await?;
     let workspace = principal.workspace;
     let in_use = |version| app.control.user_of(workspace, &input.name, version);
@@ -109,7 +109,7 @@ async fn delete_model(call: Call) -> Result<Answer, ApiError> {
     json(&Map::new())
 }
 
-async fn create_version(call: Call) -> Result<Answer, ApiError> {
+async fn create_version(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<VersionInput>().await?;
     let new = NewVersion { source: input.source, description: input.description, run_id: input.run_id };
     let registry = &app.control.registry;
@@ -117,7 +117,7 @@ async fn create_version(call: Call) -> Result<Answer, ApiError> {
     json(&json!({ "model_version": wire::model_version(&version) }))
 }
 
-async fn finalize_version(call: Call) -> Result<Answer, ApiError> {
+async fn finalize_version(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<VersionRef>().await?;
     let version = app.control.registry.finalize(principal.workspace, &input.name, input.number()?).await?;
     json(&json!({ "model_version": wire::model_version(&version) }))
@@ -153,7 +153,7 @@ fn download_uri(call: &Call) -> Result<Answer, ApiError> {
     json(&json!({ "artifact_uri": super::files::location(&version.name, version.version) }))
 }
 
-async fn delete_version(call: Call) -> Result<Answer, ApiError> {
+async fn delete_version(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<VersionRef>().await?;
     let (workspace, version) = (principal.workspace, input.number()?);
     let in_use = app.control.user_of(workspace, &input.name, version);

@@ -76,15 +76,36 @@ pub struct BodyLimits {
     pub timeout: Duration,
 }
 
-/// Reads a whole body.
+/// Bytes of a refused body that are read and thrown away.
+const DISCARD_BYTES_MAX: usize = 64 << 20;
+
+/// Time for that.
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Reads what is left of a body that nobody wants, within bounds. A client that is still sending when the connection
+/// closes would see a reset instead of the response that says why.
+pub async fn discard(body: &mut Incoming) {
+    let reading = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > DISCARD_BYTES_MAX {
+                break;
+            }
+        }
+    };
+    // Whether all was read or not, the response is due now.
+    let _ = tokio::time::timeout(DISCARD_TIME_MAX, reading).await;
+}
+
+/// Reads a whole body. What is left of one that is refused stays in `body`.
 ///
 /// # Errors
 /// 413 when it is too large, 408 when it takes too long, 400 when it breaks off.
-pub async fn read(body: Incoming, limits: BodyLimits) -> Result<Vec<u8>, ApiError> {
-    refuse_large(&body, limits)?;
+pub async fn read(body: &mut Incoming, limits: BodyLimits) -> Result<Vec<u8>, ApiError> {
+    refuse_large(body, limits)?;
     let expected = body.size_hint().exact().unwrap_or(0);
     let mut whole = Vec::with_capacity(expected as usize);
-    let mut body = body;
     let reading = async {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| broken_off(&error))?;
@@ -138,6 +159,7 @@ async fn pass_on<E>(
         let Ok(data) = frame.map_err(|error| broken_off(&error))?.into_data() else { continue };
         bytes += data.len() as u64;
         if bytes > limits.bytes_max {
+            discard(&mut body).await;
             return Err(too_large(limits));
         }
         if sender.send(Ok(data)).await.is_err() {

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 use super::error::panic_text;
 use super::{BackendId, ExecutionTarget, Graph, NnError, NnErrorKind};
@@ -47,8 +47,12 @@ struct State {
 }
 
 enum Slot {
-    Loading(watch::Receiver<Option<Loaded>>),
-    Ready { graph: Arc<dyn Graph>, used: Instant },
+    /// Who waits. Each gets a reference of its own, so that the count of references says exactly who uses the graph.
+    Loading(Vec<oneshot::Sender<Loaded>>),
+    Ready {
+        graph: Arc<dyn Graph>,
+        used: Instant,
+    },
 }
 
 type Loaded = Result<Arc<dyn Graph>, NnError>;
@@ -67,13 +71,12 @@ impl Graphs {
         key: GraphKey,
         load: impl FnOnce() -> Loaded + Send + 'static,
     ) -> Result<Arc<dyn Graph>, NnError> {
-        let mut loading = match self.find_or_start(key, load) {
-            Ok(graph) => return Ok(graph),
-            Err(loading) => loading,
-        };
-        match loading.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(result)) => result.clone(),
-            _ => Err(NnError::runtime("the load was abandoned: the server is shutting down")),
+        match self.find_or_start(key, load) {
+            Found::Ready(graph) => Ok(graph),
+            Found::Loading(waiter) => match waiter.await {
+                Ok(result) => result,
+                Err(_dropped) => Err(NnError::overloaded("the load was abandoned: the server is shutting down")),
+            },
         }
     }
 
@@ -103,7 +106,7 @@ impl Graphs {
             }
             Slot::Ready { .. } | Slot::Loading(_) => true,
         });
-        // Freed here, after the lock: releasing a session takes milliseconds.
+        // Freed after the lock, as in `land`.
         idle.iter().map(|graph| graph.memory_bytes()).sum()
     }
 
@@ -114,35 +117,36 @@ impl Graphs {
         GraphsStats { bytes: state.bytes(|_| true), count, loads: state.loads }
     }
 
-    /// The graph, or who will have it. One lock from the look to the start of the load, so there is only one.
-    fn find_or_start(
-        &self,
-        key: GraphKey,
-        load: impl FnOnce() -> Loaded + Send + 'static,
-    ) -> Result<Arc<dyn Graph>, watch::Receiver<Option<Loaded>>> {
+    /// One lock from the look to the start of the load, so there is only one load.
+    fn find_or_start(&self, key: GraphKey, load: impl FnOnce() -> Loaded + Send + 'static) -> Found {
+        let (tx, rx) = oneshot::channel();
         let mut state = self.lock();
         match state.slots.get_mut(&key) {
             Some(Slot::Ready { graph, used }) => {
                 *used = Instant::now();
-                return Ok(graph.clone());
+                return Found::Ready(graph.clone());
             }
-            Some(Slot::Loading(loading)) => return Err(loading.clone()),
+            Some(Slot::Loading(waiters)) => {
+                if waiters.len() == waiters.capacity() {
+                    // Before the list grows: those who went away need no place in it.
+                    waiters.retain(|waiter| !waiter.is_closed());
+                }
+                waiters.push(tx);
+                return Found::Loading(rx);
+            }
             None => {}
         }
-        let (tx, rx) = watch::channel(None);
-        state.slots.insert(key.clone(), Slot::Loading(rx.clone()));
+        state.slots.insert(key.clone(), Slot::Loading(vec![tx]));
         state.loads += 1;
-        let flight = Flight { graphs: self.clone(), key };
         drop(state);
         // Dropping the closure unrun, as a runtime does when it shuts down, drops the flight, which clears the slot.
+        let flight = Flight { graphs: self.clone(), key, landed: false };
         tokio::task::spawn_blocking(move || {
             let result = catch_unwind(AssertUnwindSafe(load))
                 .unwrap_or_else(|panic| Err(NnError::runtime(format!("the load panicked: {}", panic_text(&*panic)))));
-            let result = result.and_then(|graph| flight.land(graph));
-            drop(flight);
-            let _ = tx.send(Some(result));
+            flight.land(result);
         });
-        Err(rx)
+        Found::Loading(rx)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -150,50 +154,70 @@ impl Graphs {
     }
 }
 
-/// A load under way: on drop its slot is free again, unless the graph landed there.
+enum Found {
+    Ready(Arc<dyn Graph>),
+    Loading(oneshot::Receiver<Loaded>),
+}
+
+/// A load under way: dropped before it lands, it frees its slot, and whoever waits hears that nothing comes.
 struct Flight {
     graphs: Graphs,
     key: GraphKey,
+    landed: bool,
 }
 
 impl Flight {
-    /// Puts the graph in its slot, and others out to make room for it.
-    fn land(&self, graph: Arc<dyn Graph>) -> Loaded {
-        let (bytes, budget) = (graph.memory_bytes(), self.graphs.budget_bytes);
-        if bytes > budget {
-            let text = format!("the graph needs {bytes} bytes of memory, the budget for all graphs is {budget}");
-            return Err(NnError::new(NnErrorKind::TooLarge, text));
-        }
+    /// Puts the graph in its slot, if it fits, and tells those who wait.
+    fn land(mut self, result: Loaded) {
+        self.landed = true;
         let mut evicted = Vec::new();
         let mut state = self.graphs.lock();
-        // Looked at first: if those in use leave no room, dropping the others would help nobody.
-        let held = state.bytes(in_use);
-        if held > budget - bytes {
-            let text = format!("the graph needs {bytes} bytes of memory, and graphs in use hold {held} of {budget}");
-            return Err(NnError::overloaded(text));
+        let result =
+            result.and_then(|graph| state.make_room(&graph, self.graphs.budget_bytes, &mut evicted).map(|()| graph));
+        let Some(Slot::Loading(waiters)) = state.slots.remove(&self.key) else { return };
+        let answers: Vec<_> = waiters.into_iter().map(|waiter| (waiter, result.clone())).collect();
+        if let Ok(graph) = result {
+            state.slots.insert(self.key.clone(), Slot::Ready { graph, used: Instant::now() });
         }
-        while state.bytes(|_| true) > budget - bytes {
-            // There is one: those in use fit, and nobody can take an idle one into use while this holds the lock.
-            let Some(victim) = state.least_recently_used() else { break };
-            evicted.extend(state.slots.remove(&victim));
-        }
-        state.slots.insert(self.key.clone(), Slot::Ready { graph: graph.clone(), used: Instant::now() });
         drop(state);
+        // Freed after the lock: releasing a session takes milliseconds.
         drop(evicted);
-        Ok(graph)
+        for (waiter, answer) in answers {
+            let _ = waiter.send(answer);
+        }
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        let mut state = self.graphs.lock();
-        if let Some(Slot::Loading(_)) = state.slots.get(&self.key) {
-            state.slots.remove(&self.key);
+        if !self.landed {
+            self.graphs.lock().slots.remove(&self.key);
         }
     }
 }
 
 impl State {
+    /// Moves idle graphs to `evicted` until `graph` fits the budget.
+    fn make_room(&mut self, graph: &Arc<dyn Graph>, budget: u64, evicted: &mut Vec<Slot>) -> Result<(), NnError> {
+        let bytes = graph.memory_bytes();
+        if bytes > budget {
+            let text = format!("the graph needs {bytes} bytes of memory, the budget for all graphs is {budget}");
+            return Err(NnError::new(NnErrorKind::TooLarge, text));
+        }
+        // Looked at first: if those in use leave no room, dropping the others would help nobody.
+        let held = self.bytes(in_use);
+        if held > budget - bytes {
+            let text = format!("the graph needs {bytes} bytes of memory, and graphs in use hold {held} of {budget}");
+            return Err(NnError::overloaded(text));
+        }
+        while self.bytes(|_| true) > budget - bytes {
+            // There is one: those in use fit. One that was just let go counts as idle from here on.
+            let Some(victim) = self.least_recently_used() else { break };
+            evicted.extend(self.slots.remove(&victim));
+        }
+        Ok(())
+    }
+
     fn bytes(&self, counts: impl Fn(&Arc<dyn Graph>) -> bool) -> u64 {
         let counted = self.slots.values().filter_map(Slot::graph).filter(|graph| counts(graph));
         counted.map(|graph| graph.memory_bytes()).sum()
@@ -331,7 +355,7 @@ mod tests {
         assert_eq!(get("beside", 61).await.err().unwrap().kind(), NnErrorKind::Overloaded);
         drop(held);
         drop(get("beside", 61).await.unwrap());
-        assert_eq!(graphs.stats().bytes, 61);
+        assert_eq!(graphs.stats().bytes, 91, "held and more went, both older than old");
     }
 
     #[tokio::test]

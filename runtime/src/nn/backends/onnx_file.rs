@@ -497,6 +497,9 @@ mod tests {
     use super::*;
     use crate::nn::test_models::*;
 
+    /// Rounds of random changes; raise it to look harder.
+    const ROUNDS: u32 = 500;
+
     fn inspect_bytes(bytes: &[u8]) -> Result<GraphInfo, NnError> {
         inspect(&ModelFile::new(bytes).path(), &[])
     }
@@ -606,7 +609,7 @@ mod tests {
             }
         }
         let mut random = fastrand::Rng::with_seed(3);
-        for _ in 0..5_000 {
+        for _ in 0..ROUNDS {
             let mut bytes = whole.clone();
             for _ in 0..random.usize(1..6) {
                 let at = random.usize(..bytes.len());
