@@ -45,10 +45,11 @@ const BLOB_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// When the home, the store, the backends or the address cannot be had.
 pub fn serve(config: &ServeConfig) -> Result<()> {
     let home = Home::open(&config.home)?;
-    // A leftover of a server that was killed: nobody must take it for this one's.
-    let _ = std::fs::remove_file(home.path("address"));
     let keys = home.keys()?;
     let store: Arc<dyn StateStore> = Arc::new(SledStore::open(&home.path("store")).context("failed to open the state store")?);
+    // A leftover of a server that was killed: nobody must take it for this one's. Only now that the store is locked, for
+    // before that it may be the address of a server that runs on this home.
+    let _ = std::fs::remove_file(home.path("address"));
     let blobs = Arc::new(Blobs::open(&home.path("blobs")).context("failed to open the files of packages")?);
     let background = background_runtime()?;
     let metrics = Arc::new(Metrics::default());
@@ -146,7 +147,11 @@ fn model_host(config: &ServeConfig, home: &Home, keys: &Keys, blobs: &Arc<Blobs>
         executor: Executor::new(config.executor_threads, config.executor_queue_max).context("failed to start executors")?,
         blobs: Arc::clone(blobs),
         artifacts: Artifacts::open(&home.path("artifacts"), keys.artifacts).context("failed to open the artifacts")?,
-        workers: Workers { executable: executable()?, timeout: Duration::from_millis(config.compile_timeout_ms) },
+        workers: Workers {
+            // This very program, also after its file was replaced by another version.
+            executable: PathBuf::from("/proc/self/exe"),
+            timeout: Duration::from_millis(config.compile_timeout_ms),
+        },
         worker_memory_bytes: config.compile_memory_bytes_max,
         limits: RequestLimits {
             memory_bytes: config.sandbox_memory_bytes_max,
@@ -157,10 +162,6 @@ fn model_host(config: &ServeConfig, home: &Home, keys: &Keys, blobs: &Arc<Blobs>
             log_bytes: config.log_bytes_per_request,
         },
     }))
-}
-
-fn executable() -> Result<PathBuf> {
-    std::env::current_exe().context("failed to find this program's file, which compile workers are started from")
 }
 
 /// Deploys, idle checks and signals run here, apart from the event loops that answer requests.

@@ -190,13 +190,18 @@ fn an_update_swaps_the_version_without_a_failed_request() {
 fn endpoints_of_one_version_may_deploy_at_once() {
     let server = with_model();
     let names = ["a", "b", "c", "d"];
-    for name in names {
-        server.create(name, &serving(MODEL, "1")).ok();
-    }
-    for name in names {
-        let endpoint = server.settled(name);
-        assert_eq!(endpoint["state"]["ready"], "READY", "{endpoint:#}");
-        count(&server, name);
+    for round in ["1", "2", "3"] {
+        // when several endpoints need the same component, which was not compiled before
+        for name in names {
+            server.create(name, &serving_with(MODEL, "1", ("round", round))).ok();
+        }
+        // then all of them get it
+        for name in names {
+            let endpoint = server.settled(name);
+            assert_eq!(endpoint["state"]["ready"], "READY", "{endpoint:#}");
+            count(&server, name);
+            server.delete(&format!("/api/2.0/serving-endpoints/{name}"), &json!({})).ok();
+        }
     }
 }
 

@@ -287,7 +287,9 @@ impl Server {
     pub(crate) fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").text();
         let series = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-        series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+        let values: Vec<f64> = series.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+        assert!(!values.is_empty(), "there is no {name} in {text}");
+        values.iter().sum()
     }
 
     /// Registers a package as the next version of a model; the answer to finalizing says whether it is a good one.

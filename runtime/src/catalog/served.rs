@@ -71,6 +71,8 @@ pub struct ServedEntity {
     /// How its component and graphs are brought into memory.
     pub plan: Plan,
     component: ArcSwapOption<LoadedComponent>,
+    /// Kept so that they count as in use, when the entity does not scale to zero.
+    pinned: std::sync::OnceLock<Arc<[(String, Arc<dyn Graph>)]>>,
     /// Held while the component is loaded, so that it is loaded once however many requests wait.
     loading: Mutex<()>,
     started: Instant,
@@ -109,6 +111,7 @@ impl ServedEntity {
             metrics,
             plan,
             component: ArcSwapOption::empty(),
+            pinned: std::sync::OnceLock::new(),
             loading: Mutex::new(()),
             started: Instant::now(),
             last_used_ms: AtomicU64::new(0),
@@ -155,7 +158,11 @@ impl ServedEntity {
         if rung != Rung::Warm {
             *self.last_cold_start.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(cold);
         }
-        Ok(Ready { component, graphs: graphs.into(), cold })
+        let graphs: Arc<[_]> = graphs.into();
+        if !self.config.scale_to_zero_enabled {
+            self.pinned.get_or_init(|| Arc::clone(&graphs));
+        }
+        Ok(Ready { component, graphs, cold })
     }
 
     async fn load_component(&self, host: &ModelHost) -> Result<(Arc<LoadedComponent>, Rung), DeployError> {

@@ -211,11 +211,13 @@ mod tests {
     use super::*;
     use crate::nn::{BackendId, GraphInfo, NnErrorKind};
 
+    type Body = Box<dyn Fn(&Cancel) -> Result<Vec<(String, Tensor)>, NnError> + Send + Sync>;
+
     /// A graph of no inputs that does what the test says, and tells when it starts.
     struct Fake {
         info: GraphInfo,
         runs: AtomicUsize,
-        body: Box<dyn Fn(&Cancel) -> Result<Vec<(String, Tensor)>, NnError> + Send + Sync>,
+        body: Body,
     }
 
     impl Graph for Fake {

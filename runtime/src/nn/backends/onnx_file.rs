@@ -549,14 +549,14 @@ mod tests {
         let outside = external_tensor("w", &[2], "w.bin");
         let y = || [value("y", FLOAT, &["2"])];
         let constant = node("Constant", &[], &["y"], &[tensor_attribute("value", &outside)]);
-        let hidden = graph(&[constant.clone()], &[], &y(), &[]);
+        let hidden = graph(std::slice::from_ref(&constant), &[], &y(), &[]);
         let branch = node("If", &["c"], &["y"], &[graph_attribute("then_branch", &hidden)]);
         let sparse = Message::default().bytes(1, &outside.0);
-        let function = Message::default().all(7, &[constant.clone()]);
+        let function = Message::default().all(7, std::slice::from_ref(&constant));
         let plain = graph(&[], &[], &y(), &[]);
         let training = Message::default().bytes(2, &hidden.0);
         let models = [
-            model(&graph(&[], &[], &y(), &[outside.clone()])),
+            model(&graph(&[], &[], &y(), std::slice::from_ref(&outside))),
             model(&graph(&[constant], &[], &y(), &[])),
             model(&graph(&[branch], &[value("c", BOOL, &[])], &y(), &[])),
             model(&Message(plain.0.clone()).bytes(15, sparse.0)),

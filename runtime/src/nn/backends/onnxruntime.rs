@@ -17,7 +17,7 @@ use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::SharedSessionInner;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::sys::{OrtRunOptions, OrtStatusPtr, OrtTensorTypeAndShapeInfo, OrtValue};
 
 use super::{BackendId, files_bytes, onnx_file, without_path};
@@ -133,21 +133,22 @@ impl Backend for OnnxRuntime {
 
 impl Library {
     fn session(&self, path: &Path) -> Result<Arc<SharedSessionInner>, NnError> {
-        let failed = |error: ort::Error| load_error(&error, path);
-        let session = ort::session::Session::builder(&self.environment)
-            .map_err(failed)?
-            .with_intra_threads(1)
-            .and_then(|builder| builder.with_inter_threads(1))
-            .and_then(|builder| builder.with_parallel_execution(false))
-            .and_then(|builder| builder.with_intra_op_spinning(false))
-            .and_then(|builder| builder.with_inter_op_spinning(false))
-            .and_then(|builder| builder.with_optimization_level(GraphOptimizationLevel::All))
-            // Weights outside the arena, which rounds sizes up and keeps what it once had.
-            .and_then(|builder| builder.with_device_allocated_initializers())
-            .map_err(|error| failed(error.into()))?
-            .commit_from_file(path)
-            .map_err(failed)?;
+        let session = self.session_builder().and_then(|mut builder| builder.commit_from_file(path));
+        let session = session.map_err(|error| load_error(&error, path))?;
         Ok(session.inner())
+    }
+
+    fn session_builder(&self) -> ort::Result<SessionBuilder> {
+        let builder = ort::session::Session::builder(&self.environment)?
+            .with_intra_threads(1)?
+            .with_inter_threads(1)?
+            .with_parallel_execution(false)?
+            .with_intra_op_spinning(false)?
+            .with_inter_op_spinning(false)?
+            .with_optimization_level(GraphOptimizationLevel::All)?
+            // Weights outside the arena, which rounds sizes up and keeps what it once had.
+            .with_device_allocated_initializers()?;
+        Ok(builder)
     }
 }
 

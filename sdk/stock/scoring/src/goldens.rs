@@ -214,14 +214,21 @@ fn tables_that_would_outgrow_their_body_are_refused() {
     let models: Vec<Value> = text.lines().map_while(|line| serde_json::from_str(line).ok()).collect();
     let bare = scoring(models.iter().find(|model| model["name"] == "bare").unwrap());
     let rows: Vec<String> = (0..6000).map(|row| format!("{{\"k{row}\": 1.5}}")).collect();
-    let records = format!("{{\"dataframe_records\": [{}]}}", rows.join(","));
+    let records = |field: &str| format!("{{\"{field}\": [{}]}}", rows.join(","));
     let lists =
         format!("{{\"dataframe_split\": {{\"data\": [[{}1], {}[1]]}}}}", "1,".repeat(6000), "[1],".repeat(6000));
-    for body in [records, lists] {
+    for body in [records("dataframe_records"), lists] {
         let request = Request::new("invocations", "application/json", body);
         let response = bare.answer(&request, &|_| panic!("computed")).unwrap();
         let (status, _, answer) = response.parts().unwrap();
         assert!(status == 400 && String::from_utf8_lossy(answer).contains("cells"));
+    }
+    let iris = scoring(models.iter().find(|model| model["name"] == "iris").unwrap());
+    for field in ["inputs", "instances"] {
+        let response =
+            iris.answer(&Request::new("invocations", "application/json", records(field)), &|_| panic!("computed"));
+        let (status, _, answer) = response.as_ref().unwrap().parts().unwrap();
+        assert!(status == 400 && String::from_utf8_lossy(answer).contains("over the limit of 4096 names"));
     }
 }
 
@@ -239,30 +246,4 @@ fn other_paths_are_not_found_and_the_host_s_failures_stay_its_own() {
     let response = scoring.answer(&request("invocations"), &|_| Err(Error::model("bad op"))).unwrap();
     let (status, _, body) = response.parts().unwrap();
     assert!(status == 400 && String::from_utf8_lossy(body).contains("Encountered an unexpected error"));
-}
-//TMP
-#[test]
-fn tmp_bench() {
-    let text = std::fs::read_to_string(GOLDENS).unwrap();
-    let models: Vec<Value> = text.lines().map_while(|line| serde_json::from_str(line).ok()).collect();
-    let mut time = |name: &str, label: &str, body: String, dims: Vec<u32>| {
-        let scoring = scoring(models.iter().find(|model| model["name"] == name).unwrap());
-        let n: usize = dims.iter().product::<u32>() as usize;
-        let out = vec![0.1234567f32; n];
-        let t = Tensor::new(&dims, &out).unwrap().into_owned();
-        let request = Request::new("invocations", "application/json", body.clone());
-        let iterations = 200000000 / (body.len() * 40 + 2000);
-        let start = std::time::Instant::now();
-        for _ in 0..iterations {
-            std::hint::black_box(scoring.answer(&request, &|_| Ok(vec![t.clone()])).unwrap());
-        }
-        println!("{label}: {:.2} us per request, {} bytes", start.elapsed().as_secs_f64() * 1e6 / iterations as f64, body.len());
-    };
-    let row = "[5.1,3.5,1.4,0.2]";
-    let split = |rows: usize| format!("{{\"dataframe_split\":{{\"columns\":[\"sl\",\"sw\",\"pl\",\"pw\"],\"data\":[{}]}}}}", vec![row; rows].join(","));
-    time("iris", "split 1 row", split(1), vec![1, 1]);
-    time("iris", "split 1000 rows", split(1000), vec![1000, 1]);
-    let record = "{\"sl\":5.1,\"sw\":3.5,\"pl\":1.4,\"pw\":0.2}";
-    time("iris", "records 1000 rows", format!("{{\"dataframe_records\":[{}]}}", vec![record; 1000].join(",")), vec![1000, 1]);
-    time("tensor", "tensor 150k floats", format!("{{\"inputs\":[{}]}}", vec!["[[0.12345678,1.5],[2.75,3.1415927]]"; 37500].join(",")), vec![37500, 2, 2]);
 }

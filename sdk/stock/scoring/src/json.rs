@@ -321,10 +321,9 @@ impl<'a> Parser<'a> {
 
     fn number(&mut self) -> Parsed<Json<'a>> {
         let start = self.at;
-        if self.take("-Infinity") {
+        if self.take("-") && self.take("Infinity") {
             return Ok(Json::Float(f64::NEG_INFINITY));
         }
-        self.take("-");
         match self.peek() {
             Some(b'0') => self.at += 1,
             Some(b'1'..=b'9') => self.skip_digits(),

@@ -1,8 +1,8 @@
 //! The stock component that serves any plain ONNX model, written with the public guest SDK alone.
 //!
-//! Two protocols reach the same graph: `invocations` speaks MLflow's scoring protocol ([`mlflow`]), `v2` and `v2/infer`
-//! the Open Inference Protocol ([`oip`]). Both read the body with [`json`] and write numbers with [`numbers`]; what is
-//! fed and what comes out is [`tensor`]. Everything that a request needs of the package is parsed at deploy.
+//! Two protocols reach the same graph: `invocations` speaks MLflow's scoring protocol (`mlflow`), `v2` and `v2/infer`
+//! the Open Inference Protocol (`oip`). Both read the body with `json` and write numbers with `numbers`; what is
+//! fed and what comes out is `tensor`. Everything that a request needs of the package is parsed at deploy.
 //!
 //! Settings: `graph`, the graph's name (`model`); `model_name` and `model_version`, what clients of the Open Inference
 //! Protocol are told (the graph's name, `1`); `mlflow.signature.inputs` and `mlflow.signature.params`, the JSON strings of

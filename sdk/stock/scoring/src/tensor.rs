@@ -189,8 +189,8 @@ fn ints_to_bytes(values: &[i64], element: ElementType) -> Vec<u8> {
     match element {
         ElementType::Bool => values.iter().map(|value| u8::from(*value != 0)).collect(),
         ElementType::U8 | ElementType::Int8 => values.iter().map(|value| *value as u8).collect(),
-        ElementType::I32 => values.iter().flat_map(|value| (*value as i32).to_le_bytes()).collect(),
-        ElementType::I64 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        ElementType::I32 => pack(values, |value| (value as i32).to_le_bytes()),
+        ElementType::I64 => pack(values, |value| value.to_le_bytes()),
         ElementType::Fp16 | ElementType::Bf16 | ElementType::Fp32 | ElementType::Fp64 => {
             floats_to_bytes(&values.iter().map(|value| *value as f64).collect::<Vec<_>>(), element)
         }
@@ -199,14 +199,23 @@ fn ints_to_bytes(values: &[i64], element: ElementType) -> Vec<u8> {
 
 fn floats_to_bytes(values: &[f64], element: ElementType) -> Vec<u8> {
     match element {
-        ElementType::Fp16 => values.iter().flat_map(|value| f16::from_f64(*value).to_le_bytes()).collect(),
-        ElementType::Bf16 => values.iter().flat_map(|value| bf16::from_f64(*value).to_le_bytes()).collect(),
-        ElementType::Fp32 => values.iter().flat_map(|value| (*value as f32).to_le_bytes()).collect(),
-        ElementType::Fp64 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        ElementType::Fp16 => pack(values, |value| f16::from_f64(value).to_le_bytes()),
+        ElementType::Bf16 => pack(values, |value| bf16::from_f64(value).to_le_bytes()),
+        ElementType::Fp32 => pack(values, |value| (value as f32).to_le_bytes()),
+        ElementType::Fp64 => pack(values, |value| value.to_le_bytes()),
         ElementType::Bool | ElementType::U8 | ElementType::Int8 | ElementType::I32 | ElementType::I64 => {
             ints_to_bytes(&values.iter().map(|value| *value as i64).collect::<Vec<_>>(), element)
         }
     }
+}
+
+/// One copy per element into a buffer of the right size, which the compiler makes wide moves of.
+fn pack<T: Copy, const BYTES: usize>(values: &[T], to_bytes: impl Fn(T) -> [u8; BYTES]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * BYTES];
+    for (place, value) in bytes.chunks_exact_mut(BYTES).zip(values) {
+        place.copy_from_slice(&to_bytes(*value));
+    }
+    bytes
 }
 
 /// A number of an output.

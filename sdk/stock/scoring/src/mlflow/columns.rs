@@ -3,11 +3,12 @@
 use super::Refusal;
 use super::convert;
 use super::dates;
+use super::enforce;
 use super::feed::Table;
 use super::frame::{Frame, Label};
 use super::nested::{self, Need};
 use super::schema::{Column, ScalarType, Type};
-use super::values::{Data, Value, array_column};
+use super::values::{Data, NAMES_MAX, Value, array_column};
 use crate::json::Cell;
 use crate::tensor::{Array, Dtype, Values};
 
@@ -201,7 +202,7 @@ pub(crate) fn from_data<'j>(data: Data<'j>, columns: &'j [Column]) -> Result<Tab
         let position = if named { given.iter().position(|other| *other == label) } else { Some(place) };
         if let Some(series) = position.and_then(|position| found.get_mut(position)).and_then(Option::take) {
             let name = column.name.clone().unwrap_or_else(|| place.to_string());
-            table.columns.push((label, enforce(&name, series, column).map_err(Refusal::Schema)?));
+            table.columns.push((label, enforced(&name, series, column).map_err(Refusal::Schema)?));
         }
     }
     Ok(table)
@@ -213,7 +214,7 @@ fn series_of<'j>(data: Data<'j>, columns: &[Column]) -> Result<(usize, NamedSeri
     match data {
         Data::One(value) => series_of_one(value),
         Data::ByName(values) => series_of_dict(values, columns),
-        Data::Records(records) => Ok(series_of_records(records)),
+        Data::Records(records) => series_of_records(records, columns),
     }
 }
 
@@ -304,22 +305,34 @@ fn repeat(array: &Array, rows: usize) -> Array {
     Array::column(array.dtype, values)
 }
 
-fn series_of_records<'j>(records: Vec<Vec<(&'j str, Value<'j>)>>) -> (usize, NamedSeries<'j>) {
+/// Keys that the signature does not know are kept by name alone: as columns, records that share no key would grow with
+/// the square of the body.
+fn series_of_records<'j>(
+    records: Vec<Vec<(&'j str, Value<'j>)>>,
+    columns: &[Column],
+) -> Result<(usize, NamedSeries<'j>), String> {
     let rows = records.len();
-    let mut columns: Vec<(&'j str, Vec<(usize, Value<'j>)>)> = Vec::new();
+    let named = is_named(columns);
+    let mut found: Vec<(&'j str, Vec<(usize, Value<'j>)>)> = Vec::new();
     for (row, record) in records.into_iter().enumerate() {
         for (position, (name, value)) in record.into_iter().enumerate() {
-            let near = columns.get(position).is_some_and(|(known, _)| *known == name).then_some(position);
-            match near
-                .or_else(|| columns.iter().position(|(known, _)| *known == name))
-                .and_then(|at| columns.get_mut(at))
-            {
+            let near = found.get(position).is_some_and(|(known, _)| *known == name).then_some(position);
+            let place = near.or_else(|| found.iter().position(|(known, _)| *known == name));
+            if place.is_none() && found.len() == NAMES_MAX {
+                return Err(format!("record {row} is over the limit of {NAMES_MAX} names"));
+            }
+            match place.and_then(|place| found.get_mut(place)) {
                 Some((_, values)) => values.push((row, value)),
-                None => columns.push((name, vec![(row, value)])),
+                None => found.push((name, vec![(row, value)])),
             }
         }
     }
-    (rows, columns.into_iter().map(|(name, values)| (Label::Name(name), column_of_records(values, rows))).collect())
+    let is_known = |name: &str| columns.iter().any(|column| column.name.as_deref() == Some(name));
+    let series = found.into_iter().enumerate().map(|(place, (name, values))| {
+        let wanted = if named { is_known(name) } else { place < columns.len() };
+        (Label::Name(name), if wanted { column_of_records(values, rows) } else { Series::Arrays(rows) })
+    });
+    Ok((rows, series.collect()))
 }
 
 /// One key over all records; a record without it leaves a gap, for which numbers become double precision.
@@ -362,10 +375,10 @@ fn column_of_records<'j>(values: Vec<(usize, Value<'j>)>, rows: usize) -> Series
     })
 }
 
-fn enforce(name: &str, series: Series<'_>, column: &Column) -> Result<Array, String> {
+fn enforced(name: &str, series: Series<'_>, column: &Column) -> Result<Array, String> {
     match (&column.ty, series) {
-        (Type::Scalar(ty), Series::Array(array)) => convert::enforce(name, array, *ty),
-        (Type::Scalar(ty), Series::Cells(cells)) => convert::enforce_cells(name, cells.iter().copied(), *ty),
+        (Type::Scalar(ty), Series::Array(array)) => enforce::enforce_array(name, array, *ty),
+        (Type::Scalar(ty), Series::Cells(cells)) => enforce::enforce_cells(name, cells.iter().copied(), *ty),
         (Type::Scalar(ScalarType::String | ScalarType::Boolean), Series::Arrays(rows)) => {
             Ok(Array::column(Dtype::Object, Values::Opaque(rows)))
         }

@@ -201,16 +201,15 @@ fn push_records(out: &mut Vec<u8>, outputs: &[Output<'_>]) -> Result<(), String>
                 .to_owned(),
         );
     }
-    let mut columns: Vec<_> = outputs.iter().map(|output| (output.name, output.scalars())).collect();
+    let mut columns: Vec<_> = outputs.iter().map(|output| (key(output.name), output.scalars())).collect();
     out.push(b'[');
     for row in 0..rows {
         out.extend_from_slice(if row > 0 { b",{" } else { b"{" });
-        for (position, (name, scalars)) in columns.iter_mut().enumerate() {
+        for (position, (key, scalars)) in columns.iter_mut().enumerate() {
             if position > 0 {
                 out.push(b',');
             }
-            push_text(out, name);
-            out.push(b':');
+            out.extend_from_slice(key);
             if let Some(scalar) = scalars.next() {
                 push_scalar(out, scalar);
             }
@@ -219,6 +218,14 @@ fn push_records(out: &mut Vec<u8>, outputs: &[Output<'_>]) -> Result<(), String>
     }
     out.push(b']');
     Ok(())
+}
+
+/// A name as the key of an object, made once for all rows.
+fn key(name: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(name.len() + 3);
+    push_text(&mut key, name);
+    key.push(b':');
+    key
 }
 
 /// What the graph gave, under the names and types of its description.

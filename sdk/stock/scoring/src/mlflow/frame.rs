@@ -130,8 +130,10 @@ impl<'j> Frame<'j> {
             if number == 0 {
                 names.extend(record.keys());
             } else if !record.keys().eq(names.iter().copied()) {
-                // Records mostly have the same keys in the same order; the set is for those that do not.
-                known.extend(&names);
+                // Records mostly have the same keys in the same order; the set is made for the first that does not.
+                if known.is_empty() {
+                    known.extend(&names);
+                }
                 names.extend(record.keys().filter(|name| known.insert(name)));
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! In request order: content type and body ([`csv`], [`crate::json`]) → the table or arrays they hold ([`frame`],
 //! [`values`]) → the signature ([`columns`], [`tensors`], with the conversions of [`convert`] and the checks of
-//! [`nested`], [`dates`], [`params`]) → feeds for the graph and the predictions ([`feed`]).
+//! [`enforce`], [`nested`], [`dates`], [`params`]) → feeds for the graph and the predictions ([`feed`]).
 //!
 //! MLflow is faithful to numpy and pandas, and this to MLflow, lossy conversions included: a client must not see which of
 //! the two answers. The comparison with the real server is `tests/python/mlflow_oracle.py`.
@@ -11,6 +11,7 @@ mod columns;
 mod convert;
 mod csv;
 mod dates;
+mod enforce;
 mod feed;
 mod frame;
 mod nested;

@@ -1,6 +1,7 @@
 //! Columns of arrays, objects and maps. No graph takes them, so that they are only checked.
 
-use super::convert::{self, excerpt};
+use super::convert::excerpt;
+use super::enforce;
 use super::schema::{Property, Type};
 use crate::json::{Cell, Object};
 
@@ -26,7 +27,7 @@ pub(crate) fn check(cell: Cell<'_>, ty: &Type, need: Need) -> Result<(), String>
             Cell::Null | Cell::List(_) | Cell::Object(_) => {
                 Err(format!("Expected data to be scalar, got {}", cell.python_type()))
             }
-            cell => convert::enforce_cells("", std::iter::once(cell), *scalar).map(|_| ()).map_err(|_| {
+            cell => enforce::enforce_cells("", std::iter::once(cell), *scalar).map(|_| ()).map_err(|_| {
                 format!("Failed to enforce schema of data `{}` with dtype `{}`", shown(cell), scalar.name())
             }),
         },
@@ -43,7 +44,7 @@ fn check_array(cell: Cell<'_>, items: &Type, need: Need) -> Result<(), String> {
         other => return Err(format!("Expected data to be list or numpy array, got {}", other.python_type())),
     };
     match items {
-        Type::Scalar(scalar) if list.len() > 0 => convert::enforce_cells("", list.iter(), *scalar).map(|_| ()),
+        Type::Scalar(scalar) if list.len() > 0 => enforce::enforce_cells("", list.iter(), *scalar).map(|_| ()),
         Type::Scalar(_) => Ok(()),
         items => list.iter().try_for_each(|item| check(item, items, need)),
     }

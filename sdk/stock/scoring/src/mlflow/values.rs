@@ -130,8 +130,8 @@ fn stacked<'j>(list: &'j List<'j>, schema: Option<&'j Schema>) -> Result<Vec<(&'
         for (position, (name, value)) in row.iter().enumerate() {
             let near = columns.get(position).is_some_and(|(known, _)| *known == name).then_some(position);
             let place = near.or_else(|| columns.iter().position(|(known, _)| *known == name));
-            if place.is_none() && columns.len() == COLUMNS_MAX {
-                return Err(Refusal::Invalid(format!("row {number} is over the limit of {COLUMNS_MAX} names")));
+            if place.is_none() && columns.len() == NAMES_MAX {
+                return Err(Refusal::Invalid(format!("row {number} is over the limit of {NAMES_MAX} names")));
             }
             match place.and_then(|place| columns.get_mut(place)) {
                 Some((_, cells)) => cells.push(value),
@@ -143,8 +143,8 @@ fn stacked<'j>(list: &'j List<'j>, schema: Option<&'j Schema>) -> Result<Vec<(&'
     columns.into_iter().map(|(name, cells)| Ok((name, Value::Array(stack(&cells, Spec::of(schema, name))?)))).collect()
 }
 
-/// Different names over all instances together; looking one up takes a comparison with each.
-const COLUMNS_MAX: usize = 4096;
+/// Different names over all records or instances together; looking one up takes a comparison with each.
+pub(crate) const NAMES_MAX: usize = 4096;
 
 fn stack(cells: &[Cell<'_>], spec: Spec<'_>) -> Result<Array, Refusal> {
     let dtype = match spec {
