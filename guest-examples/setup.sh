@@ -41,7 +41,7 @@ main() {
             minilm) step minilm models/minilm/model.onnx guest-examples/{wheels.txt,requirements.txt} \
                 guest-examples/minilm/{convert.py,tessera.toml,weights.sha256} ;;
             filetype) step filetype models/filetype/model.onnx guest-examples/wheels.txt \
-                guest-examples/filetype/{tessera.toml,weights.sha256} ;;
+                guest-examples/filetype/{tessera.toml,weights.sha256} guest-examples/filetype/golden/* ;;
             python) step python python/bin/python tests/python/requirements.txt ;;
             *) fail "unknown step '$name'; the steps are listed at the top of $0" ;;
         esac
@@ -91,6 +91,7 @@ install_filetype() {
     mkdir "$scratch/filetype"
     cp guest-examples/filetype/tessera.toml "$scratch/wheels/magika/config/content_types_kb.min.json" \
         "$scratch"/wheels/magika/models/standard_v3_3/{model.onnx,config.min.json} "$scratch/filetype/"
+    cp -R guest-examples/filetype/golden "$scratch/filetype/"
     publish filetype models/filetype
 }
 

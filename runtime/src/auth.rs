@@ -122,9 +122,9 @@ fn hash(key: &[u8; 32], token: &str) -> blake3::Hash {
 async fn first_start(store: &dyn StateStore, home: &Home, key: &[u8; 32]) -> Result<WorkspaceId> {
     let mut secret = [0u8; 24];
     let mut id = [0u8; 8];
-    getrandom::fill(&mut secret).and_then(|()| getrandom::fill(&mut id)).map_err(|error| {
-        anyhow::anyhow!("failed to draw randomness for the first token: {error}")
-    })?;
+    getrandom::fill(&mut secret)
+        .and_then(|()| getrandom::fill(&mut id))
+        .map_err(|error| anyhow::anyhow!("failed to draw randomness for the first token: {error}"))?;
     // A positive i64 in 16 digits at most: clients read it as an integer, some of them through a float.
     let workspace = WorkspaceId(u64::from_le_bytes(id) % 9_000_000_000_000_000 + 1_000_000_000_000_000);
     let token = format!("tsr_{}", hex::encode(secret));

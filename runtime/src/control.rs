@@ -214,9 +214,8 @@ impl ControlPlane {
             config.entities.iter().any(|entity| entity.entity_name == model && entity.entity_version == version)
         };
         let endpoints = self.catalog.endpoints(workspace);
-        let user = endpoints.iter().find(|endpoint| {
-            endpoint.record.config.iter().chain(&endpoint.record.pending).any(uses)
-        });
+        let user =
+            endpoints.iter().find(|endpoint| endpoint.record.config.iter().chain(&endpoint.record.pending).any(uses));
         user.map(|endpoint| endpoint.record.name.clone())
     }
 
@@ -315,7 +314,8 @@ impl ControlPlane {
         let mut entities = Vec::with_capacity(config.entities.len());
         for entity in &config.entities {
             let failed = |message: String| FailedDeploy { entity: entity.name.clone(), message };
-            let kept = current.and_then(|current| current.entity(&entity.name)).filter(|kept| same(&kept.config, entity));
+            let kept =
+                current.and_then(|current| current.entity(&entity.name)).filter(|kept| same(&kept.config, entity));
             if let Some(kept) = kept {
                 entities.push(Arc::clone(kept));
                 continue;
@@ -324,7 +324,7 @@ impl ControlPlane {
                 .registry
                 .package(record.workspace, &entity.entity_name, entity.entity_version)
                 .map_err(|error| failed(error.message))?;
-            let plan = self.host.plan(entity, &package).map_err(|error| failed(error.message))?;
+            let plan = self.host.plan(&record.name, entity, &package).map_err(|error| failed(error.message))?;
             let metrics = self.metrics.entity(&record.name, &entity.name);
             entities.push(Arc::new(ServedEntity::new(entity.clone(), plan, LogRing::default(), metrics)));
         }

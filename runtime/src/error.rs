@@ -157,7 +157,9 @@ impl From<StoreError> for ApiError {
                 tracing::error!(cause = %chain(&error), "the state store refused a commit");
                 ApiError::new(ErrorCode::TemporarilyUnavailable, "the state store cannot accept changes now")
             }
-            StoreError::TooMany { .. } | StoreError::Corrupt { .. } => ApiError::internal("use the state store", &error),
+            StoreError::TooMany { .. } | StoreError::Corrupt { .. } => {
+                ApiError::internal("use the state store", &error)
+            }
         }
     }
 }

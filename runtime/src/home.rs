@@ -33,7 +33,8 @@ impl Home {
         create_private_dir(root).with_context(|| format!("failed to make the home folder {}", root.display()))?;
         let root = root.canonicalize().with_context(|| format!("failed to open {}", root.display()))?;
         for name in ["store", "blobs", "packages", "artifacts", "build-logs"] {
-            create_private_dir(&root.join(name)).with_context(|| format!("failed to make {name} in the home folder"))?;
+            create_private_dir(&root.join(name))
+                .with_context(|| format!("failed to make {name} in the home folder"))?;
         }
         Ok(Home { root })
     }

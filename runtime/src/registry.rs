@@ -311,7 +311,8 @@ impl Registry {
         let written = tokio::task::spawn_blocking(move || -> Result<PackageFile, ApiError> {
             let mut writer = blobs.writer()?;
             while let Some(chunk) = content.blocking_recv() {
-                std::io::Write::write_all(&mut writer, &chunk?).map_err(|error| ApiError::internal("keep a file", &error))?;
+                std::io::Write::write_all(&mut writer, &chunk?)
+                    .map_err(|error| ApiError::internal("keep a file", &error))?;
             }
             let (digest, bytes) = writer.finish()?;
             Ok(PackageFile { digest, bytes })
@@ -332,7 +333,12 @@ impl Registry {
     ///
     /// # Errors
     /// What is wrong with the package; the version stays, as failed.
-    pub async fn finalize(&self, workspace: WorkspaceId, name: &str, version: u64) -> Result<Arc<VersionRecord>, ApiError> {
+    pub async fn finalize(
+        &self,
+        workspace: WorkspaceId,
+        name: &str,
+        version: u64,
+    ) -> Result<Arc<VersionRecord>, ApiError> {
         let _alone = self.writing.lock().await;
         let current = self.version(workspace, name, version)?;
         if current.status == VersionStatus::Ready {
@@ -343,7 +349,8 @@ impl Registry {
         let (blobs, files) = (Arc::clone(&self.blobs), record.files.clone());
         let checked = tokio::task::spawn_blocking(move || -> Result<Digest, ApiError> {
             let package = Package::read(files, &blobs)?;
-            let json = serde_json::to_vec(&package).map_err(|error| ApiError::internal("describe a package", &error))?;
+            let json =
+                serde_json::to_vec(&package).map_err(|error| ApiError::internal("describe a package", &error))?;
             Ok(blobs.put_bytes(&json)?)
         });
         match checked.await.map_err(|error| ApiError::internal("check a package", &error))? {
@@ -419,7 +426,12 @@ impl Registry {
         Ok(record)
     }
 
-    fn pending_version(&self, workspace: WorkspaceId, name: &str, version: u64) -> Result<Arc<VersionRecord>, ApiError> {
+    fn pending_version(
+        &self,
+        workspace: WorkspaceId,
+        name: &str,
+        version: u64,
+    ) -> Result<Arc<VersionRecord>, ApiError> {
         let record = self.version(workspace, name, version)?;
         if record.status == VersionStatus::Ready {
             return Err(ApiError::new(
@@ -450,7 +462,9 @@ fn refuse_if_used(name: &str, version: u64, endpoint: Option<String>) -> Result<
         None => Ok(()),
         Some(endpoint) => Err(ApiError::new(
             ErrorCode::ResourceConflict,
-            format!("Model version '{version}' of '{name}' is served by endpoint '{endpoint}': delete or update it first."),
+            format!(
+                "Model version '{version}' of '{name}' is served by endpoint '{endpoint}': delete or update it first."
+            ),
         )),
     }
 }

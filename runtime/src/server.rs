@@ -17,8 +17,8 @@ use crate::config::ServeConfig;
 use crate::control::ControlPlane;
 use crate::deploy::artifact::Artifacts;
 use crate::deploy::worker::Workers;
-use crate::error::chain;
 use crate::deploy::{HostParts, ModelHost};
+use crate::error::chain;
 use crate::home::{Home, Keys};
 use crate::http::body::BodyLimits;
 use crate::http::{HttpLimits, Listeners, Servers};
@@ -26,9 +26,9 @@ use crate::nn::{Backends, Executor, Graphs};
 use crate::observe::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::{RequestLimits, Sandbox};
-use crate::store::{StateStore, StoreError};
 use crate::store::blobs::Blobs;
 use crate::store::sled::SledStore;
+use crate::store::{StateStore, StoreError};
 
 /// How often idle components and graphs are looked for, at most.
 const IDLE_CHECK_MAX: Duration = Duration::from_secs(5);
@@ -46,7 +46,8 @@ const BLOB_GRACE: Duration = Duration::from_secs(24 * 3600);
 pub fn serve(config: &ServeConfig) -> Result<()> {
     let home = Home::open(&config.home)?;
     let keys = home.keys()?;
-    let store: Arc<dyn StateStore> = Arc::new(SledStore::open(&home.path("store")).context("failed to open the state store")?);
+    let store: Arc<dyn StateStore> =
+        Arc::new(SledStore::open(&home.path("store")).context("failed to open the state store")?);
     // A leftover of a server that was killed: nobody must take it for this one's. Only now that the store is locked, for
     // before that it may be the address of a server that runs on this home.
     let _ = std::fs::remove_file(home.path("address"));
@@ -55,7 +56,8 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
 
     let auth = background.block_on(Auth::open(&*store, &home, keys.tokens)).context("failed to read the principals")?;
-    let registry = Arc::new(Registry::load(Arc::clone(&store), Arc::clone(&blobs)).context("failed to read the models")?);
+    let registry =
+        Arc::new(Registry::load(Arc::clone(&store), Arc::clone(&blobs)).context("failed to read the models")?);
     let host = Arc::new(model_host(config, &home, &keys, &blobs)?);
     let control = Arc::new(ControlPlane::new(
         store,
@@ -109,7 +111,9 @@ fn run(config: &ServeConfig, home: &Home, app: &Arc<App>, background: &Runtime, 
     });
     match &failure {
         None => tracing::info!("draining: no new requests are accepted"),
-        Some(failure) => tracing::error!(cause = %chain(failure), "the state store failed; ending, to be started again"),
+        Some(failure) => {
+            tracing::error!(cause = %chain(failure), "the state store failed; ending, to be started again")
+        }
     }
     app.accepting.store(false, Relaxed);
     let _ = stop.send(true);
@@ -144,7 +148,8 @@ fn model_host(config: &ServeConfig, home: &Home, keys: &Keys, blobs: &Arc<Blobs>
         sandbox,
         backends,
         graphs: Graphs::new(config.graph_memory_bytes_max),
-        executor: Executor::new(config.executor_threads, config.executor_queue_max).context("failed to start executors")?,
+        executor: Executor::new(config.executor_threads, config.executor_queue_max)
+            .context("failed to start executors")?,
         blobs: Arc::clone(blobs),
         artifacts: Artifacts::open(&home.path("artifacts"), keys.artifacts).context("failed to open the artifacts")?,
         workers: Workers {
@@ -217,7 +222,9 @@ fn start_idle_checks(background: &Runtime, control: &Arc<ControlPlane>, config: 
 /// Removes files that no model version refers to.
 fn sweep_blobs(registry: &Registry, blobs: &Blobs) {
     match blobs.sweep(&registry.digests(), BLOB_GRACE) {
-        Ok(swept) if swept.files > 0 => tracing::info!(files = swept.files, bytes = swept.bytes, "removed unused files"),
+        Ok(swept) if swept.files > 0 => {
+            tracing::info!(files = swept.files, bytes = swept.bytes, "removed unused files")
+        }
         Ok(_) => {}
         Err(error) => tracing::warn!("failed to remove unused files: {error}"),
     }

@@ -172,7 +172,8 @@ fn settings_that_do_not_exist_or_do_not_hold_are_refused() {
     with_file("sandbox_cpu_ms = 0\n").fails(1, &["sandbox_cpu_ms", "0"]);
     with_file("tensor_bytes_max = '1MB'\n").fails(1, &["1MB"]);
     let mut command = tessera();
-    let misspelt = command.env("TESSERA_SANDBOX_CPU_MSS", "5").args(["serve", "--listen", "127.0.0.1:0", "--home"]).arg(&home);
+    let misspelt =
+        command.env("TESSERA_SANDBOX_CPU_MSS", "5").args(["serve", "--listen", "127.0.0.1:0", "--home"]).arg(&home);
     Printed::from(misspelt.output().unwrap()).fails(1, &["TESSERA_SANDBOX_CPU_MSS"]);
     run(&home, &["serve", "--listen", "0.0.0.0:0"]).fails(1, &["--allow-plain-http"]);
     run(&home, &["serve", "--listen", "127.0.0.1:0", "--onnxruntime", "/nothing.so"]).fails(1, &["/nothing.so"]);

@@ -168,8 +168,7 @@ fn what_was_acknowledged_survives_kill_9_and_nothing_is_half_made() {
     server.push(MODEL, &Package::hostile(""));
     let made = server.post("/api/2.0/mlflow/unity-catalog/registered-models/create", &json!({ "name": PUSHED }));
     made.ok();
-    let mut known =
-        Known { endpoints: ENDPOINTS.map(|name| (name, vec![State::Absent])).into(), versions: Vec::new() };
+    let mut known = Known { endpoints: ENDPOINTS.map(|name| (name, vec![State::Absent])).into(), versions: Vec::new() };
 
     for cycle in 0..CYCLES {
         // when it is killed while a client makes changes
@@ -226,7 +225,8 @@ fn one_home_has_one_server() {
     let home = server.home();
 
     // when another one is started on its home, then it refuses, and the first goes on
-    let other = crate::harness::tessera().args(["serve", "--listen", "127.0.0.1:0", "--home"]).arg(&home).output().unwrap();
+    let other =
+        crate::harness::tessera().args(["serve", "--listen", "127.0.0.1:0", "--home"]).arg(&home).output().unwrap();
     assert!(!other.status.success());
     assert!(String::from_utf8_lossy(&other.stderr).contains("home"), "{}", String::from_utf8_lossy(&other.stderr));
     server.push(MODEL, &Package::hostile(""));

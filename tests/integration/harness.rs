@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -70,21 +70,27 @@ pub(crate) fn tessera() -> Command {
 /// A script of `tests/python`, with the clients and oracles that `make setup` installed.
 pub(crate) fn python(script: &str) -> Command {
     let mut command = Command::new(installed("TESSERA_PYTHON"));
-    command.arg(repository("tests/python").join(script));
+    command.arg(repository("tests/python").join(script)).env("PYTHONDONTWRITEBYTECODE", "1");
     command
 }
 
 /// Runs a script that reads JSON and prints JSON.
 pub(crate) fn ask_python(command: &mut Command, input: &Value) -> Value {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // A script that fails before it has read all says why on stderr.
     let _ = child.stdin.take().unwrap().write_all(input.to_string().as_bytes());
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{command:?} failed: {}", output.status);
-    let text = String::from_utf8(output.stdout).unwrap();
+    let printed = printed(child.wait_with_output().unwrap());
     // Libraries may print before the script does.
-    let last = text.lines().last().unwrap_or_default();
-    serde_json::from_str(last).unwrap_or_else(|error| panic!("{command:?} printed {text}: {error}"))
+    let last = printed.lines().last().unwrap_or_default();
+    serde_json::from_str(last).unwrap_or_else(|error| panic!("the script printed {printed}: {error}"))
+}
+
+/// What a script printed, which must have succeeded.
+pub(crate) fn printed(output: Output) -> String {
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let (out, err) = (text(output.stdout), text(output.stderr));
+    assert!(output.status.success(), "the script failed:\n{out}\n{err}");
+    out
 }
 
 /// The files of a model version.

@@ -225,7 +225,11 @@ fn an_init_that_fails_fails_the_deploy_and_the_old_config_serves_on() {
     // and a new endpoint whose init fails is not ready, and says why to whoever calls it
     server.create("stillborn", &serving_with(model, version, ("init", "trap"))).ok();
     assert_eq!(server.settled("stillborn")["state"], json!({ "ready": "NOT_READY", "config_update": "UPDATE_FAILED" }));
-    server.invoke("stillborn", &json!({ "do": "counter" })).is_error(400, "BAD_REQUEST", &["not ready", "init trapped"]);
+    server.invoke("stillborn", &json!({ "do": "counter" })).is_error(
+        400,
+        "BAD_REQUEST",
+        &["not ready", "init trapped"],
+    );
 
     // until it is mended
     server.update("stillborn", &serving(model, version)).ok();
@@ -254,10 +258,8 @@ fn packages_that_cannot_serve_are_refused_with_the_reason() {
     let golden = Package::hostile(golden).with("golden.json", "{\"do\": \"trap\", \"message\": \"\"}");
     deploy_fails("golden", golden, "the golden request 'golden.json' failed");
     deploy_fails("greedy", Package::hostile("[limits]\nmemory_bytes = 1099511627776\n"), "limits.memory_bytes");
-    let gpu = Package::hostile("").with(
-        "tessera.toml",
-        "component = 'hostile.wasm'\n[graphs.model]\nfile = 'linear.onnx'\ntarget = 'gpu'\n",
-    );
+    let gpu = Package::hostile("")
+        .with("tessera.toml", "component = 'hostile.wasm'\n[graphs.model]\nfile = 'linear.onnx'\ntarget = 'gpu'\n");
     deploy_fails("gpu", gpu, "gpu");
 
     // a manifest with an unknown key, or a file that is missing, is refused when it is registered

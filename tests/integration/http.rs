@@ -59,7 +59,11 @@ fn what_is_not_json_or_not_there_is_told_apart() {
     };
 
     // JSON that is none, for a guest and for the control plane
-    post("/serving-endpoints/echo/invocations", "{ not json").is_error(400, "BAD_REQUEST", &["JSON", "line 1 column 3"]);
+    post("/serving-endpoints/echo/invocations", "{ not json").is_error(
+        400,
+        "BAD_REQUEST",
+        &["JSON", "line 1 column 3"],
+    );
     post("/api/2.0/serving-endpoints", "{ not json").is_error(400, "BAD_REQUEST", &["line 1 column 3"]);
     post("/v1/embeddings", "{ not json").is_error(400, "BAD_REQUEST", &["'model'"]);
 
@@ -185,7 +189,10 @@ fn a_body_that_breaks_off_harms_nobody() {
 fn heads_are_bounded() {
     let server = echo(&[]);
     let get = |path: &str, headers: &str| {
-        read_to_close(connect(&server, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n")))
+        read_to_close(connect(
+            &server,
+            &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n"),
+        ))
     };
 
     let response = get(&format!("/health?{}", "x".repeat(9000)), "");

@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Package, Server, ask_python, model, python, serving};
+use crate::harness::{Package, Server, ask_python, model, printed, python, serving};
 
 #[test]
 fn mlflow_and_databricks_clients_register_deploy_and_predict() {
@@ -64,8 +64,7 @@ impl Drop for ScoringServer {
 fn scoring_answers_as_mlflows_own_server_does() {
     // given models for every part of MLflow's signatures, on MLflow's scoring server and on ours
     let models = tempfile::tempdir().unwrap();
-    let made = python("mlflow_models.py").arg(models.path()).stdout(Stdio::null()).status().unwrap();
-    assert!(made.success(), "mlflow_models.py failed");
+    printed(python("mlflow_models.py").arg(models.path()).output().unwrap());
     let mlflow = ScoringServer::start(models.path());
     let server = Server::start();
     let mut names = Vec::new();
@@ -87,8 +86,8 @@ fn scoring_answers_as_mlflows_own_server_does() {
     oracle.arg(models.path());
     oracle.args(["--ours", &server.url("/serving-endpoints/{model}/invocations"), "--token", &server.token]);
     oracle.args(["--mlflow", &format!("http://127.0.0.1:{}/{{model}}/invocations", mlflow.port)]);
-    let compared = oracle.stdin(Stdio::null()).output().unwrap();
-    let report = String::from_utf8_lossy(&compared.stdout);
-    println!("{}", report.lines().last().unwrap_or_default());
-    assert!(compared.status.success(), "{report}{}", String::from_utf8_lossy(&compared.stderr));
+    let report = printed(oracle.output().unwrap());
+    let summary = report.lines().last().unwrap_or_default();
+    println!("{summary}");
+    assert!(summary.ends_with("cases, 0 differ") && !summary.starts_with("0 cases"), "{report}");
 }

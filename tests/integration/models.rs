@@ -53,8 +53,10 @@ fn the_iris_model_answers_as_in_python_whatever_the_input_form_and_the_backend()
     let oracle = ask_python(python("iris_oracle.py").arg(model("iris").join("model.onnx")), &json!(flowers));
 
     // when they are sent in each form
-    let records: Vec<Value> =
-        flowers.iter().map(|row| COLUMNS.iter().zip(row).map(|(name, value)| ((*name).to_owned(), json!(value))).collect()).collect();
+    let records: Vec<Value> = flowers
+        .iter()
+        .map(|row| COLUMNS.iter().zip(row).map(|(name, value)| ((*name).to_owned(), json!(value))).collect())
+        .collect();
     let columns: Value = COLUMNS
         .iter()
         .enumerate()
@@ -100,7 +102,7 @@ fn the_iris_model_answers_as_in_python_whatever_the_input_form_and_the_backend()
 
     // and says what is wrong with a request
     let short = json!({ "dataframe_split": { "columns": COLUMNS[..3], "data": [[1.0, 2.0, 3.0]] } });
-    server.invoke("iris", &short).is_error(400, "BAD_REQUEST", &["petal_width"]);
+    server.invoke("iris", &short).is_error(400, "INVALID_PARAMETER_VALUE", &["petal_width"]);
     let wrong = json!({ "inputs": [{ "name": "X", "datatype": "FP64", "shape": [1, 4], "data": [1, 2, 3, 4] }] });
     let answer = server.post("/v2/models/iris/infer", &wrong);
     assert_eq!(answer.status, 400);
@@ -185,7 +187,9 @@ fn the_embeddings_are_those_of_python() {
     same_vectors(&each, &reference, &sentences, "one by one");
     let batch = server.invoke("minilm", &json!({ "input": sentences }));
     same_vectors(&embeddings(&batch), &reference, &sentences, "in a batch");
-    let answer = server.post("/v1/embeddings", &json!({ "model": "minilm", "input": sentences, "encoding_format": "base64" })).ok();
+    let answer = server
+        .post("/v1/embeddings", &json!({ "model": "minilm", "input": sentences, "encoding_format": "base64" }))
+        .ok();
     let decoded: Vec<Vec<f64>> = answer["data"]
         .as_array()
         .unwrap()
@@ -223,7 +227,12 @@ fn file_types_are_those_of_the_magika_package() {
     let server = Server::start();
     let example = repository("guest-examples/filetype");
     let mut package = Package::of(&model("filetype"));
-    package.files.extend(Package::of(&example.join("golden")).files.into_iter().map(|(name, content)| (format!("golden/{name}"), content)));
+    package.files.extend(
+        Package::of(&example.join("golden"))
+            .files
+            .into_iter()
+            .map(|(name, content)| (format!("golden/{name}"), content)),
+    );
     let manifest = fs::read_to_string(example.join("tessera.toml")).unwrap();
     let component = manifest.lines().find_map(|line| line.strip_prefix("component = ")).unwrap().trim_matches('"');
     server.deploy("filetype", &package.with(component, guest("filetype")).with("tessera.toml", manifest.as_str()));

@@ -29,12 +29,12 @@ downloaded = mlflow.artifacts.download_artifacts(f"models:/main.default.register
 deployments = get_deploy_client("databricks")
 config = {"served_entities": [{"entity_name": "main.default.registered", "entity_version": version.version,
                                "workload_size": "Small", "scale_to_zero_enabled": True}]}
-deployments.create_endpoint(name="registered", config={"name": "registered", "config": config})
+deployments.create_endpoint(config={"name": "registered", "config": config})
 
 workspace = WorkspaceClient()
 endpoint = workspace.serving_endpoints.wait_get_serving_endpoint_not_updating("registered")
 row = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
-predicted = deployments.predict("registered", {"dataframe_records": [row]})
+predicted = deployments.predict(endpoint="registered", inputs={"dataframe_records": [row]})
 queried = workspace.serving_endpoints.query("registered", dataframe_records=[row])
 listed = [endpoint["name"] for endpoint in deployments.list_endpoints()]
 try:

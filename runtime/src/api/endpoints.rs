@@ -58,4 +58,3 @@ pub(super) fn logs(call: &Call, name: &str, entity: &str, what: &str) -> Result<
     };
     json(&json!({ "logs": text }))
 }
-

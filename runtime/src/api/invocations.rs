@@ -64,7 +64,10 @@ pub(super) async fn openai(call: &mut Call, path: &str) -> Result<Answer, ApiErr
     let headers = Arc::new(std::mem::take(&mut call.head.headers));
     let body = call.read_body(app.body_limits).await?;
     let Model { model } = serde_json::from_slice(&body).map_err(|error| {
-        ApiError::new(ErrorCode::BadRequest, format!("The request body must be JSON with a 'model', the endpoint's name: {error}"))
+        ApiError::new(
+            ErrorCode::BadRequest,
+            format!("The request body must be JSON with a 'model', the endpoint's name: {error}"),
+        )
     })?;
     let endpoint = app.control.endpoint(principal.workspace, &model)?;
     let entity = choose(&endpoint, None)?;
@@ -128,9 +131,7 @@ async fn run(
             end.record(status, cpu, None);
             respond(status, &content_type, body)
         }
-        Ok(sandbox::Answer::Streamed { response, tail }) => {
-            stream(response, tail, place, end)
-        }
+        Ok(sandbox::Answer::Streamed { response, tail }) => stream(response, tail, place, end),
         Err(error) => {
             let refused = explain(&error, entity);
             end.record(refused.status, cpu, Some(&error));

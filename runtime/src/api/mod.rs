@@ -130,7 +130,9 @@ async fn route(call: &mut Call) -> Result<Answer, ApiError> {
             invocations::openai(call, &openai.join("/")).await
         }
         (method, ["v2", rest @ ..]) if method == get => discovery::open_inference(call, rest).await,
-        (method, ["v2", "models", name, "infer"] | ["v2", "models", name, "versions", _, "infer"]) if method == post => {
+        (method, ["v2", "models", name, "infer"] | ["v2", "models", name, "versions", _, "infer"])
+            if method == post =>
+        {
             invocations::invoke(call, name, None, "v2/infer").await
         }
 
@@ -139,12 +141,13 @@ async fn route(call: &mut Call) -> Result<Answer, ApiError> {
         (method, ["api", "2.0", "serving-endpoints"]) if method == post => endpoints::create(call).await,
         (method, ["api", "2.0", "serving-endpoints", name]) if method == get => endpoints::get(call, name),
         (Method::DELETE, ["api", "2.0", "serving-endpoints", name]) => endpoints::delete(call, name).await,
-        (Method::PUT, ["api", "2.0", "serving-endpoints", name, "config"]) => endpoints::update_config(call, name).await,
-        (method, ["api", "2.0", "serving-endpoints", name, "served-models", entity, what @ ("logs" | "build-logs")])
-            if method == get =>
-        {
-            endpoints::logs(call, name, entity, what)
+        (Method::PUT, ["api", "2.0", "serving-endpoints", name, "config"]) => {
+            endpoints::update_config(call, name).await
         }
+        (
+            method,
+            ["api", "2.0", "serving-endpoints", name, "served-models", entity, what @ ("logs" | "build-logs")],
+        ) if method == get => endpoints::logs(call, name, entity, what),
 
         // The model registry.
         (_, ["api", "2.0", "mlflow", "unity-catalog", what @ ..]) => registry::route(call, what).await,
@@ -177,7 +180,10 @@ fn segments(path: &str) -> Result<Vec<std::borrow::Cow<'_, str>>, ApiError> {
 impl Call {
     /// Who calls.
     fn principal(&self) -> Result<Arc<Principal>, ApiError> {
-        self.app.auth.authenticate(&self.head.headers).inspect_err(|_| self.app.metrics.count_refusal("unauthenticated"))
+        self.app
+            .auth
+            .authenticate(&self.head.headers)
+            .inspect_err(|_| self.app.metrics.count_refusal("unauthenticated"))
     }
 
     /// A value of the query.
@@ -200,7 +206,8 @@ impl Call {
         limits: BodyLimits,
         error: impl Fn(ApiError) -> E + Send + 'static,
     ) -> Result<mpsc::Receiver<Result<Bytes, E>>, ApiError> {
-        let body = self.body.take().ok_or_else(|| ApiError::new(ErrorCode::InternalError, "the body was read before"))?;
+        let body =
+            self.body.take().ok_or_else(|| ApiError::new(ErrorCode::InternalError, "the body was read before"))?;
         body::chunks(body, limits, error)
     }
 
@@ -211,8 +218,9 @@ impl Call {
         let bytes = self.read_body(limits).await?;
         // Some clients send no body where every field is optional.
         let bytes = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
-        let value = serde_json::from_slice(bytes)
-            .map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("The request body is not as expected: {error}")))?;
+        let value = serde_json::from_slice(bytes).map_err(|error| {
+            ApiError::new(ErrorCode::BadRequest, format!("The request body is not as expected: {error}"))
+        })?;
         Ok((Arc::clone(&self.app), principal, value))
     }
 }

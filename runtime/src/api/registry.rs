@@ -76,7 +76,8 @@ pub(super) async fn route(call: &mut Call, what: &[&str]) -> Result<Answer, ApiE
 async fn create_model(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<ModelInput>().await?;
     let registry = &app.control.registry;
-    let model = registry.create_model(principal.workspace, &input.name, input.description, &principal.user_name).await?;
+    let model =
+        registry.create_model(principal.workspace, &input.name, input.description, &principal.user_name).await?;
     json(&json!({ "registered_model": RegisteredModel::from(&model) }))
 }
 
@@ -138,7 +139,9 @@ fn search_versions(call: &Call) -> Result<Answer, ApiError> {
         .strip_prefix("name")
         .and_then(|rest| rest.trim_start().strip_prefix('='))
         .map(|name| name.trim().trim_matches(['\'', '"']))
-        .ok_or_else(|| ApiError::invalid(format!("filter '{filter}' is not supported: use name='catalog.schema.model'")))?;
+        .ok_or_else(|| {
+            ApiError::invalid(format!("filter '{filter}' is not supported: use name='catalog.schema.model'"))
+        })?;
     let versions = call.app.control.registry.versions(principal.workspace, name)?;
     let page: Vec<_> = page_of(call, &versions)?.iter().map(|version| wire::model_version(version)).collect();
     let mut answer = json!({ "model_versions": page });

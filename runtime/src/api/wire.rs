@@ -78,10 +78,9 @@ fn percentage<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error
         Value::String(text) => text.parse().ok(),
         value => value.as_u64(),
     };
-    number
-        .filter(|number| *number <= 100)
-        .map(|number| number as u8)
-        .ok_or_else(|| serde::de::Error::custom(format!("traffic_percentage is a whole number from 0 to 100, not {value}")))
+    number.filter(|number| *number <= 100).map(|number| number as u8).ok_or_else(|| {
+        serde::de::Error::custom(format!("traffic_percentage is a whole number from 0 to 100, not {value}"))
+    })
 }
 
 impl ConfigInput {
@@ -113,7 +112,9 @@ impl EntityInput {
         let entity_name = self.entity_name.ok_or_else(|| ApiError::invalid("a served entity needs an entity_name"))?;
         let version = self.entity_version.unwrap_or_default();
         let entity_version: u64 = version.parse().map_err(|_| {
-            ApiError::invalid(format!("entity_version of '{entity_name}' is '{version}'; it must be a version's number"))
+            ApiError::invalid(format!(
+                "entity_version of '{entity_name}' is '{version}'; it must be a version's number"
+            ))
         })?;
         let short = entity_name.rsplit('.').next().unwrap_or(&entity_name);
         Ok(EntityConfig {

@@ -98,7 +98,10 @@ impl EntityConfig {
             ));
         }
         if self.environment_vars.len() > ENVIRONMENT_VARS_MAX {
-            return invalid(format!("served entity '{}' has more than {ENVIRONMENT_VARS_MAX} environment_vars", self.name));
+            return invalid(format!(
+                "served entity '{}' has more than {ENVIRONMENT_VARS_MAX} environment_vars",
+                self.name
+            ));
         }
         Ok(())
     }
@@ -185,7 +188,10 @@ impl EndpointConfig {
             return invalid("served_entities is empty: name at least one model version");
         }
         if self.entities.len() > ENTITIES_MAX {
-            return invalid(format!("{} served entities are more than the allowed {ENTITIES_MAX}", self.entities.len()));
+            return invalid(format!(
+                "{} served entities are more than the allowed {ENTITIES_MAX}",
+                self.entities.len()
+            ));
         }
         for (index, entity) in self.entities.iter().enumerate() {
             entity.check()?;

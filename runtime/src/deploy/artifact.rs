@@ -82,6 +82,7 @@ impl Artifacts {
         // blake3's comparison takes the same time wherever the first difference is.
         if <[u8; 32]>::try_from(mac).map(blake3::Hash::from_bytes).ok() != Some(self.mac(key, &code)) {
             tracing::warn!(artifact = %key, "the artifact is damaged or was not made here; it will be compiled again");
+            let _ = fs::remove_file(self.code_path(key));
             return Ok(None);
         }
         drop(code);
@@ -131,10 +132,12 @@ mod tests {
         fs::copy(artifacts.code_path(key), artifacts.code_path(other)).unwrap();
         fs::copy(artifacts.mac_path(key), artifacts.mac_path(other)).unwrap();
         assert!(artifacts.load(&engine, other).unwrap().is_none());
-        assert!(Artifacts::open(dir.path(), [8; 32]).unwrap().load(&engine, key).unwrap().is_none());
-        let mut damaged = code;
+        let mut damaged = code.clone();
         damaged[100] ^= 1;
         fs::write(artifacts.code_path(key), damaged).unwrap();
         assert!(artifacts.load(&engine, key).unwrap().is_none());
+        assert!(!artifacts.contains(key), "it is out of the way of the one to be compiled");
+        fs::write(artifacts.code_path(key), code).unwrap();
+        assert!(Artifacts::open(dir.path(), [8; 32]).unwrap().load(&engine, key).unwrap().is_none());
     }
 }

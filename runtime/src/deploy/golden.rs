@@ -24,7 +24,8 @@ pub async fn check(
     ready: Ready,
 ) -> Result<(), DeployError> {
     let read = |name: &str| {
-        fs::read(dir.join(name)).map_err(|error| DeployError::new(format!("failed to read golden file '{name}': {error}")))
+        fs::read(dir.join(name))
+            .map_err(|error| DeployError::new(format!("failed to read golden file '{name}': {error}")))
     };
     let request = read(&golden.request)?;
     let expected = golden.response.as_deref().map(read).transpose()?;

@@ -12,11 +12,11 @@ pub mod package;
 pub mod stock;
 pub mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::artifact::{ArtifactKey, Artifacts};
 use self::build_log::BuildLog;
@@ -72,6 +72,7 @@ pub struct ModelHost {
     pub limits: RequestLimits,
     home: Home,
     deploying: tokio::sync::Semaphore,
+    compiling: Mutex<HashMap<ArtifactKey, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// How a served entity gets into memory.
@@ -79,7 +80,7 @@ pub struct ModelHost {
 pub struct Plan {
     /// Name of the compiled component.
     pub artifact: ArtifactKey,
-    /// What the guest may ask for.
+    /// What the guest may ask for during a request.
     pub guest: Arc<GuestPackage>,
     /// Its graphs.
     pub graphs: Vec<PlannedGraph>,
@@ -89,6 +90,8 @@ pub struct Plan {
     pub request_body: RequestBodyMode,
     component: ComponentSource,
     golden: Option<Golden>,
+    /// What the guest may ask for during `init`.
+    init_settings: BTreeMap<String, String>,
     /// Where the package's files lie under their names.
     dir: PathBuf,
     assets: Vec<String>,
@@ -109,6 +112,7 @@ impl ModelHost {
             limits: parts.limits,
             home: parts.home,
             deploying: tokio::sync::Semaphore::new(DEPLOYS_MAX),
+            compiling: Mutex::default(),
         }
     }
 
@@ -116,7 +120,7 @@ impl ModelHost {
     ///
     /// # Errors
     /// When a backend or target is not available here, a limit is over the server's, or the files cannot be laid out.
-    pub fn plan(&self, entity: &EntityConfig, package: &Package) -> Result<Plan, DeployError> {
+    pub fn plan(&self, endpoint: &str, entity: &EntityConfig, package: &Package) -> Result<Plan, DeployError> {
         let dir = self.lay_out(package)?;
         let mut settings = package.settings.clone();
         settings.extend(entity.environment_vars.clone());
@@ -134,13 +138,23 @@ impl ModelHost {
             };
             let digest = graph_digest(package, file, &spec.file);
             let key = GraphKey { digest, backend: backend.id(), target: spec.target.into() };
-            graphs.push(PlannedGraph { name: name.clone(), key, source, backend_version: backend.version().to_owned() });
+            graphs.push(PlannedGraph {
+                name: name.clone(),
+                key,
+                source,
+                backend_version: backend.version().to_owned(),
+            });
         }
         let limits = self.limits_of(package)?;
-        let guest = Arc::new(GuestPackage { settings, graphs: BTreeMap::new() });
+        let artifact = self.artifact_key(package, &settings, &limits)?;
+        let init_settings = settings.clone();
+        // Only for requests: endpoints that serve the same package share its artifact.
+        settings.insert("tessera.endpoint".to_owned(), endpoint.to_owned());
+        settings.insert("tessera.model_version".to_owned(), entity.entity_version.to_string());
         Ok(Plan {
-            artifact: self.artifact_key(package, &guest, &limits)?,
-            guest,
+            artifact,
+            init_settings,
+            guest: Arc::new(GuestPackage { settings, graphs: BTreeMap::new() }),
             graphs,
             limits,
             request_body: package.request_body,
@@ -170,7 +184,12 @@ impl ModelHost {
         log.step("loading");
         let ready = entity.ready(self).await?;
         for (graph, planned) in ready.graphs.iter().zip(&plan.graphs) {
-            log.step(&format!("graph '{}' runs on {} {}", graph.0, planned.key.backend.name(), planned.backend_version));
+            log.step(&format!(
+                "graph '{}' runs on {} {}",
+                graph.0,
+                planned.key.backend.name(),
+                planned.backend_version
+            ));
         }
         if let Some(golden) = &plan.golden {
             log.step("sending the golden request");
@@ -217,7 +236,27 @@ impl ModelHost {
         Ok(Some(component))
     }
 
+    /// Makes the artifact of a plan, once however many endpoints and requests need it at the same time.
     async fn compile(&self, plan: &Plan, log: &mut BuildLog) -> Result<(), DeployError> {
+        let lock = Arc::clone(self.compiling().entry(plan.artifact).or_default());
+        let outcome = {
+            let _alone = lock.lock().await;
+            // Whoever held the lock before has made it; a damaged one was removed when it was found.
+            if self.artifacts.contains(plan.artifact) { Ok(()) } else { self.run_worker(plan, log).await }
+        };
+        let mut compiling = self.compiling();
+        // The map's and this one: nobody else waits.
+        if Arc::strong_count(&lock) <= 2 {
+            compiling.remove(&plan.artifact);
+        }
+        outcome
+    }
+
+    fn compiling(&self) -> MutexGuard<'_, HashMap<ArtifactKey, Arc<tokio::sync::Mutex<()>>>> {
+        self.compiling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run_worker(&self, plan: &Plan, log: &mut BuildLog) -> Result<(), DeployError> {
         let component = self.home.path("artifacts").join(format!("{}.component", plan.artifact));
         fs::write(&component, self.component_bytes(plan)?)
             .map_err(|error| DeployError::new(format!("failed to write the component for its worker: {error}")))?;
@@ -228,7 +267,7 @@ impl ModelHost {
         let job = Job {
             component: component.clone(),
             artifact: self.artifacts.staging_path(plan.artifact),
-            settings: plan.guest.settings.clone(),
+            settings: plan.init_settings.clone(),
             assets: plan.assets.iter().map(|name| (name.clone(), plan.dir.join(name))).collect(),
             graphs: plan.graphs.iter().map(|graph| (graph.name.clone(), graph_file(graph))).collect(),
             limits: plan.limits.clone(),
@@ -282,11 +321,18 @@ impl ModelHost {
     }
 
     /// Everything that decides what the worker makes.
-    fn artifact_key(&self, package: &Package, guest: &GuestPackage, limits: &RequestLimits) -> Result<ArtifactKey, DeployError> {
+    fn artifact_key(
+        &self,
+        package: &Package,
+        settings: &BTreeMap<String, String>,
+        limits: &RequestLimits,
+    ) -> Result<ArtifactKey, DeployError> {
         let mut compatibility = std::hash::DefaultHasher::new();
         self.sandbox.engine().precompile_compatibility_hash().hash(&mut compatibility);
         let component = match &package.component {
-            ComponentSource::Stock(name) => blake3::hash(stock::component(name).unwrap_or_default()).to_hex().to_string(),
+            ComponentSource::Stock(name) => {
+                blake3::hash(stock::component(name).unwrap_or_default()).to_hex().to_string()
+            }
             ComponentSource::File(name) => package_file(package, name)?.digest.to_string(),
         };
         let read_by_init: BTreeMap<&String, String> = package
@@ -295,7 +341,7 @@ impl ModelHost {
             .chain(package.graphs.values().map(|graph| &graph.file))
             .filter_map(|name| Some((name, package.files.get(name)?.digest.to_string())))
             .collect();
-        let inputs = serde_json::to_vec(&(&guest.settings, &package.graphs, read_by_init, limits.memory_bytes))
+        let inputs = serde_json::to_vec(&(settings, &package.graphs, read_by_init, limits.memory_bytes))
             .map_err(|error| DeployError::new(format!("failed to name the artifact: {error}")))?;
         Ok(ArtifactKey::of(&[
             env!("CARGO_PKG_VERSION").as_bytes(),
@@ -308,7 +354,8 @@ impl ModelHost {
     /// Gives a package's files their names: links to the blobs, made once. Models that keep weights in a file beside
     /// them need it.
     fn lay_out(&self, package: &Package) -> Result<PathBuf, DeployError> {
-        let failed = |error: std::io::Error| DeployError::new(format!("failed to lay out the package's files: {error}"));
+        let failed =
+            |error: std::io::Error| DeployError::new(format!("failed to lay out the package's files: {error}"));
         let listing = serde_json::to_vec(&package.files).map_err(|error| failed(error.into()))?;
         let dir = self.home.path("packages").join(blake3::hash(&listing).to_hex().as_str());
         if dir.exists() {

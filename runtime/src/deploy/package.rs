@@ -211,7 +211,9 @@ struct Signature {
 /// A sentence that names the path.
 pub fn check_path(path: &str) -> Result<(), PackageError> {
     let plain = Path::new(path).components().all(|part| match part {
-        PathPart::Normal(name) => name.to_str().is_some_and(|name| !name.starts_with('.') && !name.contains(['\0', '\\'])),
+        PathPart::Normal(name) => {
+            name.to_str().is_some_and(|name| !name.starts_with('.') && !name.contains(['\0', '\\']))
+        }
         _ => false,
     });
     if path.is_empty() || path.len() > 512 || !plain || path.ends_with('/') {
@@ -383,10 +385,8 @@ mod tests {
     fn read(content: &[(&str, &str)]) -> Result<Package, PackageError> {
         let dir = tempfile::tempdir().unwrap();
         let blobs = Blobs::open(dir.path()).unwrap();
-        let file = |text: &str| PackageFile {
-            digest: blobs.put_bytes(text.as_bytes()).unwrap(),
-            bytes: text.len() as u64,
-        };
+        let file =
+            |text: &str| PackageFile { digest: blobs.put_bytes(text.as_bytes()).unwrap(), bytes: text.len() as u64 };
         Package::read(content.iter().map(|(name, text)| ((*name).to_owned(), file(text))).collect(), &blobs)
     }
 

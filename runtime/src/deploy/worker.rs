@@ -131,7 +131,10 @@ pub fn main() -> ExitCode {
         }
     };
     let result = limit_self(&job)
-        .map_err(|error| PrepareError { message: format!("the worker's limits cannot be set: {error}"), log: String::new() })
+        .map_err(|error| PrepareError {
+            message: format!("the worker's limits cannot be set: {error}"),
+            log: String::new(),
+        })
         .and_then(|()| work(&job));
     let Ok(report) = serde_json::to_vec(&result) else { return ExitCode::FAILURE };
     match std::io::stdout().write_all(&report) {

@@ -97,7 +97,12 @@ impl Servers {
     ///
     /// # Errors
     /// When a thread or its event loop cannot be made.
-    pub fn start(app: &Arc<App>, listeners: Listeners, limits: &HttpLimits, shutdown: &watch::Receiver<bool>) -> Result<Servers> {
+    pub fn start(
+        app: &Arc<App>,
+        listeners: Listeners,
+        limits: &HttpLimits,
+        shutdown: &watch::Receiver<bool>,
+    ) -> Result<Servers> {
         let connections = Arc::new(Semaphore::new(limits.connections_max));
         let mut threads = Vec::new();
         for (index, socket) in listeners.sockets.into_iter().enumerate() {

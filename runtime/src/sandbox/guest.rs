@@ -180,7 +180,9 @@ impl graph_info::Host for GuestState {
     fn describe(&mut self, name: String) -> wasmtime::Result<Option<graph_info::Description>> {
         let info = match &self.phase {
             Phase::Init { .. } => self.package.graphs.get(&name),
-            Phase::Handle(request) => request.graphs.iter().find(|(known, _)| *known == name).map(|(_, graph)| graph.info()),
+            Phase::Handle(request) => {
+                request.graphs.iter().find(|(known, _)| *known == name).map(|(_, graph)| graph.info())
+            }
         };
         Ok(info.map(|info| graph_info::Description {
             inputs: info.inputs.iter().map(describe_tensor).collect(),

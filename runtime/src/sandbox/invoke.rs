@@ -137,7 +137,11 @@ impl Sandbox {
     ///
     /// # Errors
     /// See [`InvokeError`]. `finished` receives the end of invocations that do not stream.
-    pub async fn invoke(&self, component: &LoadedComponent, invocation: Invocation) -> (Result<Answer, InvokeError>, Duration) {
+    pub async fn invoke(
+        &self,
+        component: &LoadedComponent,
+        invocation: Invocation,
+    ) -> (Result<Answer, InvokeError>, Duration) {
         let (head_sender, mut head) = oneshot::channel();
         let mut guest = Box::pin(run(component.clone(), invocation, head_sender));
         // The guest first: in the common case it ends within one poll and the head never comes.
@@ -209,7 +213,9 @@ async fn call(
     let mut store = new_store(&component, state, Arc::clone(&meter));
     let instance = component.pre.instantiate_async(&mut store).await;
     let outcome = match instance {
-        Ok(instance) => instance.call_handle(&mut store, &request).await.map_err(|error| explain(error, &store, &meter)),
+        Ok(instance) => {
+            instance.call_handle(&mut store, &request).await.map_err(|error| explain(error, &store, &meter))
+        }
         // Not the guest's doing, except when its memory's minimum exceeds its limit.
         Err(error) if store.data().memory.exceeded() => Err(explain(error, &store, &meter)),
         Err(error) => Err(InvokeError::Host(error)),

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use wasmtime::component::{Linker, Resource};
 use wasmtime::StoreContextMut;
+use wasmtime::component::{Linker, Resource};
 
 use super::bindings::wasi::nn::{errors, graph, inference, tensor};
 use super::guest::{GuestState, Phase};
@@ -65,7 +65,10 @@ impl GuestState {
         if total > self.limits.tensor_bytes {
             return Err(NnError::new(
                 NnErrorKind::TooLarge,
-                format!("the request's tensors hold {total} bytes; the limit is {} (tensor_bytes)", self.limits.tensor_bytes),
+                format!(
+                    "the request's tensors hold {total} bytes; the limit is {} (tensor_bytes)",
+                    self.limits.tensor_bytes
+                ),
             ));
         }
         self.tensor_bytes = total;
@@ -85,8 +88,15 @@ impl GuestState {
         Ok(tensor)
     }
 
-    async fn run(&mut self, context: Resource<LoadedGraph>, inputs: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>, NnError> {
-        let context = self.table.get(&context).map_err(|_| NnError::new(NnErrorKind::InvalidArgument, "the execution context is gone"))?;
+    async fn run(
+        &mut self,
+        context: Resource<LoadedGraph>,
+        inputs: Vec<(String, Tensor)>,
+    ) -> Result<Vec<(String, Tensor)>, NnError> {
+        let context = self
+            .table
+            .get(&context)
+            .map_err(|_| NnError::new(NnErrorKind::InvalidArgument, "the execution context is gone"))?;
         let graph = Arc::clone(&context.graph);
         let Phase::Handle(request) = &self.phase else {
             return Err(NnError::new(NnErrorKind::UnsupportedOperation, "graphs can be used only during handle"));

@@ -76,9 +76,9 @@ pub async fn prepare(preparation: Preparation) -> Result<Prepared, PrepareError>
     let mut wizer = Wizer::new();
     // Dropping `init` would leave the component's export of it dangling, so it stays; nothing calls it again.
     wizer.init_func("init").keep_init_func(true);
-    let (context, instrumented) = wizer.instrument_component(&preparation.component).map_err(|error| {
-        PrepareError::new(format!("the component cannot be frozen after init: {}", root(&error)))
-    })?;
+    let (context, instrumented) = wizer
+        .instrument_component(&preparation.component)
+        .map_err(|error| PrepareError::new(format!("the component cannot be frozen after init: {}", root(&error))))?;
     let initialized = initialize(&instrumented, &preparation).await?;
     let init_ms = initialized.init_ms;
     let log = initialized.log.clone();

@@ -52,6 +52,16 @@ impl Request {
         essence.trim().to_ascii_lowercase()
     }
 
+    /// The name of the endpoint that was called; empty in native tests.
+    pub fn endpoint(&self) -> String {
+        host_setting("tessera.endpoint")
+    }
+
+    /// The number of the model version that answers; empty in native tests.
+    pub fn model_version(&self) -> String {
+        host_setting("tessera.model_version")
+    }
+
     /// A header by its name in any case; none when absent, not text, or withheld (credentials).
     pub fn header(&self, name: &str) -> Option<String> {
         request_headers::get(&name.to_ascii_lowercase())
@@ -198,5 +208,14 @@ mod tests {
         let chunks: Result<Vec<_>, _> = Request::new("", "", "abc").chunks().collect();
         assert_eq!(chunks.unwrap(), [b"abc"]);
         assert_eq!(Request::new("", "", "").chunks().count(), 0);
+    }
+}
+
+/// Natively there is no host to ask.
+fn host_setting(name: &str) -> String {
+    if cfg!(target_arch = "wasm32") {
+        crate::bindings::tessera::endpoint::settings::get(name).unwrap_or_default()
+    } else {
+        String::new()
     }
 }

@@ -4,9 +4,8 @@
 //! the Open Inference Protocol (`oip`). Both read the body with `json` and write numbers with `numbers`; what is
 //! fed and what comes out is `tensor`. Everything that a request needs of the package is parsed at deploy.
 //!
-//! Settings: `graph`, the graph's name (`model`); `model_name` and `model_version`, what clients of the Open Inference
-//! Protocol are told (the graph's name, `1`); `mlflow.signature.inputs` and `mlflow.signature.params`, the JSON strings of
-//! the `MLmodel` file. `mlflow.signature.outputs` is not looked at: MLflow's server does not check outputs either.
+//! Settings: `graph`, the graph's name (`model`); `mlflow.signature.inputs` and `mlflow.signature.params`, the JSON strings
+//! of the `MLmodel` file. `mlflow.signature.outputs` is not looked at: MLflow's server does not check outputs either.
 //!
 //! Deliberately absent: strings in tensors (`wasi:nn` has none), parquet, the protocol's binary tensors.
 
@@ -31,7 +30,6 @@ type Compute<'c> = &'c dyn Fn(&[Feed<'_>]) -> Result<Vec<Tensor<'static>>, Error
 pub struct Scoring {
     graph_name: String,
     graph: GraphInfo,
-    model: oip::Model,
     signature: Signature,
 }
 
@@ -42,10 +40,6 @@ impl Endpoint for Scoring {
         let params = package.setting("mlflow.signature.params");
         Ok(Self {
             graph: package.graph(&graph_name)?,
-            model: oip::Model {
-                name: package.setting("model_name").unwrap_or_else(|| graph_name.clone()),
-                version: package.setting("model_version").unwrap_or_else(|| "1".to_owned()),
-            },
             signature: Signature::parse(inputs.as_deref(), params.as_deref()).map_err(Error::invalid_input)?,
             graph_name,
         })
@@ -62,8 +56,8 @@ impl Scoring {
             "invocations" => {
                 mlflow::invoke(&self.signature, &self.graph, request.content_type(), request.bytes()?, compute)
             }
-            "v2/infer" => oip::infer(&self.model, &self.graph, request.bytes()?, compute),
-            "v2" => Ok(oip::metadata(&self.model, &self.graph)),
+            "v2/infer" => oip::infer(&model_of(request), &self.graph, request.bytes()?, compute),
+            "v2" => Ok(oip::metadata(&model_of(request), &self.graph)),
             other => Err(Error::not_found(format!(
                 "this endpoint answers `invocations`, `v2` and `v2/infer`, not `{other}`"
             ))),
@@ -74,6 +68,11 @@ impl Scoring {
         let outputs = Graph::load(&self.graph_name)?.compute(feeds.iter().map(|feed| (feed.name, &feed.tensor)))?;
         self.graph.outputs.iter().map(|output| outputs.get(&output.name)).collect()
     }
+}
+
+/// How clients of the Open Inference Protocol know the model: by the endpoint they called.
+fn model_of(request: &Request) -> oip::Model {
+    oip::Model { name: request.endpoint(), version: request.model_version() }
 }
 
 tessera_sdk::export!(Scoring);
