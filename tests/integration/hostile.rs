@@ -115,7 +115,7 @@ fn what_the_host_keeps_for_a_guest_is_bounded() {
     let answer = deed(&server, &json!({ "do": "tensor_bomb" }));
     answer.is_error(400, "BAD_REQUEST", &["tensors hold", "limit is 67108864 (tensor_bytes)"]);
     let answer = deed(&server, &json!({ "do": "handle_bomb" }));
-    answer.is_error(400, "BAD_REQUEST", &["resource table"]);
+    answer.is_error(400, "BAD_REQUEST", &["handles", "1024"]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::HeaderMap;
 use tokio::sync::{mpsc, oneshot};
+use wasmtime::component::ResourceTableError;
 use wasmtime::{Store, Trap, UpdateDeadline};
 
 use super::bindings::tessera::endpoint::types::{Body, FailureKind, Reply, Request};
@@ -273,6 +274,10 @@ fn explain(error: wasmtime::Error, store: &Store<GuestState>, meter: &CpuMeter) 
     }
     if store.data().memory.exceeded() {
         return InvokeError::MemoryLimit { limit_bytes: limits.memory_bytes };
+    }
+    if let Some(ResourceTableError::Full) = error.downcast_ref::<ResourceTableError>() {
+        let message = format!("more than {HANDLES_MAX} handles (tensors, graphs, errors) are alive at once: drop some");
+        return InvokeError::Trapped { message, detail: format!("{error:#}") };
     }
     if let Some(mistake) = error.downcast_ref::<GuestMistake>() {
         return InvokeError::Trapped { message: mistake.0.clone(), detail: format!("{error:#}") };

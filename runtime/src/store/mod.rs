@@ -34,7 +34,7 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 
 /// Longest value in bytes. With its frame it stays below 4 KiB, because sled writes what is larger to files that it
-/// never syncs (`reference/reliability-and-scale.md`, 2.2).
+/// never syncs ().
 pub const MAX_VALUE_BYTES: usize = 4000;
 
 /// Longest key in bytes.
