@@ -117,13 +117,13 @@ impl Admission {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_queue_is_bounded_and_patient_only_so_long() {
+        let patience = Duration::from_millis(20);
         let admission = Admission::new(1, 1, Arc::default());
-        let place = admission.place(Duration::from_secs(1)).await.unwrap();
-        let (second, third) =
-            tokio::join!(admission.place(Duration::from_secs(1)), admission.place(Duration::from_secs(1)));
-        assert_eq!(second.err().unwrap().status, 429, "waited its second");
+        let place = admission.place(patience).await.unwrap();
+        let (second, third) = tokio::join!(admission.place(patience), admission.place(patience));
+        assert_eq!(second.err().unwrap().status, 429, "waited for nothing");
         assert_eq!(third.err().unwrap().status, 429, "found the queue full");
         drop(place);
         admission.place(Duration::ZERO).await.unwrap();

@@ -3,7 +3,7 @@
 //! Every change is first in the store, then in the catalog, then acknowledged. A config is published only when all of its
 //! entities are ready; until then, and when it fails, the one before it serves.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 
 use tokio::runtime::Handle;
@@ -111,10 +111,40 @@ impl ControlPlane {
         }
         let count = endpoints.len();
         self.catalog.put_all(endpoints);
+        self.sweep();
         for (workspace, name, id) in unfinished {
             self.start_deploy(workspace, name, id);
         }
         Ok(count)
+    }
+
+    /// Removes what deploys made for endpoints that are gone: laid-out packages, artifacts, build logs. All of it can be
+    /// made again. Only at a start, before any deploy runs.
+    fn sweep(&self) {
+        let endpoints = self.catalog.everything();
+        let mut kept: HashSet<String> = endpoints.iter().map(|endpoint| endpoint.record.id.clone()).collect();
+        for entity in
+            endpoints.iter().filter_map(|endpoint| endpoint.serving.as_ref()).flat_map(|serving| &serving.entities)
+        {
+            kept.insert(entity.plan.artifact.to_string());
+            kept.extend(entity.plan.package_name());
+        }
+        for folder in ["packages", "artifacts", "build-logs"] {
+            let entries = std::fs::read_dir(self.home.path(folder)).into_iter().flatten().flatten();
+            for entry in entries {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                // Names begin with what they belong to: a digest, a key, an endpoint's id.
+                let owner = name.split(['.', '-']).next().unwrap_or(&name);
+                if kept.contains(owner) {
+                    continue;
+                }
+                let path = entry.path();
+                let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+                if let Err(error) = removed {
+                    tracing::warn!(path = %path.display(), "failed to remove a leftover: {error}");
+                }
+            }
+        }
     }
 
     /// Makes an endpoint and starts its first deploy.

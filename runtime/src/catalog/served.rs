@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use super::EntityConfig;
 use crate::deploy::package::RequestBodyMode;
 use crate::deploy::{DeployError, ModelHost, Plan};
-use crate::nn::{Graph, GraphKey, GraphSource};
+use crate::nn::{GraphKey, GraphSource, NamedGraphs};
 use crate::observe::log_ring::LogRing;
 use crate::observe::metrics::EntityMetrics;
 use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits};
@@ -72,7 +72,7 @@ pub struct ServedEntity {
     pub plan: Plan,
     component: ArcSwapOption<LoadedComponent>,
     /// Kept so that they count as in use, when the entity does not scale to zero.
-    pinned: std::sync::OnceLock<Arc<[(String, Arc<dyn Graph>)]>>,
+    pinned: std::sync::OnceLock<NamedGraphs>,
     /// Held while the component is loaded, so that it is loaded once however many requests wait.
     loading: Mutex<()>,
     started: Instant,
@@ -97,7 +97,7 @@ pub struct Ready {
     /// The component.
     pub component: Arc<LoadedComponent>,
     /// The graphs by the guest's names.
-    pub graphs: Arc<[(String, Arc<dyn Graph>)]>,
+    pub graphs: NamedGraphs,
     /// What it took.
     pub cold: ColdStart,
 }
@@ -158,7 +158,7 @@ impl ServedEntity {
         if rung != Rung::Warm {
             *self.last_cold_start.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(cold);
         }
-        let graphs: Arc<[_]> = graphs.into();
+        let graphs: NamedGraphs = graphs.into();
         if !self.config.scale_to_zero_enabled {
             self.pinned.get_or_init(|| Arc::clone(&graphs));
         }

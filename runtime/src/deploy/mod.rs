@@ -97,6 +97,13 @@ pub struct Plan {
     assets: Vec<String>,
 }
 
+impl Plan {
+    /// Name of the folder in which the package is laid out.
+    pub fn package_name(&self) -> Option<String> {
+        Some(self.dir.file_name()?.to_string_lossy().into_owned())
+    }
+}
+
 impl ModelHost {
     /// Puts the parts together.
     pub fn new(parts: HostParts) -> ModelHost {

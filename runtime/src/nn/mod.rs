@@ -101,6 +101,9 @@ pub trait Graph: Send + Sync {
     fn run(&self, inputs: Inputs, cancel: &Cancel) -> Result<Vec<(String, Tensor)>, NnError>;
 }
 
+/// The loaded graphs of a package, by the names that its guest knows.
+pub type NamedGraphs = Arc<[(String, Arc<dyn Graph>)]>;
+
 /// A graph's signature, as the model file declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GraphInfo {

@@ -13,7 +13,7 @@ use super::bindings::tessera::endpoint::{assets, graph_info, logging, request_he
 use super::limits::{MemoryLimiter, RequestLimits};
 use super::log::RequestLog;
 use super::streaming::ResponseStream;
-use crate::nn::{Dim, ElementType, Executor, Graph, GraphInfo, TensorInfo};
+use crate::nn::{Dim, ElementType, Executor, GraphInfo, NamedGraphs, TensorInfo};
 
 /// Entries of the guest's handle table; wasmtime's default of a million would let a guest fill the host's memory.
 pub(super) const HANDLES_MAX: usize = 1024;
@@ -47,7 +47,7 @@ pub(super) struct RequestContext {
     pub(super) headers: Arc<HeaderMap>,
     pub(super) stream: ResponseStream,
     pub(super) deadline: Instant,
-    pub(super) graphs: Arc<[(String, Arc<dyn Graph>)]>,
+    pub(super) graphs: NamedGraphs,
     pub(super) executor: Arc<Executor>,
 }
 

@@ -17,7 +17,7 @@ use super::log::RequestLog;
 use super::nn_host::GuestMistake;
 use super::streaming::{RequestBody, ResponseStream, StreamBroken, StreamError, StreamedResponse};
 use super::{LoadedComponent, Sandbox};
-use crate::nn::{Executor, Graph};
+use crate::nn::{Executor, NamedGraphs};
 
 /// All that one invocation needs.
 pub struct Invocation {
@@ -26,7 +26,7 @@ pub struct Invocation {
     /// Limits of this request.
     pub limits: RequestLimits,
     /// The package's graphs, loaded.
-    pub graphs: Arc<[(String, Arc<dyn Graph>)]>,
+    pub graphs: NamedGraphs,
     /// Where `compute` runs.
     pub executor: Arc<Executor>,
     /// The path below the endpoint, as `wit/endpoint.wit` names it.

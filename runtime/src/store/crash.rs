@@ -1,6 +1,6 @@
 //! `kill -9` of a process that commits, several times over one directory: whatever it had reported as acknowledged is
 //! there after the reopen, at most the one transaction per writer that was under way beyond it, and transactions of
-//! several keys are whole. (Power loss is out of reach here: see `reference/reliability-and-scale.md`, 2.4 B.)
+//! several keys are whole. (Power loss is out of reach of this test.)
 //!
 //! The child is this test binary again, at [`child`], told by an environment variable where to write.
 

@@ -11,7 +11,7 @@ use tessera_sdk::{ElementType, Error, GraphInfo, Request, Tensor, TensorInfo};
 
 use crate::mlflow::Signature;
 use crate::tensor::Feed;
-use crate::{Scoring, oip};
+use crate::Scoring;
 
 const GOLDENS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens.jsonl");
 
@@ -37,7 +37,6 @@ pub(crate) fn scoring(model: &Value) -> Scoring {
     Scoring {
         graph_name: "model".to_owned(),
         graph: GraphInfo { inputs: tensors("inputs"), outputs: tensors("outputs") },
-        model: oip::Model { name: "model".to_owned(), version: "1".to_owned() },
         signature: Signature::parse(model["signature"]["inputs"].as_str(), model["signature"]["params"].as_str())
             .unwrap(),
     }
