@@ -39,6 +39,21 @@ pub struct BodyRoom<'a> {
     bytes: u64,
 }
 
+impl BodyRoom<'_> {
+    /// Room for more bytes of the same body.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` when bodies in memory would be too much.
+    pub fn grow(&mut self, bytes: u64) -> Result<(), ApiError> {
+        if self.admission.body_bytes.fetch_add(bytes, Relaxed) + bytes > BODY_BYTES_MAX {
+            self.admission.body_bytes.fetch_sub(bytes, Relaxed);
+            return Err(self.admission.busy());
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
 impl Drop for BodyRoom<'_> {
     fn drop(&mut self) {
         self.admission.body_bytes.fetch_sub(self.bytes, Relaxed);
@@ -92,16 +107,9 @@ impl Admission {
         }
     }
 
-    /// Room for a body of a known or largest size.
-    ///
-    /// # Errors
-    /// `RESOURCE_EXHAUSTED` when bodies in memory would be too much.
-    pub fn body_room(&self, bytes: u64) -> Result<BodyRoom<'_>, ApiError> {
-        if self.body_bytes.fetch_add(bytes, Relaxed) + bytes > BODY_BYTES_MAX {
-            self.body_bytes.fetch_sub(bytes, Relaxed);
-            return Err(self.busy());
-        }
-        Ok(BodyRoom { admission: self, bytes })
+    /// Room for a body, which grows as its bytes arrive: a length that is only declared takes none.
+    pub fn body_room(&self) -> BodyRoom<'_> {
+        BodyRoom { admission: self, bytes: 0 }
     }
 
     fn busy(&self) -> ApiError {
@@ -132,9 +140,10 @@ mod tests {
     #[test]
     fn bodies_share_one_budget() {
         let admission = Admission::new(1, 1, Arc::default());
-        let room = admission.body_room(BODY_BYTES_MAX).unwrap();
-        assert!(admission.body_room(1).is_err());
+        let mut room = admission.body_room();
+        room.grow(BODY_BYTES_MAX).unwrap();
+        assert!(admission.body_room().grow(1).is_err());
         drop(room);
-        admission.body_room(1).unwrap();
+        admission.body_room().grow(1).unwrap();
     }
 }

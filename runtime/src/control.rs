@@ -4,8 +4,10 @@
 //! entities are ready; until then, and when it fails, the one before it serves.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, PoisonError};
 
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
@@ -23,7 +25,7 @@ use crate::observe::log_ring::LogRing;
 use crate::observe::metrics::Metrics;
 use crate::registry::Registry;
 use crate::store::documents::scan_documents;
-use crate::store::{StateStore, Transaction};
+use crate::store::{StateStore, StoreError, Transaction};
 
 /// What a caller asks for.
 pub struct NewEndpoint {
@@ -59,6 +61,47 @@ pub struct ControlPlane {
 struct FailedDeploy {
     entity: String,
     message: String,
+}
+
+/// Text of a failure that a record keeps; the build log has the rest.
+const MESSAGE_BYTES_MAX: usize = 2 << 10;
+
+/// A config as JSON: a record holds up to two of them.
+const CONFIG_BYTES_MAX: usize = 24 << 10;
+
+/// Times that the outcome of a deploy is offered to a store whose queue is full.
+const COMMIT_TRIES: u32 = 10;
+
+impl FailedDeploy {
+    fn new(entity: &str, mut message: String) -> FailedDeploy {
+        if message.len() > MESSAGE_BYTES_MAX {
+            message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+            message.push_str("... (the build log has the rest)");
+        }
+        FailedDeploy { entity: entity.to_owned(), message }
+    }
+}
+
+/// What an endpoint's owner gets to read of a failure; ours goes to the log.
+fn deploy_message(endpoint: &str, error: &DeployError) -> String {
+    match error {
+        DeployError::Model(message) | DeployError::Busy(message) => message.clone(),
+        DeployError::Host(cause) => {
+            tracing::error!(endpoint, cause, "a deploy failed for a reason of the server's own");
+            "the server failed to deploy it; its log says why".to_owned()
+        }
+    }
+}
+
+/// Refuses a config that its record could not hold.
+fn check_size(config: &EndpointConfig) -> Result<(), ApiError> {
+    let bytes = serde_json::to_vec(config).map_or(usize::MAX, |json| json.len());
+    if bytes > CONFIG_BYTES_MAX {
+        return Err(ApiError::invalid(format!(
+            "the config has {bytes} bytes; the limit is {CONFIG_BYTES_MAX}: use fewer served entities or shorter environment_vars"
+        )));
+    }
+    Ok(())
 }
 
 impl ControlPlane {
@@ -112,10 +155,28 @@ impl ControlPlane {
         let count = endpoints.len();
         self.catalog.put_all(endpoints);
         self.sweep();
+        self.warm_up();
         for (workspace, name, id) in unfinished {
             self.start_deploy(workspace, name, id);
         }
         Ok(count)
+    }
+
+    /// Brings those back into memory that do not scale to zero.
+    fn warm_up(&self) {
+        for endpoint in self.catalog.everything() {
+            for entity in endpoint.serving.iter().flat_map(|serving| &serving.entities) {
+                if entity.config.scale_to_zero_enabled {
+                    continue;
+                }
+                let (entity, host, name) = (Arc::clone(entity), Arc::clone(&self.host), endpoint.record.name.clone());
+                self.background.spawn(async move {
+                    if let Err(error) = entity.ready(&host).await {
+                        tracing::warn!(endpoint = name, cause = %error, "failed to bring an endpoint back into memory");
+                    }
+                });
+            }
+        }
     }
 
     /// Removes what deploys made for endpoints that are gone: laid-out packages, artifacts, build logs. All of it can be
@@ -159,6 +220,7 @@ impl ControlPlane {
     ) -> Result<Arc<Endpoint>, ApiError> {
         check_endpoint_name(&new.name)?;
         new.config.check()?;
+        check_size(&new.config)?;
         let _alone = self.writing.lock().await;
         if self.catalog.endpoint(workspace, &new.name).is_some() {
             let message = format!("Endpoint with name '{}' already exists.", new.name);
@@ -203,11 +265,14 @@ impl ControlPlane {
         }
         let config = make(&record)?;
         config.check()?;
+        check_size(&config)?;
         self.check_versions(workspace, &config)?;
         let now = now_ms();
         let version = record.next_version();
         record.pending = Some(EndpointConfig { version, start_time: now, ..config });
         record.last_updated_timestamp = now;
+        // A new attempt; a record holds no third config.
+        record.failed = None;
         self.publish(record, current.serving.clone()).await
     }
 
@@ -228,6 +293,26 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Removes a model version that no endpoint serves or is about to.
+    ///
+    /// # Errors
+    /// `RESOURCE_CONFLICT` when one does.
+    pub async fn delete_version(&self, workspace: WorkspaceId, model: &str, version: u64) -> Result<(), ApiError> {
+        // No endpoint can be made or changed until the version is gone.
+        let _alone = self.writing.lock().await;
+        let in_use = self.user_of(workspace, model, version);
+        self.registry.delete_version(workspace, model, version, in_use).await
+    }
+
+    /// Removes a model with all its versions, none of which an endpoint serves or is about to.
+    ///
+    /// # Errors
+    /// `RESOURCE_CONFLICT` when one does.
+    pub async fn delete_model(&self, workspace: WorkspaceId, model: &str) -> Result<(), ApiError> {
+        let _alone = self.writing.lock().await;
+        self.registry.delete_model(workspace, model, |version| self.user_of(workspace, model, version)).await
+    }
+
     /// An endpoint of a workspace.
     ///
     /// # Errors
@@ -239,7 +324,7 @@ impl ControlPlane {
     }
 
     /// The endpoint that serves a model version, or is about to.
-    pub fn user_of(&self, workspace: WorkspaceId, model: &str, version: u64) -> Option<String> {
+    fn user_of(&self, workspace: WorkspaceId, model: &str, version: u64) -> Option<String> {
         let uses = |config: &EndpointConfig| {
             config.entities.iter().any(|entity| entity.entity_name == model && entity.entity_version == version)
         };
@@ -253,7 +338,7 @@ impl ControlPlane {
     ///
     /// # Errors
     /// The store's first failure: it is for good.
-    pub fn store_health(&self) -> Result<(), crate::store::StoreError> {
+    pub fn store_health(&self) -> Result<(), StoreError> {
         self.store.health()
     }
 
@@ -322,14 +407,30 @@ impl ControlPlane {
                 endpoint.serving.clone()
             }
         };
-        let committed = match Transaction::new().put_document(&endpoint_key(workspace, name), &record) {
-            Ok(transaction) => self.store.commit(transaction).await,
-            Err(error) => Err(error),
-        };
-        match committed {
-            Ok(_) => self.catalog.put(Endpoint { record, serving }),
+        match self.record_outcome(&record).await {
+            Ok(()) => {
+                let names: Vec<&str> =
+                    record.config.iter().flat_map(|config| &config.entities).map(|e| e.name.as_str()).collect();
+                self.metrics.forget_others(name, &names);
+                self.catalog.put(Endpoint { record, serving });
+            }
             // The record still says pending: the next start takes the deploy up again.
             Err(error) => tracing::error!(endpoint = name, cause = %chain(&error), "failed to record a deploy"),
+        }
+    }
+
+    /// Commits a record. Tries again while the store's queue is full: nobody else would record this.
+    async fn record_outcome(&self, record: &EndpointRecord) -> Result<(), StoreError> {
+        let key = endpoint_key(record.workspace, &record.name);
+        let mut tries = 0;
+        loop {
+            match self.store.commit(Transaction::new().put_document(&key, record)?).await {
+                Err(StoreError::Unavailable(_)) if tries < COMMIT_TRIES && self.store.health().is_ok() => {
+                    tries += 1;
+                    tokio::time::sleep(std::time::Duration::from_millis(100 * u64::from(tries))).await;
+                }
+                outcome => return outcome.map(drop),
+            }
         }
     }
 
@@ -343,7 +444,7 @@ impl ControlPlane {
     ) -> Result<Serving, FailedDeploy> {
         let mut entities = Vec::with_capacity(config.entities.len());
         for entity in &config.entities {
-            let failed = |message: String| FailedDeploy { entity: entity.name.clone(), message };
+            let failed = |message: String| FailedDeploy::new(&entity.name, message);
             let kept =
                 current.and_then(|current| current.entity(&entity.name)).filter(|kept| same(&kept.config, entity));
             if let Some(kept) = kept {
@@ -354,7 +455,10 @@ impl ControlPlane {
                 .registry
                 .package(record.workspace, &entity.entity_name, entity.entity_version)
                 .map_err(|error| failed(error.message))?;
-            let plan = self.host.plan(&record.name, entity, &package).map_err(|error| failed(error.message))?;
+            let plan = self
+                .host
+                .plan(record, entity, &package)
+                .map_err(|error| failed(deploy_message(&record.name, &error)))?;
             let metrics = self.metrics.entity(&record.name, &entity.name);
             entities.push(Arc::new(ServedEntity::new(entity.clone(), plan, LogRing::default(), metrics)));
         }
@@ -373,8 +477,11 @@ impl ControlPlane {
                 "deploying {} version {} as '{}', config version {}",
                 entity.config.entity_name, entity.config.entity_version, entity.config.name, config.version
             ));
-            let outcome = self.host.deploy(entity, &mut log).await;
-            if let Err(DeployError { message }) = &outcome {
+            // A panic is our bug; without this it would leave the endpoint waiting for ever.
+            let deploy = AssertUnwindSafe(self.host.deploy(entity, &mut log)).catch_unwind();
+            let outcome = deploy.await.unwrap_or_else(|_| Err(DeployError::Host("the deploy panicked".to_owned())));
+            let outcome = outcome.map_err(|error| deploy_message(&record.name, &error));
+            if let Err(message) = &outcome {
                 log.step(&format!("failed: {message}"));
             }
             let name = build_log_name(&record.id, config.version, &entity.config.name);
@@ -382,7 +489,7 @@ impl ControlPlane {
             if let Err(error) = self.home.write(&name, log.text().as_bytes()) {
                 tracing::warn!("failed to keep a build log: {error:#}");
             }
-            outcome.map_err(|error| FailedDeploy { entity: entity.config.name.clone(), message: error.message })?;
+            outcome.map_err(|message| FailedDeploy::new(&entity.config.name, message))?;
         }
         Ok(())
     }

@@ -140,7 +140,11 @@ impl From<PackageError> for ApiError {
 
 impl From<DeployError> for ApiError {
     fn from(error: DeployError) -> ApiError {
-        ApiError::new(ErrorCode::BadRequest, error.message)
+        match error {
+            DeployError::Model(message) => ApiError::new(ErrorCode::BadRequest, message),
+            DeployError::Busy(message) => ApiError::new(ErrorCode::ResourceExhausted, message),
+            DeployError::Host(_) => ApiError::internal("bring a model into memory", &error),
+        }
     }
 }
 

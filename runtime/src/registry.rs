@@ -293,6 +293,15 @@ impl Registry {
         self.with_model(workspace, name, |model| model.versions.values().rev().cloned().collect())
     }
 
+    /// Whether a version would take a file now.
+    ///
+    /// # Errors
+    /// When the path is not allowed, or the version is finalized or does not exist.
+    pub fn check_upload(&self, workspace: WorkspaceId, name: &str, version: u64, path: &str) -> Result<(), ApiError> {
+        check_path(path)?;
+        self.pending_version(workspace, name, version).map(drop)
+    }
+
     /// Stores one file of a version that is not finalized yet, as it arrives.
     ///
     /// # Errors
@@ -305,8 +314,7 @@ impl Registry {
         path: &str,
         mut content: mpsc::Receiver<Result<Bytes, ApiError>>,
     ) -> Result<(), ApiError> {
-        check_path(path)?;
-        self.pending_version(workspace, name, version)?;
+        self.check_upload(workspace, name, version, path)?;
         let blobs = Arc::clone(&self.blobs);
         let written = tokio::task::spawn_blocking(move || -> Result<PackageFile, ApiError> {
             let mut writer = blobs.writer()?;

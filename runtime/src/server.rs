@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::admission::Admission;
 use crate::api::App;
@@ -32,6 +32,15 @@ use crate::store::{StateStore, StoreError};
 
 /// How often idle components and graphs are looked for, at most.
 const IDLE_CHECK_MAX: Duration = Duration::from_secs(5);
+
+/// Uploads at one time.
+const UPLOADS_MAX: usize = 16;
+
+/// How often files are looked for that nothing refers to any more.
+const SWEEP_PERIOD: Duration = Duration::from_secs(3600);
+
+/// Time that the background threads get to end; what they do then can be done again.
+const BACKGROUND_END: Duration = Duration::from_secs(1);
 
 /// How often the store is asked whether it still works.
 const STORE_CHECK: Duration = Duration::from_millis(500);
@@ -58,7 +67,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let auth = background.block_on(Auth::open(&*store, &home, keys.tokens)).context("failed to read the principals")?;
     let registry =
         Arc::new(Registry::load(Arc::clone(&store), Arc::clone(&blobs)).context("failed to read the models")?);
-    let host = Arc::new(model_host(config, &home, &keys, &blobs)?);
+    let host = Arc::new(model_host(config, &home, &keys, &blobs, &background)?);
     let control = Arc::new(ControlPlane::new(
         store,
         Arc::clone(&registry),
@@ -77,12 +86,16 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
             timeout: Duration::from_millis(config.body_timeout_ms),
         },
         upload_bytes_max: config.upload_bytes_max,
+        uploads: Semaphore::new(UPLOADS_MAX),
         accepting: AtomicBool::new(false),
     });
     let endpoints = control.restore().context("failed to bring the endpoints back")?;
-    sweep_blobs(&registry, &blobs);
+    start_sweeps(&background, registry, blobs);
     start_idle_checks(&background, &control, config);
-    run(config, &home, &app, &background, endpoints)
+    let outcome = run(config, &home, &app, &background, endpoints);
+    // Without a bound this would wait for a model that is being loaded.
+    background.shutdown_timeout(BACKGROUND_END);
+    outcome
 }
 
 /// Accepts requests until a signal comes, then drains.
@@ -117,6 +130,13 @@ fn run(config: &ServeConfig, home: &Home, app: &Arc<App>, background: &Runtime, 
     }
     app.accepting.store(false, Relaxed);
     let _ = stop.send(true);
+    // A second signal means now.
+    background.spawn(async {
+        if let Ok(again) = end_signals() {
+            again.wait().await;
+            std::process::exit(130);
+        }
+    });
     servers.join();
     let _ = std::fs::remove_file(home.path("address"));
     tracing::info!("stopped");
@@ -133,9 +153,17 @@ async fn store_failure(control: &ControlPlane) -> StoreError {
     }
 }
 
-fn model_host(config: &ServeConfig, home: &Home, keys: &Keys, blobs: &Arc<Blobs>) -> Result<ModelHost> {
+fn model_host(
+    config: &ServeConfig,
+    home: &Home,
+    keys: &Keys,
+    blobs: &Arc<Blobs>,
+    background: &Runtime,
+) -> Result<ModelHost> {
     let instances_max = u32::try_from(config.concurrent_requests_max).unwrap_or(u32::MAX);
     let sandbox = Sandbox::new(instances_max)?;
+    let allocation = sandbox.allocation();
+    tracing::info!(instances_max, pagemap_scan = allocation.pagemap_scan, "instances are allocated from a pool");
     let backends = Backends::discover(config.onnxruntime.as_deref()).context("failed to open ONNX Runtime")?;
     for backend in backends.available() {
         tracing::info!(backend = backend.id().name(), version = backend.version(), "backend found");
@@ -158,6 +186,7 @@ fn model_host(config: &ServeConfig, home: &Home, keys: &Keys, blobs: &Arc<Blobs>
             timeout: Duration::from_millis(config.compile_timeout_ms),
         },
         worker_memory_bytes: config.compile_memory_bytes_max,
+        background: background.handle().clone(),
         limits: RequestLimits {
             memory_bytes: config.sandbox_memory_bytes_max,
             cpu_ms: config.sandbox_cpu_ms,
@@ -215,6 +244,17 @@ fn start_idle_checks(background: &Runtime, control: &Arc<ControlPlane>, config: 
                 }
             }
             control.host.graphs.drop_idle(graph_idle);
+        }
+    });
+}
+
+/// Looks for unused files at the start and from time to time.
+fn start_sweeps(background: &Runtime, registry: Arc<Registry>, blobs: Arc<Blobs>) {
+    background.spawn(async move {
+        loop {
+            let (registry, blobs) = (Arc::clone(&registry), Arc::clone(&blobs));
+            let _ = tokio::task::spawn_blocking(move || sweep_blobs(&registry, &blobs)).await;
+            tokio::time::sleep(SWEEP_PERIOD).await;
         }
     });
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use hyper::header::HeaderValue;
 use serde_json::json;
 
+use super::invocations::Wanted;
 use super::{Answer, Call, invocations, json, respond, wire};
 use crate::error::{ApiError, ErrorCode};
 use crate::observe::metrics::Observed;
@@ -28,8 +29,9 @@ pub(super) fn ready(call: &Call) -> Result<Answer, ApiError> {
 
 /// All series, for callers on this machine and for administrators.
 pub(super) fn metrics(call: &Call) -> Result<Answer, ApiError> {
-    // The series name every endpoint of every workspace.
-    if !call.peer.ip().is_loopback() && !call.principal()?.admin {
+    // The series name every endpoint of every workspace. A proxy on this machine speaks for somebody else.
+    let forwarded = ["forwarded", "x-forwarded-for", "via"].iter().any(|name| call.head.headers.contains_key(*name));
+    if (forwarded || !call.peer.ip().is_loopback()) && !call.principal()?.admin {
         return Err(ApiError::new(ErrorCode::NotFound, "There is nothing at GET /metrics."));
     }
     let control = &call.app.control;
@@ -74,7 +76,8 @@ pub(super) async fn open_inference(call: &mut Call, rest: &[&str]) -> Result<Ans
             let body = json!({ "name": name, "ready": ready }).to_string();
             Ok(respond(if ready { 200 } else { 503 }, "application/json", body))
         }
-        ["models", name] | ["models", name, "versions", _] => invocations::ask(call, name, "v2").await,
+        ["models", name] => invocations::ask(call, name, Wanted::Any, "v2").await,
+        ["models", name, "versions", version] => invocations::ask(call, name, Wanted::Version(version), "v2").await,
         _ => Err(ApiError::new(ErrorCode::NotFound, format!("There is nothing at GET {}.", call.head.uri.path()))),
     }
 }

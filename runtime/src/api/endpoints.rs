@@ -4,15 +4,17 @@ use serde_json::{Map, json};
 
 use super::wire::{self, ConfigInput, CreateEndpoint};
 use super::{Answer, Call, json};
+use crate::catalog::EndpointRecord;
 use crate::control::NewEndpoint;
 use crate::error::ApiError;
 
 pub(super) async fn create(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<CreateEndpoint>().await?;
+    input.refuse_unsupported()?;
     let config = input
         .config
         .ok_or_else(|| ApiError::invalid("config is required: name the model versions to serve in served_entities"))?
-        .into_config(&principal.user_name)?;
+        .into_config(&principal.user_name, None)?;
     let new = NewEndpoint { name: input.name, description: input.description, tags: input.tags, config };
     let endpoint = app.control.create(principal.workspace, &principal.user_name, new).await?;
     json(&wire::endpoint(&endpoint))
@@ -32,7 +34,7 @@ pub(super) fn get(call: &Call, name: &str) -> Result<Answer, ApiError> {
 
 pub(super) async fn update_config(call: &mut Call, name: &str) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<ConfigInput>().await?;
-    let make = |_: &_| input.into_config(&principal.user_name);
+    let make = |record: &EndpointRecord| input.into_config(&principal.user_name, record.config.as_ref());
     let endpoint = app.control.update_config(principal.workspace, name, make).await?;
     json(&wire::endpoint(&endpoint))
 }

@@ -1,5 +1,9 @@
 //! Files of model versions, on the paths that the Databricks SDK uploads to and downloads from.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Release;
+
 use hyper::Method;
 use hyper::header::{CONTENT_LENGTH, HeaderValue};
 use serde_json::json;
@@ -38,18 +42,26 @@ pub(super) async fn route(call: &mut Call, what: &str, path: &[&str]) -> Result<
         (Method::GET | Method::HEAD, "directories") => list(call, &model, version, &inside),
         // The SDK makes folders before it fills them; here they exist as soon as they have a file.
         (Method::PUT, "directories") => call.principal().map(|_| respond(204, "application/json", "")),
-        (Method::POST, "files") => Err(ApiError::new(
-            ErrorCode::NotImplemented,
-            "Uploads in parts are not supported: send the file with one PUT.",
-        )),
+        // The SDK begins so for large files. The addresses of parts that it asks for next do not exist here, upon which it
+        // sends the file with one PUT, as it does for small ones.
+        (Method::POST, "files") if call.query("action").as_deref() == Some("initiate-upload") => {
+            call.principal()?;
+            json(&json!({ "multipart_upload": { "session_token": "one-put" } }))
+        }
         (method, _) => Err(ApiError::new(ErrorCode::NotFound, format!("Files do not understand {method}."))),
     }
 }
 
 async fn upload(call: &mut Call, model: &str, version: u64, path: &str) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
-    let registry = std::sync::Arc::clone(&call.app.control.registry);
-    let limits = BodyLimits { bytes_max: call.app.upload_bytes_max, timeout: UPLOAD_TIMEOUT };
+    let app = Arc::clone(&call.app);
+    let registry = &app.control.registry;
+    // Before the body is taken: what is left of a refused one is thrown away, so that the client sees the refusal.
+    registry.check_upload(principal.workspace, model, version, path)?;
+    let Ok(_turn) = app.uploads.try_acquire() else {
+        return Err(ApiError::new(ErrorCode::ResourceExhausted, "Too many uploads at once. Try again later."));
+    };
+    let limits = BodyLimits { bytes_max: app.upload_bytes_max, timeout: UPLOAD_TIMEOUT };
     let content = call.body_chunks(limits, |error| error)?;
     registry.put_file(principal.workspace, model, version, path, content).await?;
     Ok(respond(204, "application/json", ""))
@@ -73,28 +85,22 @@ async fn download(call: &Call, model: &str, version: u64, path: &str, with_body:
 /// A file's content as a body, one chunk ahead of the client.
 fn stream(mut file: tokio::fs::File) -> ResponseBody {
     let (sender, chunks) = mpsc::channel(1);
+    let complete = Arc::new(AtomicBool::new(false));
+    let whole = Arc::clone(&complete);
     tokio::spawn(async move {
         loop {
             let mut chunk = vec![0; CHUNK_BYTES];
-            let read = file.read(&mut chunk).await;
-            let chunk = match read {
-                Ok(0) => return,
-                Ok(bytes) => {
-                    chunk.truncate(bytes);
-                    Ok(chunk.into())
-                }
-                Err(error) => {
-                    tracing::error!("failed to read a file that is being downloaded: {error}");
-                    Err(crate::sandbox::StreamBroken)
-                }
-            };
-            let broken = chunk.is_err();
-            if sender.send(chunk).await.is_err() || broken {
+            match file.read(&mut chunk).await {
+                Ok(0) => return whole.store(true, Release),
+                Ok(bytes) => chunk.truncate(bytes),
+                Err(error) => return tracing::error!("failed to read a file that is being downloaded: {error}"),
+            }
+            if sender.send(chunk.into()).await.is_err() {
                 return;
             }
         }
     });
-    ResponseBody::Stream { chunks, _maker: None }
+    ResponseBody::Stream { chunks, complete, _maker: None }
 }
 
 /// The files and folders directly in a folder.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Body;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Deserialize;
 
@@ -15,7 +14,7 @@ use crate::clock;
 use crate::deploy::package::RequestBodyMode;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{AbortOnDrop, ResponseBody};
-use crate::sandbox::{self, FailureKind, Finished, Invocation, InvocationBody, InvokeError, RequestLog, StreamError};
+use crate::sandbox::{self, FailureKind, Invocation, InvocationBody, InvokeError, RequestLog, StreamError, Tail};
 
 /// Names the served entity that answered.
 const SERVED_MODEL_NAME: HeaderName = HeaderName::from_static("served-model-name");
@@ -27,15 +26,15 @@ const WANT_COLD_START: HeaderName = HeaderName::from_static("x-tessera-want-cold
 const COLD_START: HeaderName = HeaderName::from_static("x-tessera-cold-start");
 
 /// `POST /serving-endpoints/{name}/invocations` and its relatives. `path` is the guest's name for the API.
-pub(super) async fn invoke(call: &mut Call, name: &str, entity: Option<&str>, path: &str) -> Result<Answer, ApiError> {
+pub(super) async fn invoke(call: &mut Call, name: &str, wanted: Wanted<'_>, path: &str) -> Result<Answer, ApiError> {
     let endpoint = find(call, name)?;
-    let entity = choose(&endpoint, entity)?;
+    let entity = choose(&endpoint, wanted)?;
     let content_type = header(call, &CONTENT_TYPE);
     let app = Arc::clone(&call.app);
-    let room = app.admission.body_room(body_size(call))?;
+    let mut room = app.admission.body_room();
     let headers = Arc::new(std::mem::take(&mut call.head.headers));
-    let body = match entity.request_body() {
-        RequestBodyMode::Full => InvocationBody::Full(call.read_body(app.body_limits).await?),
+    let body = match entity.plan.request_body {
+        RequestBodyMode::Full => InvocationBody::Full(call.read_body(app.body_limits, |bytes| room.grow(bytes)).await?),
         RequestBodyMode::Chunks => {
             let closed = |error: ApiError| match error.status {
                 413 => StreamError::TooLarge,
@@ -59,10 +58,10 @@ pub(super) async fn openai(call: &mut Call, path: &str) -> Result<Answer, ApiErr
     }
     let principal = call.principal()?;
     let app = Arc::clone(&call.app);
-    let room = app.admission.body_room(body_size(call))?;
+    let mut room = app.admission.body_room();
     let content_type = header(call, &CONTENT_TYPE);
     let headers = Arc::new(std::mem::take(&mut call.head.headers));
-    let body = call.read_body(app.body_limits).await?;
+    let body = call.read_body(app.body_limits, |bytes| room.grow(bytes)).await?;
     let Model { model } = serde_json::from_slice(&body).map_err(|error| {
         ApiError::new(
             ErrorCode::BadRequest,
@@ -70,8 +69,8 @@ pub(super) async fn openai(call: &mut Call, path: &str) -> Result<Answer, ApiErr
         )
     })?;
     let endpoint = app.control.endpoint(principal.workspace, &model)?;
-    let entity = choose(&endpoint, None)?;
-    let body = InvocationBody::Full(body);
+    let entity = choose(&endpoint, Wanted::Any)?;
+    let body = InvocationBody::of(body, entity.plan.request_body);
     let request = Prepared { path: path.to_owned(), content_type, headers, body };
     let result = run(&app, &entity, request, &call.id, call.started).await;
     drop(room);
@@ -79,11 +78,11 @@ pub(super) async fn openai(call: &mut Call, path: &str) -> Result<Answer, ApiErr
 }
 
 /// Runs a request without a body, for metadata that the guest answers.
-pub(super) async fn ask(call: &Call, name: &str, path: &str) -> Result<Answer, ApiError> {
+pub(super) async fn ask(call: &Call, name: &str, wanted: Wanted<'_>, path: &str) -> Result<Answer, ApiError> {
     let endpoint = find(call, name)?;
-    let entity = choose(&endpoint, None)?;
+    let entity = choose(&endpoint, wanted)?;
     let headers = Arc::new(call.head.headers.clone());
-    let body = InvocationBody::Full(Vec::new());
+    let body = InvocationBody::of(Vec::new(), entity.plan.request_body);
     let request = Prepared { path: path.to_owned(), content_type: String::new(), headers, body };
     run(&call.app, &entity, request, &call.id, call.started).await
 }
@@ -104,17 +103,22 @@ async fn run(
     started: std::time::Instant,
 ) -> Result<Answer, ApiError> {
     let host = &app.control.host;
-    let limits = entity.limits();
+    let limits = &entity.plan.limits;
+    let deadline = started + Duration::from_millis(limits.wall_ms);
     let want_cold_start = request.headers.contains_key(WANT_COLD_START);
     // While a graph loads, the request waits as a body, not as an instance.
-    let ready = entity.ready(host).await?;
+    let ready = tokio::time::timeout_at(deadline.into(), entity.ready(host)).await.map_err(|_| {
+        let message =
+            format!("'{}' was not in memory within {} ms; it goes on loading.", entity.config.name, limits.wall_ms);
+        ApiError::new(ErrorCode::DeadlineExceeded, message)
+    })??;
     let cold = ready.cold;
     entity.metrics.climbed(cold.rung, cold.component + cold.graphs);
-    let place = app.admission.place(Duration::from_millis(limits.wall_ms)).await?;
+    let place = app.admission.place(deadline.saturating_duration_since(std::time::Instant::now())).await?;
 
     let log = RequestLog::new(limits.log_bytes);
     let invocation = Invocation {
-        package: entity.guest_package(),
+        package: Arc::clone(&entity.plan.guest),
         limits: limits.clone(),
         graphs: ready.graphs,
         executor: Arc::clone(&host.executor),
@@ -124,8 +128,8 @@ async fn run(
         body: request.body,
         log: log.clone(),
     };
+    let mut end = End { entity: Arc::clone(entity), log, id: id.to_owned(), started, recorded: false };
     let (result, cpu) = host.sandbox.invoke(&ready.component, invocation).await;
-    let end = End { entity: Arc::clone(entity), log, id: id.to_owned(), started };
     let mut response = match result {
         Ok(sandbox::Answer::Full { status, content_type, body }) => {
             end.record(status, cpu, None);
@@ -149,19 +153,14 @@ async fn run(
 }
 
 /// A response whose body is still being made. The guest goes on as a task of its own, which ends with the body.
-fn stream(
-    response: sandbox::StreamedResponse,
-    tail: Option<std::pin::Pin<Box<dyn Future<Output = Finished> + Send>>>,
-    place: Place,
-    end: End,
-) -> Answer {
+fn stream(response: sandbox::StreamedResponse, tail: Tail, place: Place, mut end: End) -> Answer {
     let status = response.status;
     let maker = match tail {
-        None => {
-            end.record(status, Duration::ZERO, None);
+        Tail::Ended(finished) => {
+            end.record(status, finished.cpu, finished.result.as_ref().err());
             None
         }
-        Some(tail) => {
+        Tail::Running(tail) => {
             let task = tokio::spawn(async move {
                 // The instance lives as long as this, and so does its place.
                 let _place = place;
@@ -172,7 +171,7 @@ fn stream(
         }
     };
     let mut streamed = respond(status, &response.content_type, "");
-    *streamed.body_mut() = ResponseBody::Stream { chunks: response.chunks, _maker: maker };
+    *streamed.body_mut() = ResponseBody::Stream { chunks: response.chunks, complete: response.complete, _maker: maker };
     streamed
 }
 
@@ -182,17 +181,30 @@ struct End {
     log: RequestLog,
     id: String,
     started: std::time::Instant,
+    recorded: bool,
+}
+
+/// Status under which a request is counted whose client went away before its answer.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if !self.recorded {
+            self.record(CLIENT_CLOSED_REQUEST, Duration::ZERO, None);
+        }
+    }
 }
 
 impl End {
-    fn record(&self, status: u16, cpu: Duration, error: Option<&InvokeError>) {
+    fn record(&mut self, status: u16, cpu: Duration, error: Option<&InvokeError>) {
+        self.recorded = true;
         self.entity.metrics.finished(status, self.started.elapsed(), cpu);
-        let mut text = self.log.take();
         match error {
-            Some(InvokeError::Trapped { detail, .. }) => text.push_str(&format!("error {detail}\n")),
-            Some(error) => text.push_str(&format!("error {error}\n")),
+            Some(InvokeError::Trapped { detail, .. }) => self.log.line("error", detail),
+            Some(error) => self.log.line("error", &error.to_string()),
             None => {}
         }
+        let text = self.log.take();
         if !text.is_empty() {
             self.entity.log.push(&clock::rfc3339(clock::now_ms()), &self.id, &text);
         }
@@ -204,7 +216,18 @@ fn find(call: &Call, name: &str) -> Result<Arc<Endpoint>, ApiError> {
     call.app.control.endpoint(principal.workspace, name)
 }
 
-fn choose(endpoint: &Endpoint, entity: Option<&str>) -> Result<Arc<ServedEntity>, ApiError> {
+/// Which entity of an endpoint a caller wants.
+#[derive(Clone, Copy)]
+pub(super) enum Wanted<'a> {
+    /// Whichever the traffic split gives.
+    Any,
+    /// The one of this name.
+    Named(&'a str),
+    /// The one that serves this version of its model.
+    Version(&'a str),
+}
+
+fn choose(endpoint: &Endpoint, wanted: Wanted<'_>) -> Result<Arc<ServedEntity>, ApiError> {
     let name = &endpoint.record.name;
     let Some(serving) = &endpoint.serving else {
         let why = match &endpoint.record.failed {
@@ -213,23 +236,19 @@ fn choose(endpoint: &Endpoint, entity: Option<&str>) -> Result<Arc<ServedEntity>
         };
         return Err(ApiError::new(ErrorCode::BadRequest, format!("Endpoint '{name}' is not ready: {why}")));
     };
-    match entity {
-        None => Ok(Arc::clone(serving.pick())),
-        Some(entity) => serving
-            .entity(entity)
-            .cloned()
-            .ok_or_else(|| ApiError::missing(format!("Endpoint '{name}' has no served model '{entity}'."))),
-    }
+    let (found, what) = match wanted {
+        Wanted::Any => return Ok(Arc::clone(serving.pick())),
+        Wanted::Named(entity) => (serving.entity(entity), format!("served model '{entity}'")),
+        Wanted::Version(version) => {
+            let serves = |entity: &&Arc<ServedEntity>| entity.config.entity_version.to_string() == version;
+            (serving.entities.iter().find(serves), format!("version '{version}'"))
+        }
+    };
+    found.cloned().ok_or_else(|| ApiError::missing(format!("Endpoint '{name}' has no {what}.")))
 }
 
 fn header(call: &Call, name: &HeaderName) -> String {
     call.head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
-}
-
-/// What a body may take in memory: its declared size, or the largest allowed when it does not say.
-fn body_size(call: &Call) -> u64 {
-    let declared = call.body.as_ref().and_then(|body| body.size_hint().exact());
-    declared.unwrap_or(call.app.body_limits.bytes_max).min(call.app.body_limits.bytes_max)
 }
 
 fn describe(cold: ColdStart) -> String {
@@ -246,6 +265,7 @@ fn explain(error: &InvokeError, entity: &ServedEntity) -> ApiError {
     match error {
         InvokeError::Refused { kind, message } => refused(*kind, message),
         InvokeError::WallLimit { .. } => ApiError::new(ErrorCode::DeadlineExceeded, format!("{model}: {error}")),
+        InvokeError::Overloaded => ApiError::new(ErrorCode::ResourceExhausted, format!("{model}: {error}")),
         InvokeError::Host(cause) => {
             tracing::error!(entity = model, "failed to start an instance: {cause:#}");
             ApiError::new(ErrorCode::TemporarilyUnavailable, "the server could not start an instance; its log says why")

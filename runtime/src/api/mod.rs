@@ -20,8 +20,9 @@ use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
+use self::invocations::Wanted;
 use crate::admission::Admission;
 use crate::auth::{Auth, Principal};
 use crate::control::ControlPlane;
@@ -51,6 +52,8 @@ pub struct App {
     pub body_limits: BodyLimits,
     /// Largest uploaded file.
     pub upload_bytes_max: u64,
+    /// Uploads at one time; each holds a thread that writes.
+    pub uploads: Semaphore,
     /// Whether new work is taken: false before the start is complete and while draining.
     pub accepting: AtomicBool,
 }
@@ -119,10 +122,10 @@ async fn route(call: &mut Call) -> Result<Answer, ApiError> {
     match (call.head.method.clone(), segments.as_slice()) {
         // The query plane.
         (method, ["serving-endpoints", name, "invocations"]) if method == post => {
-            invocations::invoke(call, name, None, "invocations").await
+            invocations::invoke(call, name, Wanted::Any, "invocations").await
         }
         (method, ["serving-endpoints", name, "served-models", entity, "invocations"]) if method == post => {
-            invocations::invoke(call, name, Some(entity), "invocations").await
+            invocations::invoke(call, name, Wanted::Named(entity), "invocations").await
         }
         (method, ["serving-endpoints" | "v1", openai @ ..])
             if method == post && matches!(openai, ["embeddings" | "completions"] | ["chat", "completions"]) =>
@@ -130,10 +133,11 @@ async fn route(call: &mut Call) -> Result<Answer, ApiError> {
             invocations::openai(call, &openai.join("/")).await
         }
         (method, ["v2", rest @ ..]) if method == get => discovery::open_inference(call, rest).await,
-        (method, ["v2", "models", name, "infer"] | ["v2", "models", name, "versions", _, "infer"])
-            if method == post =>
-        {
-            invocations::invoke(call, name, None, "v2/infer").await
+        (method, ["v2", "models", name, "infer"]) if method == post => {
+            invocations::invoke(call, name, Wanted::Any, "v2/infer").await
+        }
+        (method, ["v2", "models", name, "versions", version, "infer"]) if method == post => {
+            invocations::invoke(call, name, Wanted::Version(version), "v2/infer").await
         }
 
         // The control plane.
@@ -192,10 +196,14 @@ impl Call {
         form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
     }
 
-    /// The whole body. What is left of a refused one stays, to be thrown away.
-    async fn read_body(&mut self, limits: BodyLimits) -> Result<Vec<u8>, ApiError> {
+    /// The whole body; `grow` allows each piece before it is kept. What is left of a refused one stays, to be thrown away.
+    async fn read_body(
+        &mut self,
+        limits: BodyLimits,
+        grow: impl FnMut(u64) -> Result<(), ApiError>,
+    ) -> Result<Vec<u8>, ApiError> {
         match &mut self.body {
-            Some(body) => body::read(body, limits).await,
+            Some(body) => body::read(body, limits, grow).await,
             None => Ok(Vec::new()),
         }
     }
@@ -206,16 +214,20 @@ impl Call {
         limits: BodyLimits,
         error: impl Fn(ApiError) -> E + Send + 'static,
     ) -> Result<mpsc::Receiver<Result<Bytes, E>>, ApiError> {
+        if let Some(body) = &self.body {
+            body::refuse_large(body, limits)?;
+        }
         let body =
             self.body.take().ok_or_else(|| ApiError::new(ErrorCode::InternalError, "the body was read before"))?;
-        body::chunks(body, limits, error)
+        Ok(body::chunks(body, limits, error))
     }
 
     /// Who calls, and the JSON sent.
     async fn json<T: DeserializeOwned>(&mut self) -> Result<(Arc<App>, Arc<Principal>, T), ApiError> {
         let principal = self.principal()?;
         let limits = BodyLimits { bytes_max: CONTROL_BODY_BYTES_MAX, ..self.app.body_limits };
-        let bytes = self.read_body(limits).await?;
+        // Small, so it is not charged to anybody.
+        let bytes = self.read_body(limits, |_| Ok(())).await?;
         // Some clients send no body where every field is optional.
         let bytes = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
         let value = serde_json::from_slice(bytes).map_err(|error| {

@@ -104,9 +104,7 @@ async fn update_model(call: &mut Call) -> Result<Answer, ApiError> {
 
 async fn delete_model(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<ModelInput>().await?;
-    let workspace = principal.workspace;
-    let in_use = |version| app.control.user_of(workspace, &input.name, version);
-    app.control.registry.delete_model(workspace, &input.name, in_use).await?;
+    app.control.delete_model(principal.workspace, &input.name).await?;
     json(&Map::new())
 }
 
@@ -158,9 +156,7 @@ fn download_uri(call: &Call) -> Result<Answer, ApiError> {
 
 async fn delete_version(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<VersionRef>().await?;
-    let (workspace, version) = (principal.workspace, input.number()?);
-    let in_use = app.control.user_of(workspace, &input.name, version);
-    app.control.registry.delete_version(workspace, &input.name, version, in_use).await?;
+    app.control.delete_version(principal.workspace, &input.name, input.number()?).await?;
     json(&Map::new())
 }
 
@@ -187,11 +183,11 @@ fn page_size(call: &Call) -> usize {
 
 fn page_of<'a, T>(call: &Call, all: &'a [T]) -> Result<&'a [T], ApiError> {
     let start = page_start(call)?.min(all.len());
-    Ok(&all[start..all.len().min(start + page_size(call))])
+    Ok(&all[start..all.len().min(start.saturating_add(page_size(call)))])
 }
 
 fn add_next_page(call: &Call, answer: &mut Value, total: usize) -> Result<(), ApiError> {
-    let next = page_start(call)? + page_size(call);
+    let next = page_start(call)?.saturating_add(page_size(call));
     if next < total {
         answer["next_page_token"] = json!(next.to_string());
     }

@@ -22,6 +22,22 @@ pub(super) struct CreateEndpoint {
     pub(super) description: Option<String>,
     #[serde(default)]
     pub(super) tags: Vec<Tag>,
+    ai_gateway: Option<Value>,
+    rate_limits: Option<Value>,
+}
+
+impl CreateEndpoint {
+    /// Refuses what this version would not enforce: a limit that is taken and ignored is worse than none.
+    pub(super) fn refuse_unsupported(&self) -> Result<(), ApiError> {
+        for (field, value) in [("ai_gateway", &self.ai_gateway), ("rate_limits", &self.rate_limits)] {
+            if value.as_ref().is_some_and(|value| !value.is_null()) {
+                return Err(ApiError::invalid(format!(
+                    "{field} is not supported by this version of Tessera: leave it out"
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A config as clients send it: entities under their new or their old name.
@@ -85,10 +101,17 @@ fn percentage<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error
 
 impl ConfigInput {
     /// The config that the caller means, with defaults filled in. The version is given when it is stored.
-    pub(super) fn into_config(self, creator: &str) -> Result<EndpointConfig, ApiError> {
-        let inputs = self.served_entities.or(self.served_models).unwrap_or_default();
-        let entities: Vec<EntityConfig> =
-            inputs.into_iter().map(|input| input.into_entity(creator)).collect::<Result<_, _>>()?;
+    ///
+    /// Without entities, those of `current` stay: clients change only the traffic so.
+    pub(super) fn into_config(
+        self,
+        creator: &str,
+        current: Option<&EndpointConfig>,
+    ) -> Result<EndpointConfig, ApiError> {
+        let entities: Vec<EntityConfig> = match self.served_entities.or(self.served_models) {
+            Some(inputs) => inputs.into_iter().map(|input| input.into_entity(creator)).collect::<Result<_, _>>()?,
+            None => current.map(|current| current.entities.clone()).unwrap_or_default(),
+        };
         let mut routes = Vec::new();
         for route in self.traffic_config.map(|traffic| traffic.routes).unwrap_or_default() {
             let entity = route
@@ -108,6 +131,13 @@ impl EntityInput {
     fn into_entity(self, creator: &str) -> Result<EntityConfig, ApiError> {
         if self.external_model.is_some() {
             return Err(ApiError::invalid("external_model is not supported by this version of Tessera"));
+        }
+        if let Some(name) =
+            self.environment_vars.iter().find(|(_, value)| value.contains("{{secrets/")).map(|(name, _)| name)
+        {
+            return Err(ApiError::invalid(format!(
+                "environment_vars.{name} refers to a secret, which this version of Tessera does not keep"
+            )));
         }
         let entity_name = self.entity_name.ok_or_else(|| ApiError::invalid("a served entity needs an entity_name"))?;
         let version = self.entity_version.unwrap_or_default();
@@ -137,7 +167,12 @@ pub(super) fn endpoint(endpoint: &Endpoint) -> Value {
     let mut value = base(endpoint);
     value["permission_level"] = json!("CAN_MANAGE");
     if let Some(config) = &record.config {
-        value["config"] = config_output(config, endpoint.serving.as_deref(), Deployment::Ready);
+        let deployment = match &record.failed {
+            // It could not be brought back after a restart.
+            Some(failed) if endpoint.serving.is_none() => Deployment::Failed(failed),
+            _ => Deployment::Ready,
+        };
+        value["config"] = config_output(config, endpoint.serving.as_deref(), deployment);
     }
     if let Some(pending) = &record.pending {
         value["pending_config"] = config_output(pending, None, Deployment::Creating);

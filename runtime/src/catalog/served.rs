@@ -12,12 +12,11 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::Mutex;
 
 use super::EntityConfig;
-use crate::deploy::package::RequestBodyMode;
 use crate::deploy::{DeployError, ModelHost, Plan};
 use crate::nn::{GraphKey, GraphSource, NamedGraphs};
 use crate::observe::log_ring::LogRing;
 use crate::observe::metrics::EntityMetrics;
-use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits};
+use crate::sandbox::LoadedComponent;
 
 /// What a request had to bring into memory before it could run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,26 +118,11 @@ impl ServedEntity {
         }
     }
 
-    /// Settings for the guest.
-    pub fn guest_package(&self) -> Arc<GuestPackage> {
-        Arc::clone(&self.plan.guest)
-    }
-
-    /// Limits of one request.
-    pub fn limits(&self) -> &RequestLimits {
-        &self.plan.limits
-    }
-
-    /// How the guest wants bodies.
-    pub fn request_body(&self) -> RequestBodyMode {
-        self.plan.request_body
-    }
-
     /// Brings everything into memory that a request needs. Without waiting when it is there.
     ///
     /// # Errors
     /// When the component cannot be loaded or compiled, or a backend refuses a graph.
-    pub async fn ready(&self, host: &ModelHost) -> Result<Ready, DeployError> {
+    pub async fn ready(&self, host: &Arc<ModelHost>) -> Result<Ready, DeployError> {
         self.last_used_ms.store(self.started.elapsed().as_millis() as u64, Relaxed);
         let begun = Instant::now();
         let (component, mut rung) = match self.component.load_full() {
@@ -165,7 +149,7 @@ impl ServedEntity {
         Ok(Ready { component, graphs, cold })
     }
 
-    async fn load_component(&self, host: &ModelHost) -> Result<(Arc<LoadedComponent>, Rung), DeployError> {
+    async fn load_component(&self, host: &Arc<ModelHost>) -> Result<(Arc<LoadedComponent>, Rung), DeployError> {
         let _alone = self.loading.lock().await;
         if let Some(component) = self.component.load_full() {
             return Ok((component, Rung::Component));

@@ -58,6 +58,11 @@ impl Artifacts {
         self.code_path(key).exists() && self.mac_path(key).exists()
     }
 
+    /// Size of an artifact; 0 when it is absent.
+    pub fn bytes(&self, key: ArtifactKey) -> u64 {
+        fs::metadata(self.code_path(key)).map_or(0, |metadata| metadata.len())
+    }
+
     /// Takes over the file that a worker wrote at [`Artifacts::staging_path`].
     ///
     /// Not synced: an artifact that a crash damages is compiled again.
@@ -66,7 +71,7 @@ impl Artifacts {
     /// When the file cannot be read or moved.
     pub fn insert(&self, key: ArtifactKey) -> io::Result<()> {
         let staged = self.staging_path(key);
-        let mac = self.mac(key, &fs::read(&staged)?);
+        let mac = self.mac(key, &fs::File::open(&staged)?)?;
         fs::write(self.mac_path(key), mac.as_bytes())?;
         fs::rename(staged, self.code_path(key))
     }
@@ -76,11 +81,12 @@ impl Artifacts {
     /// # Errors
     /// When an authentic artifact cannot be mapped.
     pub fn load(&self, engine: &Engine, key: ArtifactKey) -> Result<Option<Component>> {
-        let (Ok(code), Ok(mac)) = (fs::read(self.code_path(key)), fs::read(self.mac_path(key))) else {
+        let (Ok(code), Ok(mac)) = (fs::File::open(self.code_path(key)), fs::read(self.mac_path(key))) else {
             return Ok(None);
         };
+        let expected = self.mac(key, &code).context("failed to read an artifact")?;
         // blake3's comparison takes the same time wherever the first difference is.
-        if <[u8; 32]>::try_from(mac).map(blake3::Hash::from_bytes).ok() != Some(self.mac(key, &code)) {
+        if <[u8; 32]>::try_from(mac).map(blake3::Hash::from_bytes).ok() != Some(expected) {
             tracing::warn!(artifact = %key, "the artifact is damaged or was not made here; it will be compiled again");
             let _ = fs::remove_file(self.code_path(key));
             return Ok(None);
@@ -96,11 +102,10 @@ impl Artifacts {
         Ok(Some(component))
     }
 
-    fn mac(&self, key: ArtifactKey, code: &[u8]) -> blake3::Hash {
+    fn mac(&self, key: ArtifactKey, code: &fs::File) -> io::Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new_keyed(&self.mac_key);
         hasher.update(key.0.as_bytes());
-        hasher.update(code);
-        hasher.finalize()
+        Ok(hasher.update_reader(code)?.finalize())
     }
 
     fn code_path(&self, key: ArtifactKey) -> PathBuf {

@@ -26,6 +26,13 @@ impl BuildLog {
         }
     }
 
+    /// Adds the lines of another log as they are.
+    pub fn lines(&mut self, lines: &str) {
+        if self.text.len() + lines.len() < BYTES_MAX {
+            self.text.push_str(lines);
+        }
+    }
+
     /// Adds what the guest wrote.
     pub fn guest(&mut self, text: &str) {
         for line in text.lines() {

@@ -12,36 +12,36 @@ use super::{DeployError, ModelHost};
 use crate::catalog::served::{Ready, ServedEntity};
 use crate::sandbox::{Answer, Invocation, InvocationBody, RequestLog};
 
+/// Text of a value that a message shows.
+const VALUE_BYTES_MAX: usize = 200;
+
 /// Sends the golden request through the sandbox and compares the answer.
 ///
 /// # Errors
 /// What came instead of what was expected.
 pub async fn check(
-    host: &ModelHost,
+    host: &Arc<ModelHost>,
     entity: &ServedEntity,
     golden: &Golden,
     dir: &Path,
     ready: Ready,
 ) -> Result<(), DeployError> {
-    let read = |name: &str| {
-        fs::read(dir.join(name))
-            .map_err(|error| DeployError::new(format!("failed to read golden file '{name}': {error}")))
-    };
+    let read = |name: &str| fs::read(dir.join(name)).map_err(|error| DeployError::host("read a golden file", &error));
     let request = read(&golden.request)?;
     let expected = golden.response.as_deref().map(read).transpose()?;
-    let log = RequestLog::new(entity.limits().log_bytes);
+    let log = RequestLog::new(entity.plan.limits.log_bytes);
     let invocation = Invocation {
-        package: entity.guest_package(),
-        limits: entity.limits().clone(),
+        package: Arc::clone(&entity.plan.guest),
+        limits: entity.plan.limits.clone(),
         graphs: ready.graphs,
         executor: Arc::clone(&host.executor),
         path: "invocations".to_owned(),
         content_type: golden.content_type.clone(),
         headers: Arc::new(HeaderMap::new()),
-        body: InvocationBody::Full(request),
+        body: InvocationBody::of(request, entity.plan.request_body),
         log,
     };
-    let failed = |what: String| DeployError::new(format!("the golden request '{}' failed: {what}", golden.request));
+    let failed = |what: String| DeployError::Model(format!("the golden request '{}' failed: {what}", golden.request));
     let (status, body) = match host.sandbox.invoke(&ready.component, invocation).await.0 {
         Ok(Answer::Full { status, body, .. }) => (status, body),
         Ok(Answer::Streamed { .. }) => return Err(failed("it was answered with a stream".to_owned())),
@@ -61,7 +61,11 @@ pub async fn check(
 
 /// The first place where two values differ, numbers by more than the tolerance (relative to the larger, above 1).
 fn differs(expected: &Value, got: &Value, tolerance: f64, place: &str) -> Option<String> {
-    let different = || Some(format!("at {place} expected {expected}, got {got}"));
+    let short = |value: &Value| {
+        let text = value.to_string();
+        text[..text.floor_char_boundary(VALUE_BYTES_MAX)].to_owned()
+    };
+    let different = || Some(format!("at {place} expected {}, got {}", short(expected), short(got)));
     match (expected, got) {
         (Value::Number(a), Value::Number(b)) => {
             let (a, b) = (a.as_f64().unwrap_or(f64::NAN), b.as_f64().unwrap_or(f64::NAN));

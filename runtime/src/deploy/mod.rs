@@ -16,39 +16,65 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::{FutureExt, Shared};
 
 use self::artifact::{ArtifactKey, Artifacts};
 use self::build_log::BuildLog;
 use self::package::{ComponentSource, Golden, Package, PackageFile, RequestBodyMode};
 use self::worker::{GraphFile, Job, Workers};
-use crate::catalog::EntityConfig;
 use crate::catalog::served::{PlannedGraph, ServedEntity};
+use crate::catalog::{EndpointRecord, EntityConfig, WorkspaceId};
 use crate::home::Home;
-use crate::nn::{Backends, Executor, Graph, GraphKey, GraphSource, Graphs, NnError};
-use crate::sandbox::engine::MEMORY_BYTES_CEILING;
+use crate::nn::{Backends, Executor, Graph, GraphKey, GraphSource, Graphs, NnError, NnErrorKind};
 use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits, Sandbox};
 use crate::store::blobs::Blobs;
 
 /// Time that `init` may take.
 const INIT_MS: u64 = 10_000;
 
+/// An artifact up to this size is loaded where it is called: that takes less than a hop to another thread and back.
+const MAP_INLINE_BYTES_MAX: u64 = 2 << 20;
+
 /// Most deploys at one time: compiling takes all the processor it gets, which requests need more.
 const DEPLOYS_MAX: usize = 2;
 
-/// Why a model version cannot serve: a sentence for whoever deployed it.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct DeployError {
-    /// For the endpoint's state and the build log.
-    pub message: String,
+/// Why a model version cannot serve.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DeployError {
+    /// Something is wrong with the model version: a sentence for whoever deployed it.
+    #[error("{0}")]
+    Model(String),
+    /// The server is at a limit; the same may succeed later.
+    #[error("{0}")]
+    Busy(String),
+    /// Our own failure. The text is for the operator: it may name files of this machine.
+    #[error("{0}")]
+    Host(String),
 }
 
 impl DeployError {
-    fn new(message: impl Into<String>) -> DeployError {
-        DeployError { message: message.into() }
+    fn model(message: impl Into<String>) -> DeployError {
+        DeployError::Model(message.into())
+    }
+
+    fn host(doing: &str, error: &dyn std::error::Error) -> DeployError {
+        DeployError::Host(format!("failed to {doing}: {}", crate::error::chain(error)))
+    }
+
+    fn graph(name: &str, error: &NnError) -> DeployError {
+        let message = format!("graph '{name}': {error}");
+        match error.kind() {
+            NnErrorKind::Overloaded => DeployError::Busy(message),
+            _ => DeployError::Model(message),
+        }
     }
 }
+
+/// The outcome of a compile, for all who wait for it.
+type Compiling = Shared<Pin<Box<dyn Future<Output = Result<String, DeployError>> + Send>>>;
 
 /// All that serves models on this machine: shared by deploys and requests.
 pub struct ModelHost {
@@ -71,8 +97,12 @@ pub struct ModelHost {
     /// Limits of requests where a manifest does not say otherwise.
     pub limits: RequestLimits,
     home: Home,
+    /// Runs compiles, which go on when whoever asked for them is gone.
+    background: tokio::runtime::Handle,
     deploying: tokio::sync::Semaphore,
-    compiling: Mutex<HashMap<ArtifactKey, Arc<tokio::sync::Mutex<()>>>>,
+    /// Workers at one time: each takes a core and gigabytes.
+    workers_at_once: tokio::sync::Semaphore,
+    compiling: Mutex<HashMap<ArtifactKey, Compiling>>,
 }
 
 /// How a served entity gets into memory.
@@ -118,7 +148,9 @@ impl ModelHost {
             worker_memory_bytes: parts.worker_memory_bytes,
             limits: parts.limits,
             home: parts.home,
+            background: parts.background,
             deploying: tokio::sync::Semaphore::new(DEPLOYS_MAX),
+            workers_at_once: tokio::sync::Semaphore::new(DEPLOYS_MAX),
             compiling: Mutex::default(),
         }
     }
@@ -127,7 +159,7 @@ impl ModelHost {
     ///
     /// # Errors
     /// When a backend or target is not available here, a limit is over the server's, or the files cannot be laid out.
-    pub fn plan(&self, endpoint: &str, entity: &EntityConfig, package: &Package) -> Result<Plan, DeployError> {
+    pub fn plan(&self, owner: &EndpointRecord, entity: &EntityConfig, package: &Package) -> Result<Plan, DeployError> {
         let dir = self.lay_out(package)?;
         let mut settings = package.settings.clone();
         settings.extend(entity.environment_vars.clone());
@@ -137,13 +169,13 @@ impl ModelHost {
             let backend = self
                 .backends
                 .select(spec.backend.into(), spec.target.into())
-                .map_err(|error| DeployError::new(format!("graph '{name}': {error}")))?;
+                .map_err(|error| DeployError::graph(name, &error))?;
             let source = GraphSource {
                 path: dir.join(&spec.file),
-                external_files: siblings(package, &spec.file),
+                external_files: package.weights.get(name).cloned().unwrap_or_default(),
                 target: spec.target.into(),
             };
-            let digest = graph_digest(package, file, &spec.file);
+            let digest = graph_digest(owner.workspace, package, file, name);
             let key = GraphKey { digest, backend: backend.id(), target: spec.target.into() };
             graphs.push(PlannedGraph {
                 name: name.clone(),
@@ -153,10 +185,10 @@ impl ModelHost {
             });
         }
         let limits = self.limits_of(package)?;
-        let artifact = self.artifact_key(package, &settings, &limits)?;
+        let artifact = self.artifact_key(owner.workspace, package, &settings, &limits)?;
         let init_settings = settings.clone();
         // Only for requests: endpoints that serve the same package share its artifact.
-        settings.insert("tessera.endpoint".to_owned(), endpoint.to_owned());
+        settings.insert("tessera.endpoint".to_owned(), owner.name.clone());
         settings.insert("tessera.model_version".to_owned(), entity.entity_version.to_string());
         Ok(Plan {
             artifact,
@@ -176,17 +208,18 @@ impl ModelHost {
     ///
     /// # Errors
     /// What is wrong with the model version; the build log has it too.
-    pub async fn deploy(&self, entity: &ServedEntity, log: &mut BuildLog) -> Result<(), DeployError> {
-        let _turn = self.deploying.acquire().await.map_err(|_| DeployError::new("the server is shutting down"))?;
+    pub async fn deploy(self: &Arc<Self>, entity: &ServedEntity, log: &mut BuildLog) -> Result<(), DeployError> {
+        let _turn = self.deploying.acquire().await.map_err(|error| DeployError::host("take a turn", &error))?;
         let plan = &entity.plan;
         log.step("checking what the component imports");
         let component = self.component_bytes(plan)?;
-        capability::check(&component).map_err(DeployError::new)?;
+        capability::check(&component).map_err(DeployError::Model)?;
+        drop(component);
         if self.artifacts.contains(plan.artifact) {
             log.step("the component is compiled already");
         } else {
             log.step("running init, freezing its memory, compiling");
-            self.compile(plan, log).await?;
+            log.lines(&self.compile(plan).await?);
         }
         log.step("loading");
         let ready = entity.ready(self).await?;
@@ -214,7 +247,7 @@ impl ModelHost {
         if let Some(graph) = self.graphs.cached(&planned.key) {
             return Ok((graph, false));
         }
-        let failed = |error: NnError| DeployError::new(format!("graph '{}': {error}", planned.name));
+        let failed = |error: NnError| DeployError::graph(&planned.name, &error);
         let backend = self.backends.by_id(planned.key.backend).map_err(failed)?;
         let source = planned.source.clone();
         let graph = self.graphs.get(planned.key.clone(), move || backend.load(&source)).await.map_err(failed)?;
@@ -225,54 +258,102 @@ impl ModelHost {
     ///
     /// # Errors
     /// When it can be neither loaded nor compiled.
-    pub async fn component(self: &ModelHost, plan: &Plan) -> Result<(LoadedComponent, bool), DeployError> {
-        if let Some(component) = self.map_artifact(plan.artifact)? {
+    pub async fn component(self: &Arc<Self>, plan: &Plan) -> Result<(LoadedComponent, bool), DeployError> {
+        if let Some(component) = self.map_artifact(plan.artifact).await? {
             return Ok((component, false));
         }
-        self.compile(plan, &mut BuildLog::default()).await?;
-        let component = self.map_artifact(plan.artifact)?;
-        component.map(|component| (component, true)).ok_or_else(|| DeployError::new("the artifact vanished"))
+        self.compile(plan).await?;
+        let component = self.map_artifact(plan.artifact).await?;
+        let component =
+            component.ok_or_else(|| DeployError::Host("the artifact vanished after its compile".to_owned()))?;
+        Ok((component, true))
     }
 
-    /// Takes tens to hundreds of microseconds for a component of a usual size, less than a hop to another thread and back
-    /// under load, so it runs where it is called.
-    fn map_artifact(&self, key: ArtifactKey) -> Result<Option<LoadedComponent>, DeployError> {
-        let failed = |error: anyhow::Error| DeployError::new(format!("failed to load the component: {error:#}"));
+    async fn map_artifact(self: &Arc<Self>, key: ArtifactKey) -> Result<Option<LoadedComponent>, DeployError> {
+        if self.artifacts.bytes(key) <= MAP_INLINE_BYTES_MAX {
+            return self.map_artifact_here(key);
+        }
+        let host = Arc::clone(self);
+        let mapped = tokio::task::spawn_blocking(move || host.map_artifact_here(key)).await;
+        mapped.map_err(|error| DeployError::host("load a component", &error))?
+    }
+
+    fn map_artifact_here(&self, key: ArtifactKey) -> Result<Option<LoadedComponent>, DeployError> {
+        let failed = |error: anyhow::Error| DeployError::Host(format!("failed to load a component: {error:#}"));
         let Some(component) = self.artifacts.load(self.sandbox.engine(), key).map_err(failed)? else { return Ok(None) };
         let component = self.sandbox.load(&component).map_err(|error| failed(error.into()))?;
         Ok(Some(component))
     }
 
-    /// Makes the artifact of a plan, once however many endpoints and requests need it at the same time.
-    async fn compile(&self, plan: &Plan, log: &mut BuildLog) -> Result<(), DeployError> {
-        let lock = Arc::clone(self.compiling().entry(plan.artifact).or_default());
-        let outcome = {
-            let _alone = lock.lock().await;
-            // Whoever held the lock before has made it; a damaged one was removed when it was found.
-            if self.artifacts.contains(plan.artifact) { Ok(()) } else { self.run_worker(plan, log).await }
+    /// Makes the artifact of a plan: once however many endpoints and requests need it at the same time, all of whom get
+    /// the one outcome, and to its end even when none of them waits any more. Gives the lines for the build log.
+    async fn compile(self: &Arc<Self>, plan: &Plan) -> Result<String, DeployError> {
+        let running = {
+            let mut compiling = self.compiling();
+            match compiling.get(&plan.artifact) {
+                Some(running) => running.clone(),
+                None => {
+                    let running = self.start_compile(plan.clone());
+                    compiling.insert(plan.artifact, running.clone());
+                    running
+                }
+            }
         };
-        let mut compiling = self.compiling();
-        // The map's and this one: nobody else waits.
-        if Arc::strong_count(&lock) <= 2 {
-            compiling.remove(&plan.artifact);
-        }
-        outcome
+        running.await
     }
 
-    fn compiling(&self) -> MutexGuard<'_, HashMap<ArtifactKey, Arc<tokio::sync::Mutex<()>>>> {
+    fn start_compile(self: &Arc<Self>, plan: Plan) -> Compiling {
+        let host = Arc::clone(self);
+        let task = self.background.spawn(async move {
+            // Removed also when the worker's future panics, so that the next request tries again.
+            let _running = RemoveOnDrop { host: &host, key: plan.artifact };
+            host.run_worker(&plan).await
+        });
+        let outcome = async { task.await.map_err(|error| DeployError::host("compile a component", &error))? };
+        let outcome: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(outcome);
+        outcome.shared()
+    }
+
+    fn compiling(&self) -> MutexGuard<'_, HashMap<ArtifactKey, Compiling>> {
         self.compiling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn run_worker(&self, plan: &Plan, log: &mut BuildLog) -> Result<(), DeployError> {
-        let component = self.home.path("artifacts").join(format!("{}.component", plan.artifact));
+    async fn run_worker(&self, plan: &Plan) -> Result<String, DeployError> {
+        let _turn = self.workers_at_once.acquire().await.map_err(|error| DeployError::host("take a turn", &error))?;
+        if self.artifacts.contains(plan.artifact) {
+            // Somebody was quicker; a damaged one was removed when it was found.
+            return Ok(String::new());
+        }
+        let component = self.artifacts.staging_path(plan.artifact).with_extension("component");
         fs::write(&component, self.component_bytes(plan)?)
-            .map_err(|error| DeployError::new(format!("failed to write the component for its worker: {error}")))?;
+            .map_err(|error| DeployError::host("write a component for its worker", &error))?;
+        let outcome = self.workers.run(&self.job(plan, &component)).await;
+        let _ = fs::remove_file(&component);
+        let mut log = BuildLog::default();
+        let report = match outcome {
+            Ok(report) => report,
+            Err(error) => {
+                let _ = fs::remove_file(self.artifacts.staging_path(plan.artifact));
+                let said = if error.log.is_empty() { String::new() } else { format!("; it wrote: {}", error.log) };
+                return Err(DeployError::Model(error.message + &said));
+            }
+        };
+        log.guest(&report.log);
+        log.step(&format!(
+            "init took {:.1} ms, compiling {:.0} ms; the component with its memory has {} bytes",
+            report.init_ms, report.compile_ms, report.snapshot_bytes
+        ));
+        self.artifacts.insert(plan.artifact).map_err(|error| DeployError::host("keep a compiled component", &error))?;
+        Ok(log.text().to_owned())
+    }
+
+    fn job(&self, plan: &Plan, component: &Path) -> Job {
         let graph_file = |graph: &PlannedGraph| GraphFile {
             path: graph.source.path.clone(),
             external_files: graph.source.external_files.clone(),
         };
-        let job = Job {
-            component: component.clone(),
+        Job {
+            component: component.to_owned(),
             artifact: self.artifacts.staging_path(plan.artifact),
             settings: plan.init_settings.clone(),
             assets: plan.assets.iter().map(|name| (name.clone(), plan.dir.join(name))).collect(),
@@ -281,48 +362,34 @@ impl ModelHost {
             init_ms: INIT_MS,
             memory_bytes: self.worker_memory_bytes,
             cpu_s: 2 * self.workers.timeout.as_secs().max(1),
-        };
-        let outcome = self.workers.run(&job).await;
-        let _ = fs::remove_file(&component);
-        let report = outcome.map_err(|error| {
-            log.guest(&error.log);
-            DeployError::new(error.message)
-        })?;
-        log.guest(&report.log);
-        log.step(&format!(
-            "init took {:.1} ms, compiling {:.0} ms; the component with its memory has {} bytes",
-            report.init_ms, report.compile_ms, report.snapshot_bytes
-        ));
-        self.artifacts
-            .insert(plan.artifact)
-            .map_err(|error| DeployError::new(format!("failed to keep the compiled component: {error}")))
+        }
     }
 
     fn component_bytes(&self, plan: &Plan) -> Result<Vec<u8>, DeployError> {
         match &plan.component {
             ComponentSource::Stock(name) => stock::component(name)
                 .map(<[u8]>::to_vec)
-                .ok_or_else(|| DeployError::new(format!("there is no stock component 'stock:{name}'"))),
-            ComponentSource::File(name) => fs::read(plan.dir.join(name))
-                .map_err(|error| DeployError::new(format!("failed to read the component '{name}': {error}"))),
+                .ok_or_else(|| DeployError::model(format!("there is no stock component 'stock:{name}'"))),
+            ComponentSource::File(name) => {
+                fs::read(plan.dir.join(name)).map_err(|error| DeployError::host("read a component", &error))
+            }
         }
     }
 
+    /// The server's limits, lowered where the manifest asks for less.
     fn limits_of(&self, package: &Package) -> Result<RequestLimits, DeployError> {
-        let at_most = |name: &str, asked: Option<u64>, standard: u64, maximum: u64| match asked {
-            Some(0) => Err(DeployError::new(format!("limits.{name} is 0"))),
-            Some(asked) if asked > maximum => {
-                Err(DeployError::new(format!("limits.{name} asks for {asked}; this server allows at most {maximum}")))
-            }
-            Some(asked) => Ok(asked),
-            None => Ok(standard),
+        let at_most = |name: &str, setting: &str, asked: Option<u64>, maximum: u64| match asked {
+            Some(0) => Err(DeployError::model(format!("limits.{name} of the manifest is 0"))),
+            Some(asked) if asked > maximum => Err(DeployError::model(format!(
+                "limits.{name} of the manifest asks for {asked}; this server allows at most {maximum} ({setting})"
+            ))),
+            asked => Ok(asked.unwrap_or(maximum)),
         };
-        let own = &package.limits;
-        let limits = &self.limits;
+        let (own, limits) = (&package.limits, &self.limits);
         Ok(RequestLimits {
-            memory_bytes: at_most("memory_bytes", own.memory_bytes, limits.memory_bytes, MEMORY_BYTES_CEILING as u64)?,
-            cpu_ms: at_most("cpu_ms", own.cpu_ms, limits.cpu_ms, limits.wall_ms)?,
-            wall_ms: at_most("wall_ms", own.wall_ms, limits.wall_ms, limits.wall_ms)?,
+            memory_bytes: at_most("memory_bytes", "sandbox_memory_bytes_max", own.memory_bytes, limits.memory_bytes)?,
+            cpu_ms: at_most("cpu_ms", "sandbox_cpu_ms", own.cpu_ms, limits.cpu_ms)?,
+            wall_ms: at_most("wall_ms", "sandbox_wall_ms", own.wall_ms, limits.wall_ms)?,
             ..limits.clone()
         })
     }
@@ -330,6 +397,7 @@ impl ModelHost {
     /// Everything that decides what the worker makes.
     fn artifact_key(
         &self,
+        workspace: WorkspaceId,
         package: &Package,
         settings: &BTreeMap<String, String>,
         limits: &RequestLimits,
@@ -337,9 +405,7 @@ impl ModelHost {
         let mut compatibility = std::hash::DefaultHasher::new();
         self.sandbox.engine().precompile_compatibility_hash().hash(&mut compatibility);
         let component = match &package.component {
-            ComponentSource::Stock(name) => {
-                blake3::hash(stock::component(name).unwrap_or_default()).to_hex().to_string()
-            }
+            ComponentSource::Stock(name) => stock::digest(name).to_string(),
             ComponentSource::File(name) => package_file(package, name)?.digest.to_string(),
         };
         let read_by_init: BTreeMap<&String, String> = package
@@ -349,9 +415,11 @@ impl ModelHost {
             .filter_map(|name| Some((name, package.files.get(name)?.digest.to_string())))
             .collect();
         let inputs = serde_json::to_vec(&(settings, &package.graphs, read_by_init, limits.memory_bytes))
-            .map_err(|error| DeployError::new(format!("failed to name the artifact: {error}")))?;
+            .map_err(|error| DeployError::host("name an artifact", &error))?;
         Ok(ArtifactKey::of(&[
             env!("CARGO_PKG_VERSION").as_bytes(),
+            // Not even the time of a deploy tells one tenant what another has.
+            &workspace.0.to_le_bytes(),
             &compatibility.finish().to_le_bytes(),
             component.as_bytes(),
             &inputs,
@@ -361,8 +429,7 @@ impl ModelHost {
     /// Gives a package's files their names: links to the blobs, made once. Models that keep weights in a file beside
     /// them need it.
     fn lay_out(&self, package: &Package) -> Result<PathBuf, DeployError> {
-        let failed =
-            |error: std::io::Error| DeployError::new(format!("failed to lay out the package's files: {error}"));
+        let failed = |error: std::io::Error| DeployError::host("lay out the files of a package", &error);
         let listing = serde_json::to_vec(&package.files).map_err(|error| failed(error.into()))?;
         let dir = self.home.path("packages").join(blake3::hash(&listing).to_hex().as_str());
         if dir.exists() {
@@ -403,29 +470,36 @@ pub struct HostParts {
     pub workers: Workers,
     /// Address space of one worker.
     pub worker_memory_bytes: u64,
-    /// Limits of requests where a manifest does not say otherwise.
+    /// Limits of requests; a manifest may ask for less.
     pub limits: RequestLimits,
+    /// Where compiles run.
+    pub background: tokio::runtime::Handle,
+}
+
+/// Takes a compile out of the running ones when it has ended, however it did.
+struct RemoveOnDrop<'a> {
+    host: &'a ModelHost,
+    key: ArtifactKey,
+}
+
+impl Drop for RemoveOnDrop<'_> {
+    fn drop(&mut self) {
+        self.host.compiling().remove(&self.key);
+    }
 }
 
 fn package_file<'a>(package: &'a Package, name: &str) -> Result<&'a PackageFile, DeployError> {
-    package.files.get(name).ok_or_else(|| DeployError::new(format!("'{name}' is not in the package")))
+    package.files.get(name).ok_or_else(|| DeployError::model(format!("'{name}' is not in the package")))
 }
 
-/// Names of the other files in a file's folder: where a model may keep its weights.
-fn siblings(package: &Package, file: &str) -> Vec<String> {
-    let folder = Path::new(file).parent();
-    let beside = |name: &&String| *name != file && Path::new(name).parent() == folder;
-    let file_name = |name: &String| Path::new(name).file_name().map(|name| name.to_string_lossy().into_owned());
-    package.files.keys().filter(beside).filter_map(file_name).collect()
-}
-
-/// Names a graph's content: that of its file, and of the files beside it that may hold weights when there are any.
-fn graph_digest(package: &Package, file: &PackageFile, name: &str) -> String {
-    let folder = Path::new(name).parent();
-    let weights = |other: &&String| *other != name && other.ends_with(".data") && Path::new(other).parent() == folder;
-    let mut digest = file.digest.to_string();
-    for other in package.files.keys().filter(weights) {
-        digest.push_str(&format!("+{}", package.files[other].digest));
+/// Names a graph's content for its tenant: its file, and the files that hold its weights.
+fn graph_digest(workspace: WorkspaceId, package: &Package, file: &PackageFile, name: &str) -> String {
+    let folder = Path::new(&package.graphs[name].file).parent().unwrap_or(Path::new(""));
+    let mut digest = format!("{workspace}/{}", file.digest);
+    for weights in package.weights.get(name).into_iter().flatten() {
+        let path = folder.join(weights);
+        let weights_digest = path.to_str().and_then(|path| package.files.get(path)).map(|file| file.digest.to_string());
+        digest.push_str(&format!("+{weights}={}", weights_digest.unwrap_or_default()));
     }
     digest
 }

@@ -5,7 +5,8 @@ use std::path::{Component as PathPart, Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::nn::{BackendChoice, ExecutionTarget};
+use super::capability::COMPONENT_BYTES_MAX;
+use crate::nn::{self, BackendChoice, ExecutionTarget, NnError, NnErrorKind};
 use crate::store::blobs::{Blobs, Digest};
 
 /// Name of the manifest in a package.
@@ -16,6 +17,9 @@ const MLMODEL: &str = "MLmodel";
 
 /// Largest manifest or `MLmodel`.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+
+/// Largest golden request or response.
+const GOLDEN_BYTES_MAX: u64 = 16 << 20;
 
 /// Most files in a package: their list must fit a record of the store.
 pub const FILES_MAX: usize = 300;
@@ -34,6 +38,9 @@ pub struct Package {
     pub assets: BTreeSet<String>,
     /// Graphs by the name that the guest knows.
     pub graphs: BTreeMap<String, GraphSpec>,
+    /// Files beside a graph's own that hold its weights, by the graph's name: found when the package was checked.
+    #[serde(default)]
+    pub weights: BTreeMap<String, Vec<String>>,
     /// Settings for the guest.
     pub settings: BTreeMap<String, String>,
     /// Limits that differ from the server's.
@@ -241,21 +248,52 @@ impl Package {
                 "the package has neither a {MANIFEST} nor an {MLMODEL} file at its top: push the model's own folder"
             )));
         }
-        let package = assemble(manifest.unwrap_or_default(), mlmodel, files)?;
+        let mut package = assemble(manifest.unwrap_or_default(), mlmodel, files)?;
         package.check()?;
+        package.inspect_graphs(blobs)?;
         Ok(package)
     }
 
-    /// That every file named exists.
-    fn check(&self) -> Result<(), PackageError> {
-        let need = |what: &str, file: &str| {
-            if self.files.contains_key(file) {
-                return Ok(());
+    /// Reads every graph's signature, so that a model that cannot be served is refused now, and finds where its weights
+    /// are.
+    fn inspect_graphs(&mut self, blobs: &Blobs) -> Result<(), PackageError> {
+        for (name, graph) in &self.graphs {
+            let Some(file) = self.files.get(&graph.file) else { continue };
+            let path = blobs.path(&file.digest);
+            let failed = |error: NnError| PackageError(format!("graph '{name}' ('{}'): {error}", graph.file));
+            match nn::backends::inspect(&path, &[]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == NnErrorKind::Security => {
+                    let beside = self.siblings(&graph.file);
+                    nn::backends::inspect(&path, &beside).map_err(failed)?;
+                    self.weights.insert(name.clone(), beside);
+                }
+                Err(error) => return Err(failed(error)),
             }
-            Err(PackageError(format!("{what} '{file}' is not in the package")))
+        }
+        Ok(())
+    }
+
+    /// Names of the other files in a file's folder: where a model may keep its weights.
+    fn siblings(&self, file: &str) -> Vec<String> {
+        let folder = Path::new(file).parent();
+        let beside = |name: &&String| *name != file && Path::new(name).parent() == folder;
+        let file_name = |name: &String| Path::new(name).file_name().map(|name| name.to_string_lossy().into_owned());
+        self.files.keys().filter(beside).filter_map(file_name).collect()
+    }
+
+    /// That every file named exists and is not larger than what is read of it.
+    fn check(&self) -> Result<(), PackageError> {
+        let at_most = |what: &str, name: &str, bytes_max: u64| match self.files.get(name) {
+            None => Err(PackageError(format!("{what} '{name}' is not in the package"))),
+            Some(file) if file.bytes > bytes_max => {
+                Err(PackageError(format!("{what} '{name}' has {} bytes; the limit is {bytes_max}", file.bytes)))
+            }
+            Some(_) => Ok(()),
         };
+        let need = |what: &str, name: &str| at_most(what, name, u64::MAX);
         match &self.component {
-            ComponentSource::File(file) => need("component", file)?,
+            ComponentSource::File(file) => at_most("component", file, COMPONENT_BYTES_MAX)?,
             ComponentSource::Stock(name) if super::stock::component(name).is_some() => {}
             ComponentSource::Stock(name) => {
                 let known = super::stock::NAMES.map(|name| format!("stock:{name}")).join(", ");
@@ -269,17 +307,12 @@ impl Package {
             need(&format!("the file of graph '{name}',"), &graph.file)?;
         }
         if let Some(golden) = &self.golden {
-            need("golden request", &golden.request)?;
+            at_most("golden request", &golden.request, GOLDEN_BYTES_MAX)?;
             if let Some(response) = &golden.response {
-                need("golden response", response)?;
+                at_most("golden response", response, GOLDEN_BYTES_MAX)?;
             }
         }
         Ok(())
-    }
-
-    /// Sum over the files.
-    pub fn bytes(&self) -> u64 {
-        self.files.values().map(|file| file.bytes).sum()
     }
 }
 
@@ -317,6 +350,7 @@ fn assemble(
         request_body: manifest.request_body,
         assets: manifest.assets,
         graphs: manifest.graphs,
+        weights: BTreeMap::new(),
         settings: manifest.settings,
         limits: manifest.limits,
         golden: manifest.golden,
@@ -382,19 +416,21 @@ fn onnx_file(mlmodel: &MlModel) -> Result<String, PackageError> {
 mod tests {
     use super::*;
 
-    fn read(content: &[(&str, &str)]) -> Result<Package, PackageError> {
+    fn read(content: &[(&str, &[u8])]) -> Result<Package, PackageError> {
         let dir = tempfile::tempdir().unwrap();
         let blobs = Blobs::open(dir.path()).unwrap();
         let file =
-            |text: &str| PackageFile { digest: blobs.put_bytes(text.as_bytes()).unwrap(), bytes: text.len() as u64 };
-        Package::read(content.iter().map(|(name, text)| ((*name).to_owned(), file(text))).collect(), &blobs)
+            |content: &[u8]| PackageFile { digest: blobs.put_bytes(content).unwrap(), bytes: content.len() as u64 };
+        Package::read(content.iter().map(|(name, content)| ((*name).to_owned(), file(content))).collect(), &blobs)
     }
+
+    const LINEAR: &[u8] = include_bytes!("../../../tests/fixtures/linear.onnx");
 
     const ML: &str = "flavors:\n  onnx:\n    data: model.onnx\n  python_function:\n    data: model.onnx\nsignature:\n  inputs: '[{\"type\": \"double\", \"name\": \"a\"}]'\n  outputs: null\n  params: null\nmlflow_version: 3.17.2\n";
 
     #[test]
     fn an_mlflow_onnx_directory_needs_no_manifest() {
-        let package = read(&[("MLmodel", ML), ("model.onnx", "")]).unwrap();
+        let package = read(&[("MLmodel", ML.as_bytes()), ("model.onnx", LINEAR)]).unwrap();
         assert_eq!(package.component, ComponentSource::Stock("scoring".to_owned()));
         assert_eq!(package.graphs["model"].file, "model.onnx");
         assert!(package.settings["mlflow.signature.inputs"].contains("double"));
@@ -402,18 +438,28 @@ mod tests {
 
     #[test]
     fn another_flavour_is_refused_with_the_way_out() {
-        let error = read(&[("MLmodel", "flavors:\n  sklearn: {}\n")]).unwrap_err();
+        let error = read(&[("MLmodel", b"flavors:\n  sklearn: {}\n")]).unwrap_err();
         assert!(error.0.contains("sklearn") && error.0.contains("mlflow.onnx"), "{error}");
     }
 
     #[test]
     fn unknown_keys_and_missing_files_are_named() {
-        let error = read(&[(MANIFEST, "component = 'c.wasm'\nasets = []\n")]).unwrap_err();
+        let error = read(&[(MANIFEST, b"component = 'c.wasm'\nasets = []\n")]).unwrap_err();
         assert!(error.0.contains("asets"), "{error}");
-        let error = read(&[(MANIFEST, "component = 'c.wasm'\n")]).unwrap_err();
+        let error = read(&[(MANIFEST, b"component = 'c.wasm'\n")]).unwrap_err();
         assert!(error.0.contains("component 'c.wasm' is not in the package"), "{error}");
-        let error = read(&[(MANIFEST, "component = 'stock:nothing'\n")]).unwrap_err();
+        let error = read(&[(MANIFEST, b"component = 'stock:nothing'\n")]).unwrap_err();
         assert!(error.0.contains("stock:scoring"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_model_or_too_large_is_refused_before_anything_is_deployed() {
+        let error = read(&[("MLmodel", ML.as_bytes()), ("model.onnx", b"not a model")]).unwrap_err();
+        assert!(error.0.contains("graph 'model' ('model.onnx')"), "{error}");
+        let mut package = read(&[("MLmodel", ML.as_bytes()), ("model.onnx", LINEAR)]).unwrap();
+        package.component = ComponentSource::File("model.onnx".to_owned());
+        package.files.get_mut("model.onnx").unwrap().bytes = COMPONENT_BYTES_MAX + 1;
+        assert!(package.check().unwrap_err().0.contains("the limit is 67108864"));
     }
 
     #[test]

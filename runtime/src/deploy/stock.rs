@@ -1,7 +1,16 @@
 //! The stock components: built with the public SDK, carried by the binary.
 
+use std::sync::OnceLock;
+
 /// Names as a manifest writes them after `stock:`.
 pub const NAMES: [&str; 2] = ["scoring", "embeddings"];
+
+/// Digest of a stock component's bytes, made once: it takes milliseconds.
+pub fn digest(name: &str) -> blake3::Hash {
+    static DIGESTS: OnceLock<[blake3::Hash; NAMES.len()]> = OnceLock::new();
+    let digests = DIGESTS.get_or_init(|| NAMES.map(|name| blake3::hash(component(name).unwrap_or_default())));
+    NAMES.iter().position(|known| *known == name).map_or(blake3::hash(b""), |index| digests[index])
+}
 
 /// The bytes of a stock component.
 pub fn component(name: &str) -> Option<&'static [u8]> {

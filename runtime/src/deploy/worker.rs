@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -144,23 +144,25 @@ pub fn main() -> ExitCode {
 }
 
 fn limit_self(job: &Job) -> rustix::io::Result<()> {
-    let lower = |resource, limit: u64| {
-        let maximum = getrlimit(resource).maximum;
-        let limit = maximum.map_or(limit, |maximum| maximum.min(limit));
-        setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })
+    let lower = |resource, limit: u64, above: u64| {
+        let most = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        let maximum = most.min(limit.saturating_add(above));
+        setrlimit(resource, Rlimit { current: Some(limit.min(maximum)), maximum: Some(maximum) })
     };
-    lower(Resource::As, job.memory_bytes)?;
-    lower(Resource::Cpu, job.cpu_s)?;
-    lower(Resource::Fsize, ARTIFACT_BYTES_MAX)?;
-    lower(Resource::Core, 0)
+    lower(Resource::As, job.memory_bytes, 0)?;
+    // At the lower limit comes SIGXCPU, which tells this end from others; only the upper one kills.
+    lower(Resource::Cpu, job.cpu_s, 1)?;
+    lower(Resource::Fsize, ARTIFACT_BYTES_MAX, 0)?;
+    lower(Resource::Core, 0, 0)
 }
 
 fn work(job: &Job) -> Result<PrepareReport, PrepareError> {
-    let failed = |what: &str, path: &Path, error: &dyn std::fmt::Display| PrepareError {
-        message: format!("failed to {what} {}: {error}", path.display()),
+    // The path is this machine's business.
+    let failed = |what: &str, error: &dyn std::fmt::Display| PrepareError {
+        message: format!("the compile worker failed to {what}: {error}"),
         log: String::new(),
     };
-    let component = std::fs::read(&job.component).map_err(|error| failed("read", &job.component, &error))?;
+    let component = std::fs::read(&job.component).map_err(|error| failed("read the component", &error))?;
     let mut graphs = BTreeMap::new();
     for (name, graph) in &job.graphs {
         let info = backends::inspect(&graph.path, &graph.external_files)
@@ -174,11 +176,9 @@ fn work(job: &Job) -> Result<PrepareReport, PrepareError> {
         limits: job.limits.clone(),
         init_ms: job.init_ms,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .map_err(|error| failed("start", &job.component, &error))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|error| failed("start", &error))?;
     let prepared = runtime.block_on(prepare(preparation))?;
-    std::fs::write(&job.artifact, &prepared.artifact).map_err(|error| failed("write", &job.artifact, &error))?;
+    std::fs::write(&job.artifact, &prepared.artifact).map_err(|error| failed("write the artifact", &error))?;
     Ok(prepared.report)
 }

@@ -1,6 +1,9 @@
 //! Bodies: requests read within limits, responses whole or in chunks.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Acquire;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,7 +14,6 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::error::{ApiError, ErrorCode};
-use crate::sandbox::StreamBroken;
 
 /// The body of a response.
 pub enum ResponseBody {
@@ -19,12 +21,19 @@ pub enum ResponseBody {
     Full(Option<Bytes>),
     /// As it is made.
     Stream {
-        /// The chunks; an error breaks the connection off.
-        chunks: mpsc::Receiver<Result<Bytes, StreamBroken>>,
+        /// The chunks.
+        chunks: mpsc::Receiver<Bytes>,
+        /// Whether the body is whole once the channel has closed; if not, the connection is broken off.
+        complete: Arc<AtomicBool>,
         /// Ends whoever makes them when the client is gone.
         _maker: Option<AbortOnDrop>,
     },
 }
+
+/// The body ended before it was whole, so the connection is cut instead of ending the body as if all was well.
+#[derive(Debug, thiserror::Error)]
+#[error("the response broke off in the middle")]
+pub struct StreamBroken;
 
 /// Ends a task when dropped.
 pub struct AbortOnDrop(pub AbortHandle);
@@ -51,7 +60,11 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, StreamBroken>>> {
         match &mut *self {
             ResponseBody::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            ResponseBody::Stream { chunks, .. } => chunks.poll_recv(context).map_ok(Frame::data),
+            ResponseBody::Stream { chunks, complete, .. } => chunks.poll_recv(context).map(|chunk| match chunk {
+                Some(chunk) => Some(Ok(Frame::data(chunk))),
+                None if complete.load(Acquire) => None,
+                None => Some(Err(StreamBroken)),
+            }),
         }
     }
 
@@ -98,13 +111,23 @@ pub async fn discard(body: &mut Incoming) {
     let _ = tokio::time::timeout(DISCARD_TIME_MAX, reading).await;
 }
 
-/// Reads a whole body. What is left of one that is refused stays in `body`.
+/// Memory set aside for a body before its first byte: a declared length costs its sender nothing.
+const CAPACITY_BYTES_MAX: u64 = 64 << 10;
+
+/// Time without a byte after which a body that is passed on in chunks has ended.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Reads a whole body; `grow` allows each piece before it is kept. What is left of one that is refused stays in `body`.
 ///
 /// # Errors
 /// 413 when it is too large, 408 when it takes too long, 400 when it breaks off.
-pub async fn read(body: &mut Incoming, limits: BodyLimits) -> Result<Vec<u8>, ApiError> {
+pub async fn read(
+    body: &mut Incoming,
+    limits: BodyLimits,
+    mut grow: impl FnMut(u64) -> Result<(), ApiError>,
+) -> Result<Vec<u8>, ApiError> {
     refuse_large(body, limits)?;
-    let expected = body.size_hint().exact().unwrap_or(0);
+    let expected = body.size_hint().exact().unwrap_or(0).min(CAPACITY_BYTES_MAX);
     let mut whole = Vec::with_capacity(expected as usize);
     let reading = async {
         while let Some(frame) = body.frame().await {
@@ -113,6 +136,7 @@ pub async fn read(body: &mut Incoming, limits: BodyLimits) -> Result<Vec<u8>, Ap
             if (whole.len() + data.len()) as u64 > limits.bytes_max {
                 return Err(too_large(limits));
             }
+            grow(data.len() as u64)?;
             whole.extend_from_slice(&data);
         }
         Ok(())
@@ -124,16 +148,13 @@ pub async fn read(body: &mut Incoming, limits: BodyLimits) -> Result<Vec<u8>, Ap
     Ok(whole)
 }
 
-/// Passes a body on in chunks, within the same limits. The task ends with the receiver.
-///
-/// # Errors
-/// 413 at once when the declared size is too large; what happens later comes through the channel.
+/// Passes a body on in chunks, within the same limits; what goes wrong comes through the channel. The task ends with the
+/// receiver.
 pub fn chunks<E: Send + 'static>(
     body: Incoming,
     limits: BodyLimits,
     error: impl Fn(ApiError) -> E + Send + 'static,
-) -> Result<mpsc::Receiver<Result<Bytes, E>>, ApiError> {
-    refuse_large(&body, limits)?;
+) -> mpsc::Receiver<Result<Bytes, E>> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let pass_on = pass_on(body, limits, &sender);
@@ -146,7 +167,7 @@ pub fn chunks<E: Send + 'static>(
             let _ = sender.send(Err(error(reason))).await;
         }
     });
-    Ok(receiver)
+    receiver
 }
 
 async fn pass_on<E>(
@@ -155,7 +176,12 @@ async fn pass_on<E>(
     sender: &mpsc::Sender<Result<Bytes, E>>,
 ) -> Result<(), ApiError> {
     let mut bytes = 0u64;
-    while let Some(frame) = body.frame().await {
+    loop {
+        let frame = tokio::select! {
+            frame = tokio::time::timeout(IDLE_TIME_MAX, body.frame()) => frame.map_err(|_| idle())?,
+            () = sender.closed() => return Ok(()),
+        };
+        let Some(frame) = frame else { return Ok(()) };
         let Ok(data) = frame.map_err(|error| broken_off(&error))?.into_data() else { continue };
         bytes += data.len() as u64;
         if bytes > limits.bytes_max {
@@ -166,10 +192,13 @@ async fn pass_on<E>(
             return Ok(());
         }
     }
-    Ok(())
 }
 
-fn refuse_large(body: &Incoming, limits: BodyLimits) -> Result<(), ApiError> {
+/// Refuses a body by its declared size.
+///
+/// # Errors
+/// 413.
+pub fn refuse_large(body: &Incoming, limits: BodyLimits) -> Result<(), ApiError> {
     if body.size_hint().lower() > limits.bytes_max { Err(too_large(limits)) } else { Ok(()) }
 }
 
@@ -180,6 +209,11 @@ fn too_large(limits: BodyLimits) -> ApiError {
 
 fn too_slow(limits: BodyLimits) -> ApiError {
     let message = format!("The request body did not arrive within {} ms.", limits.timeout.as_millis());
+    ApiError::new(ErrorCode::BadRequest, message).with_status(408)
+}
+
+fn idle() -> ApiError {
+    let message = format!("No byte of the request body came within {} s.", IDLE_TIME_MAX.as_secs());
     ApiError::new(ErrorCode::BadRequest, message).with_status(408)
 }
 

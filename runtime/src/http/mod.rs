@@ -5,7 +5,7 @@
 pub mod body;
 
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -30,6 +30,9 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// Streams of one HTTP/2 connection at a time.
 const STREAMS_MAX: u32 = 100;
+
+/// Time that sent bytes may stay unacknowledged.
+const UNREAD_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -60,7 +63,7 @@ impl Listeners {
     /// # Errors
     /// When the address is in use or not this machine's.
     pub fn bind(address: SocketAddr, count: usize) -> Result<Listeners> {
-        // With port 0 and SO_REUSEPORT another process could be given the same port, so the first socket is bound without.
+        // SO_REUSEPORT would let two servers of one user share a port without a word; this socket would not.
         if address.port() != 0 {
             StdListener::bind(address).with_context(|| format!("failed to listen on {address}"))?;
         }
@@ -153,14 +156,13 @@ impl EventLoop {
         let graceful = GracefulShutdown::new();
         let http = self.builder();
         loop {
-            let permit = tokio::select! {
-                permit = Arc::clone(&self.connections).acquire_owned() => permit,
-                _ = shutdown.wait_for(|stop| *stop) => break,
-            };
-            let Ok(permit) = permit else { break };
             tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => self.serve(&http, &graceful, stream, peer, permit),
+                    Ok((stream, peer)) => match Arc::clone(&self.connections).try_acquire_owned() {
+                        Ok(permit) => self.serve(&http, &graceful, stream, peer, permit),
+                        // Closed at once: a client that waits for nothing is worse off than one that can try elsewhere.
+                        Err(_) => self.app.metrics.count_refusal("connections"),
+                    },
                     // Out of file descriptors, most likely: those that close will make room.
                     Err(error) => {
                         tracing::warn!("failed to accept a connection: {error}");
@@ -203,6 +205,8 @@ impl EventLoop {
     ) {
         // Without this, small responses wait for the client's delayed acknowledgement.
         let _ = stream.set_nodelay(true);
+        // A client that takes nothing of what was sent to it must not hold its connection for ever.
+        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIME_MAX));
         let app = Arc::clone(&self.app);
         let begun = Arc::new(AtomicBool::new(false));
         let saw_request = Arc::clone(&begun);
@@ -230,9 +234,4 @@ impl EventLoop {
             metrics.connections.dec();
         });
     }
-}
-
-/// Whether an address can only be reached from this machine.
-pub fn is_loopback(address: SocketAddr) -> bool {
-    address.ip().is_loopback() || address.ip() == std::net::IpAddr::V4(Ipv4Addr::LOCALHOST)
 }

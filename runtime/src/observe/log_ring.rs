@@ -6,6 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Text kept per served entity.
 const BYTES_MAX: usize = 256 << 10;
 
+/// Text kept of one request, with its prefixes: short lines grow by them.
+const BLOCK_BYTES_MAX: usize = 128 << 10;
+
 /// A bounded log; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct LogRing(Arc<Mutex<Ring>>);
@@ -22,7 +25,14 @@ impl LogRing {
         if text.is_empty() {
             return;
         }
-        let block: String = text.lines().map(|line| format!("{time} {request_id} {line}\n")).collect();
+        let mut block = String::new();
+        for line in text.lines() {
+            if block.len() + line.len() > BLOCK_BYTES_MAX {
+                block.push_str(&format!("{time} {request_id} warn the rest of this request's lines is dropped\n"));
+                break;
+            }
+            block.push_str(&format!("{time} {request_id} {line}\n"));
+        }
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         ring.bytes += block.len();
         ring.blocks.push_back(block);

@@ -155,8 +155,14 @@ impl Metrics {
 
     /// Drops the series of an endpoint that is gone.
     pub fn forget(&self, endpoint: &str) {
+        self.forget_others(endpoint, &[]);
+    }
+
+    /// Drops the series of an endpoint's entities but these.
+    pub fn forget_others(&self, endpoint: &str, kept: &[&str]) {
         let mut entities = self.entities.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (_, entity) in entities.extract_if(.., |(name, _)| name == endpoint) {
+        let gone = |known: &mut (String, String)| known.0 == endpoint && !kept.contains(&known.1.as_str());
+        for (_, entity) in entities.extract_if(.., gone) {
             let base = entity_labels(endpoint, &entity);
             let with = |key: &str, value: &str| [base.clone(), vec![(key.to_owned(), value.to_owned())]].concat();
             for class in CLASSES {

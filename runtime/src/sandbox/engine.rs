@@ -13,8 +13,14 @@ use wasmtime::{
 /// Hard ceiling of one linear memory; the limit of a request lies below it.
 pub const MEMORY_BYTES_CEILING: usize = 512 << 20;
 
-/// A component may bring this many core instances; an ordinary one has one to five.
-const CORE_INSTANCES_PER_COMPONENT_MAX: u32 = 32;
+/// What one component may bring; a native one has one of each, one built for WASI about five instances. The pool is
+/// sized by the same numbers, so that no component can take its neighbours' places.
+const CORE_INSTANCES_PER_COMPONENT_MAX: u32 = 8;
+const MEMORIES_PER_COMPONENT_MAX: u32 = 2;
+const TABLES_PER_COMPONENT_MAX: u32 = 4;
+
+/// Instances beside those of requests: golden requests of deploys.
+const GOLDEN_INSTANCES_MAX: u32 = 2;
 
 /// Largest copy-on-write image that is built even when mostly zero. Above it wasmtime would copy the image into every
 /// instance instead, silently: milliseconds per request.
@@ -97,15 +103,16 @@ pub fn serving(instances_max: u32) -> anyhow::Result<(Engine, Allocation)> {
 }
 
 fn pooled(instances_max: u32, pagemap_scan: bool) -> wasmtime::Result<Engine> {
+    let total = instances_max + GOLDEN_INSTANCES_MAX;
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(instances_max)
-        .total_stacks(instances_max)
-        .total_core_instances(8 * instances_max)
-        .total_memories(2 * instances_max)
-        .total_tables(4 * instances_max)
+    pool.total_component_instances(total)
+        .total_stacks(total)
+        .total_core_instances(CORE_INSTANCES_PER_COMPONENT_MAX * total)
+        .total_memories(MEMORIES_PER_COMPONENT_MAX * total)
+        .total_tables(TABLES_PER_COMPONENT_MAX * total)
         .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT_MAX)
-        .max_memories_per_component(4)
-        .max_tables_per_component(16)
+        .max_memories_per_component(MEMORIES_PER_COMPONENT_MAX)
+        .max_tables_per_component(TABLES_PER_COMPONENT_MAX)
         .max_memories_per_module(2)
         .max_tables_per_module(4)
         .table_elements(100_000)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::HeaderMap;
+use hyper::header::HeaderName;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
@@ -61,6 +62,8 @@ pub struct GuestState {
     /// Bytes of tensors alive on the host's side.
     pub(super) tensor_bytes: u64,
     pub(super) log: RequestLog,
+    /// Whether a backend refused work because it had too much: then a failure is not the model's.
+    pub(super) overloaded: bool,
     /// Made at the first WASI call: native guests make none, and building it costs more than an instance.
     wasi: Option<WasiCtx>,
 }
@@ -77,6 +80,7 @@ impl GuestState {
             table,
             tensor_bytes: 0,
             log,
+            overloaded: false,
             wasi: None,
         }
     }
@@ -156,6 +160,8 @@ impl settings::Host for GuestState {
 impl request_headers::Host for GuestState {
     fn get(&mut self, name: String) -> wasmtime::Result<Option<String>> {
         let Phase::Handle(request) = &self.phase else { return Ok(None) };
+        // Parsed first, because a lookup by text would find a header in any spelling of its name.
+        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { return Ok(None) };
         if HIDDEN_HEADERS.contains(&name.as_str()) {
             return Ok(None);
         }

@@ -15,9 +15,13 @@ use super::guest::{GuestPackage, GuestState, HANDLES_MAX, Phase, RequestContext}
 use super::limits::{CpuMeter, RequestLimits};
 use super::log::RequestLog;
 use super::nn_host::GuestMistake;
-use super::streaming::{RequestBody, ResponseStream, StreamBroken, StreamError, StreamedResponse};
+use super::streaming::{RequestBody, ResponseStream, StreamError, StreamedResponse};
 use super::{LoadedComponent, Sandbox};
+use crate::deploy::package::RequestBodyMode;
 use crate::nn::{Executor, NamedGraphs};
+
+/// Longest message of a guest that a caller gets to see.
+const MESSAGE_BYTES_MAX: usize = 4 << 10;
 
 /// All that one invocation needs.
 pub struct Invocation {
@@ -49,6 +53,21 @@ pub enum InvocationBody {
     Chunks(mpsc::Receiver<Result<Bytes, StreamError>>),
 }
 
+impl InvocationBody {
+    /// A body that has been read, in the form that the guest expects.
+    pub fn of(body: Vec<u8>, mode: RequestBodyMode) -> InvocationBody {
+        match mode {
+            RequestBodyMode::Full => InvocationBody::Full(body),
+            RequestBodyMode::Chunks => {
+                let (sender, chunks) = mpsc::channel(1);
+                // There is room for one, and the receiver is right here.
+                let _ = sender.try_send(Ok(body.into()));
+                InvocationBody::Chunks(chunks)
+            }
+        }
+    }
+}
+
 /// What a guest answered.
 pub enum Answer {
     /// A whole response.
@@ -60,14 +79,21 @@ pub enum Answer {
         /// The body.
         body: Vec<u8>,
     },
-    /// A response whose body is still being made.
+    /// A response in chunks.
     Streamed {
         /// Head and body.
         response: StreamedResponse,
-        /// The rest of the guest's run; none when it has ended. It must be driven for the body to go on, and dropping it
-        /// ends the guest.
-        tail: Option<Pin<Box<dyn Future<Output = Finished> + Send>>>,
+        /// The rest of the guest's run.
+        tail: Tail,
     },
+}
+
+/// What is left of the run behind a streamed response.
+pub enum Tail {
+    /// The guest still runs. This must be driven for the body to go on, and dropping it ends the guest.
+    Running(Pin<Box<dyn Future<Output = Finished> + Send>>),
+    /// It ended before anybody looked; the body waits in its channel.
+    Ended(Box<Finished>),
 }
 
 /// The end of an invocation.
@@ -126,6 +152,9 @@ pub enum InvokeError {
     /// The response cannot be sent.
     #[error("the model's component gave an unusable response: {0}")]
     BadResponse(String),
+    /// A backend had too much to do; the same request may succeed later.
+    #[error("too many computations are waiting; try again later")]
+    Overloaded,
     /// Our own failure.
     #[error("failed to start an instance")]
     Host(#[source] wasmtime::Error),
@@ -137,7 +166,7 @@ impl Sandbox {
     /// Cancel-safe: dropping the future ends the instance.
     ///
     /// # Errors
-    /// See [`InvokeError`]. `finished` receives the end of invocations that do not stream.
+    /// See [`InvokeError`].
     pub async fn invoke(
         &self,
         component: &LoadedComponent,
@@ -150,24 +179,20 @@ impl Sandbox {
             biased;
             finished = &mut guest => {
                 let cpu = finished.cpu;
-                (whole_answer(finished.result, &mut head), cpu)
+                (whole_answer(finished, &mut head), cpu)
             }
             Ok(response) = &mut head => {
-                (Ok(Answer::Streamed { response, tail: Some(guest) }), Duration::ZERO)
+                (Ok(Answer::Streamed { response, tail: Tail::Running(guest) }), Duration::ZERO)
             }
         }
     }
 }
 
-fn whole_answer(
-    result: Result<Option<(u16, String, Vec<u8>)>, InvokeError>,
-    head: &mut oneshot::Receiver<StreamedResponse>,
-) -> Result<Answer, InvokeError> {
-    // A short stream may have begun and ended before anybody looked.
+fn whole_answer(finished: Finished, head: &mut oneshot::Receiver<StreamedResponse>) -> Result<Answer, InvokeError> {
     if let Ok(response) = head.try_recv() {
-        return Ok(Answer::Streamed { response, tail: None });
+        return Ok(Answer::Streamed { response, tail: Tail::Ended(Box::new(finished)) });
     }
-    match result? {
+    match finished.result? {
         Some((status, content_type, body)) => Ok(Answer::Full { status, content_type, body }),
         None => Err(InvokeError::BadResponse("it said the response was streamed, but began none".to_owned())),
     }
@@ -221,9 +246,15 @@ async fn call(
         Err(error) if store.data().memory.exceeded() => Err(explain(error, &store, &meter)),
         Err(error) => Err(InvokeError::Host(error)),
     };
-    let result = outcome.and_then(|reply| answer(reply, &limits));
-    if result.is_err() {
-        break_off_stream(&mut store).await;
+    let overloaded = store.data().overloaded;
+    let result = outcome.and_then(|reply| answer(reply, &limits)).map_err(|error| match error {
+        InvokeError::Refused { kind: FailureKind::Model, .. } if overloaded => InvokeError::Overloaded,
+        error => error,
+    });
+    if result.is_ok()
+        && let Phase::Handle(request) = &store.data().phase
+    {
+        request.stream.complete();
     }
     result
 }
@@ -262,7 +293,11 @@ fn answer(
             }
             Ok(Some((response.status, response.content_type, response.body)))
         }
-        Err(failure) => Err(InvokeError::Refused { kind: failure.kind, message: failure.message }),
+        Err(failure) => {
+            let mut message = failure.message;
+            message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+            Err(InvokeError::Refused { kind: failure.kind, message })
+        }
     }
 }
 
@@ -283,15 +318,4 @@ fn explain(error: wasmtime::Error, store: &Store<GuestState>, meter: &CpuMeter) 
         return InvokeError::Trapped { message: mistake.0.clone(), detail: format!("{error:#}") };
     }
     InvokeError::Trapped { message: error.root_cause().to_string(), detail: format!("{error:#}") }
-}
-
-/// After a failure in the middle of a stream the client must not take what it got for the whole.
-async fn break_off_stream(store: &mut Store<GuestState>) {
-    let Phase::Handle(request) = &mut store.data_mut().phase else { return };
-    if request.stream.begun()
-        && let Some(sender) = request.stream.sender.take()
-    {
-        // The receiver may be gone; then there is nobody left to tell.
-        let _ = sender.send(Err(StreamBroken)).await;
-    }
 }

@@ -29,7 +29,7 @@ impl RequestLog {
     }
 
     /// Adds one line.
-    pub(super) fn line(&self, level: &str, message: &str) {
+    pub(crate) fn line(&self, level: &str, message: &str) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         lines.push(level);
         lines.push(" ");

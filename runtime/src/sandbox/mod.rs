@@ -21,10 +21,10 @@ use wasmtime::component::{Component, Linker};
 use self::bindings::EndpointPre;
 pub use self::bindings::tessera::endpoint::types::FailureKind;
 pub use self::guest::{GuestPackage, GuestState};
-pub use self::invoke::{Answer, Finished, Invocation, InvocationBody, InvokeError};
+pub use self::invoke::{Answer, Finished, Invocation, InvocationBody, InvokeError, Tail};
 pub use self::limits::RequestLimits;
 pub use self::log::RequestLog;
-pub use self::streaming::{StreamBroken, StreamError, StreamedResponse};
+pub use self::streaming::{StreamError, StreamedResponse};
 
 /// Time between epoch ticks: how late a processor limit may be noticed, and how long one guest may hold a thread.
 const EPOCH_TICK: Duration = Duration::from_millis(5);

@@ -54,6 +54,7 @@ impl From<NnError> for GuestError {
 impl GuestState {
     fn error(&mut self, error: NnError) -> wasmtime::Result<Resource<GuestError>> {
         if error.kind() == NnErrorKind::Overloaded {
+            self.overloaded = true;
             self.log.line("warn", "the backend's queue is full");
         }
         Ok(self.table.push(GuestError::from(error))?)

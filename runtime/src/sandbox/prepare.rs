@@ -67,6 +67,12 @@ impl PrepareError {
     }
 }
 
+/// Longest reason of a failed `init` that is passed on.
+const MESSAGE_BYTES_MAX: usize = 16 << 10;
+
+/// Most of what `init` writes that is kept.
+const LOG_BYTES_MAX: u64 = 64 << 10;
+
 /// Runs `init` once and compiles what it leaves.
 ///
 /// # Errors
@@ -122,7 +128,7 @@ async fn initialize(instrumented: &[u8], preparation: &Preparation) -> Result<In
     let pre = linker.instantiate_pre(&component).map_err(unfit)?;
     let exports = EndpointIndices::new(&pre).map_err(unfit)?;
 
-    let log = RequestLog::new(preparation.limits.log_bytes);
+    let log = RequestLog::new(preparation.limits.log_bytes.min(LOG_BYTES_MAX));
     let phase = Phase::Init { assets: preparation.assets.clone() };
     let package = Arc::new(preparation.package.clone());
     let state = GuestState::new(phase, package, &preparation.limits, log.clone());
@@ -131,17 +137,21 @@ async fn initialize(instrumented: &[u8], preparation: &Preparation) -> Result<In
     // Reading the whole memory out is one host call.
     store.set_hostcall_fuel(usize::MAX);
     store.set_epoch_deadline(1);
+    // From here on, because instantiating runs the guest's start functions.
+    stop_after(&engine, Duration::from_millis(preparation.init_ms));
     let instance = pre
         .instantiate_async(&mut store)
         .await
         .map_err(|error| PrepareError::new(format!("failed to start the component: {}", root(&error))))?;
     let endpoint = exports.load(&mut store, &instance).map_err(unfit)?;
 
-    stop_after(&engine, Duration::from_millis(preparation.init_ms));
     let started = Instant::now();
     let outcome = endpoint.call_init(&mut store).await;
     let init_ms = started.elapsed().as_secs_f64() * 1e3;
-    let failed = |message: String| Err(PrepareError { message, log: log.take() });
+    let failed = |mut message: String| {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+        Err(PrepareError { message, log: log.take() })
+    };
     match outcome {
         Ok(Ok(())) => {}
         Ok(Err(message)) => return failed(format!("the component's init failed: {message}")),

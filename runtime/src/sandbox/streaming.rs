@@ -1,5 +1,9 @@
 //! Bodies in chunks: requests read while they arrive, responses sent while they are made.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Release;
+
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use wasmtime::component::Resource;
@@ -42,32 +46,30 @@ pub struct StreamedResponse {
     pub status: u16,
     /// `Content-Type`.
     pub content_type: String,
-    /// The body. `Err` breaks the response off; closing ends it.
-    pub chunks: mpsc::Receiver<Result<Bytes, StreamBroken>>,
+    /// The body.
+    pub chunks: mpsc::Receiver<Bytes>,
+    /// Whether the body is all there once the channel closes: set when the guest has ended well, and by nothing else, so
+    /// that a body cut short by a trap, a limit or a lost task is never taken for the whole.
+    pub complete: Arc<AtomicBool>,
 }
-
-/// The guest failed after it had begun to answer, so the connection is cut instead of ending the body as if all was well.
-#[derive(Debug, thiserror::Error)]
-#[error("the guest failed in the middle of its response")]
-pub struct StreamBroken;
 
 /// What the state of a request holds of its streamed response.
 #[derive(Debug)]
 pub(super) struct ResponseStream {
     head: Option<oneshot::Sender<StreamedResponse>>,
-    /// Kept so that a trap after `respond` can break the body off.
-    pub(super) sender: Option<mpsc::Sender<Result<Bytes, StreamBroken>>>,
+    sender: Option<mpsc::Sender<Bytes>>,
+    complete: Arc<AtomicBool>,
     sent_bytes: u64,
 }
 
 impl ResponseStream {
     pub(super) fn new(head: oneshot::Sender<StreamedResponse>) -> ResponseStream {
-        ResponseStream { head: Some(head), sender: None, sent_bytes: 0 }
+        ResponseStream { head: Some(head), sender: None, complete: Arc::default(), sent_bytes: 0 }
     }
 
-    /// Whether the guest has begun a streamed response.
-    pub(super) fn begun(&self) -> bool {
-        self.sender.is_some()
+    /// Says that the guest has ended well, before the channel closes.
+    pub(super) fn complete(&self) {
+        self.complete.store(true, Release);
     }
 }
 
@@ -89,7 +91,8 @@ impl Host for GuestState {
         let Some(head) = stream.head.take() else { return Ok(Err(StreamError::Invalid)) };
         // One chunk may wait for the client; the guest is parked until it is taken.
         let (sender, chunks) = mpsc::channel(1);
-        if head.send(StreamedResponse { status, content_type, chunks }).is_err() {
+        let complete = Arc::clone(&stream.complete);
+        if head.send(StreamedResponse { status, content_type, chunks, complete }).is_err() {
             return Ok(Err(StreamError::Closed));
         }
         stream.sender = Some(sender);
@@ -131,11 +134,11 @@ impl HostResponseBody for GuestState {
         if chunk.is_empty() {
             return Ok(Ok(()));
         }
-        Ok(sender.send(Ok(chunk.into())).await.map_err(|_| StreamError::Closed))
+        Ok(sender.send(chunk.into()).await.map_err(|_| StreamError::Closed))
     }
 
     fn drop(&mut self, body: Resource<ResponseBody>) -> wasmtime::Result<()> {
-        // A response that its guest cut short for size or a failure is not ended here: `handle`'s result decides.
+        // The response ends with `handle`, whose result says whether it is whole.
         self.table.delete(body)?;
         Ok(())
     }

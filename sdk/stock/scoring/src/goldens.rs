@@ -9,9 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tessera_sdk::{ElementType, Error, GraphInfo, Request, Tensor, TensorInfo};
 
+use crate::Scoring;
 use crate::mlflow::Signature;
 use crate::tensor::Feed;
-use crate::Scoring;
 
 const GOLDENS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens.jsonl");
 
