@@ -119,7 +119,7 @@ pub struct ServeArgs {
     )]
     pub sandbox_memory_bytes_max: Option<ByteSize>,
 
-    /// Time one request may compute in its guest, in milliseconds [default: 1000]
+    /// Time one request may compute in its guest unless its manifest says otherwise, in milliseconds [default: 1000]
     #[arg(long, value_name = "MS", env = "TESSERA_SANDBOX_CPU_MS", hide_env = true, help_heading = "Sandbox")]
     pub sandbox_cpu_ms: Option<u64>,
 

@@ -1,7 +1,7 @@
 //! The life of an endpoint: create, call, split the traffic, update, fail, delete, restart, scale to zero.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use reqwest::Method;
@@ -463,4 +463,131 @@ fn a_damaged_artifact_is_made_again() {
     assert!(changed > 0);
     server.start_again();
     assert_eq!(rung(&server), "compile");
+}
+
+#[test]
+fn a_split_can_be_changed_alone() {
+    // given an endpoint with two entities, all traffic going to one of them
+    let server = with_model();
+    let entity = |name: &str| json!({ "name": name, "entity_name": MODEL, "entity_version": "1", "workload_size": "Large", "environment_vars": { "name": name } });
+    let routes = |old: u8, new: u8| {
+        json!({ "routes": [
+            { "served_entity_name": "old", "traffic_percentage": old },
+            { "served_entity_name": "new", "traffic_percentage": new },
+        ]})
+    };
+    let config = json!({ "served_entities": [entity("old"), entity("new")], "traffic_config": routes(100, 0) });
+    server.create("e", &config).ok();
+    let before = server.settled("e");
+    let asked = || server.invoke("e", &json!({ "do": "counter" })).header("served-model-name").to_owned();
+    assert_eq!(asked(), "old");
+
+    // when nothing but the split is updated
+    server.update("e", &json!({ "traffic_config": routes(0, 100) })).ok();
+
+    // then the entities are the same, and the traffic goes to the other one
+    let after = server.settled("e");
+    assert_eq!(after["state"], json!({ "ready": "READY", "config_update": "NOT_UPDATING" }), "{after:#}");
+    for key in ["name", "entity_name", "entity_version", "workload_size", "environment_vars", "creation_timestamp"] {
+        for index in [0, 1] {
+            let of = |endpoint: &Value| endpoint["config"]["served_entities"][index][key].clone();
+            assert_eq!(of(&before), of(&after), "{key} of entity {index}");
+        }
+    }
+    assert_eq!(after["config"]["served_entities"].as_array().unwrap().len(), 2);
+    let percentages = after["config"]["traffic_config"]["routes"].as_array().unwrap().iter();
+    assert_eq!(percentages.map(|route| route["traffic_percentage"].clone()).collect::<Vec<_>>(), [0, 100]);
+    for _ in 0..20 {
+        assert_eq!(asked(), "new");
+    }
+
+    // and a split among entities that are not there is refused
+    let route = json!({ "served_entity_name": "other", "traffic_percentage": 100 });
+    let refused = server.update("e", &json!({ "traffic_config": { "routes": [route] } }));
+    refused.is_error(400, "INVALID_PARAMETER_VALUE", &["'other'"]);
+    server.update("e", &json!({})).is_error(400, "INVALID_PARAMETER_VALUE", &["routes"]);
+    assert_eq!(asked(), "new");
+}
+
+#[test]
+fn a_version_is_not_deleted_under_an_endpoint_that_is_being_made() {
+    let server = Server::start();
+    let package = Package::new("component = 'c.wasm'\n").with("c.wasm", guest("stdout"));
+    let registry = "/api/2.0/mlflow/unity-catalog";
+    let mut seen = HashMap::<_, usize>::new();
+    for round in 0..40 {
+        // given a version of a model of its own
+        let model = format!("main.default.race{round}");
+        server.push(&model, &package);
+        let (what, body) = match round % 2 {
+            0 => ("model-versions", json!({ "name": model, "version": "1" })),
+            _ => ("registered-models", json!({ "name": model })),
+        };
+
+        // when an endpoint of it is made while it is deleted, one or the other a little earlier
+        let barrier = Barrier::new(2);
+        let wait = |turns: usize| {
+            barrier.wait();
+            (0..turns * 2000).for_each(|_| std::hint::spin_loop());
+        };
+        let (made, deleted) = thread::scope(|scope| {
+            let made = scope.spawn(|| {
+                wait(round % 5);
+                server.create("race", &serving(&model, "1"))
+            });
+            wait((round / 5) % 5);
+            let deleted = server.delete(&format!("{registry}/{what}/delete"), &body);
+            (made.join().unwrap(), deleted)
+        });
+
+        // then only one of them succeeds, and what is acknowledged is so
+        let version = server.get(&format!("{registry}/model-versions/get?name={model}&version=1"));
+        match (made.status, deleted.status) {
+            (200, 409) => {
+                version.ok();
+                assert_eq!(server.settled("race")["state"]["ready"], "READY");
+                server.delete("/api/2.0/serving-endpoints/race", &json!({})).ok();
+            }
+            (400 | 404, 200) => {
+                assert_eq!(version.status, 404, "{}", version.text());
+                server.get("/api/2.0/serving-endpoints/race").is_error(404, "RESOURCE_DOES_NOT_EXIST", &["race"]);
+            }
+            _ => panic!(
+                "round {round}: made: {} {}, deleted: {} {}",
+                made.status,
+                made.text(),
+                deleted.status,
+                deleted.text()
+            ),
+        }
+        *seen.entry(made.status).or_default() += 1;
+    }
+    println!("the endpoint was made or not, by status: {seen:?}");
+}
+
+#[test]
+fn what_would_not_be_done_is_refused_and_not_ignored() {
+    let server = with_model();
+    let create = |field: &str, value: Value| {
+        let mut body = json!({ "name": "e", "config": serving(MODEL, "1") });
+        body[field] = value;
+        server.post("/api/2.0/serving-endpoints", &body)
+    };
+    let invalid = "INVALID_PARAMETER_VALUE";
+
+    // what the real service would enforce
+    let limit = json!({ "calls": 10, "renewal_period": "minute", "key": "user" });
+    create("rate_limits", json!([limit])).is_error(400, invalid, &["rate_limits"]);
+    create("ai_gateway", json!({ "rate_limits": [limit] })).is_error(400, invalid, &["ai_gateway"]);
+
+    // secrets that nobody would look up
+    let config = serving_with(MODEL, "1", ("KEY", "{{secrets/a/b}}"));
+    server.create("e", &config).is_error(400, invalid, &["environment_vars", "KEY"]);
+    server.get("/api/2.0/serving-endpoints/e").is_error(404, "RESOURCE_DOES_NOT_EXIST", &[]);
+
+    // and an empty wish is none: clients send it
+    create("rate_limits", Value::Null).ok();
+    assert_eq!(server.settled("e")["state"]["ready"], "READY");
+    server.update("e", &config).is_error(400, invalid, &["environment_vars", "KEY"]);
+    count(&server, "e");
 }

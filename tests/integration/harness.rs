@@ -18,6 +18,10 @@ use tempfile::TempDir;
 /// How long anything may take that a test waits for. Far above what it takes, for machines that do much else.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long a guest may compute, where its package does not ask for less. Long, so that on a busy machine it meets the
+/// limit that a test is about and not this one.
+const CPU_MS: &str = "30000";
+
 /// Asks until there is an answer.
 pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -123,11 +127,9 @@ impl Package {
         package
     }
 
-    /// The guest that misbehaves on demand, with a small graph; `manifest` adds tables to its manifest. It may compute
-    /// for long, so that on a busy machine it meets the limit that a test is about and not this one.
+    /// The guest that misbehaves on demand, with a small graph; `manifest` adds tables to its manifest.
     pub(crate) fn hostile(manifest: &str) -> Package {
-        let limits = if manifest.contains("[limits]") { "" } else { "[limits]\ncpu_ms = 30000\n" };
-        let manifest = format!("component = 'hostile.wasm'\n[graphs.model]\nfile = 'linear.onnx'\n{limits}{manifest}");
+        let manifest = format!("component = 'hostile.wasm'\n[graphs.model]\nfile = 'linear.onnx'\n{manifest}");
         Package::new(&manifest)
             .with("hostile.wasm", guest("hostile"))
             .with("linear.onnx", fs::read(repository("tests/fixtures/linear.onnx")).unwrap())
@@ -193,7 +195,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A server with the standard settings.
+    /// A server with the standard settings, but for [`CPU_MS`].
     pub(crate) fn start() -> Server {
         Server::with(&[])
     }
@@ -402,7 +404,7 @@ fn spawn(folder: &TempDir, flags: &[String]) -> Child {
     let _ = fs::remove_file(home.join("address"));
     let log = File::options().create(true).append(true).open(folder.path().join("log")).unwrap();
     tessera()
-        .args(["serve", "--listen", "127.0.0.1:0", "--home"])
+        .args(["serve", "--listen", "127.0.0.1:0", "--sandbox-cpu-ms", CPU_MS, "--home"])
         .arg(home)
         .args(flags)
         .stdin(Stdio::null())

@@ -40,7 +40,7 @@ fn time_and_memory_without_end_are_stopped_at_the_limit() {
     // given an endpoint with 200 ms of processor time, and one with 32 MiB of memory
     let server = hostile_and_neighbour();
     server.deploy("brief", &Package::hostile("[limits]\ncpu_ms = 200\n"));
-    server.deploy("small", &Package::hostile("[limits]\ncpu_ms = 30000\nmemory_bytes = 33554432\n"));
+    server.deploy("small", &Package::hostile("[limits]\nmemory_bytes = 33554432\n"));
 
     // when their guests take all they can get, then each is told which limit it met
     let answer = server.invoke("brief", &json!({ "do": "loop" }));
@@ -59,7 +59,7 @@ fn time_and_memory_without_end_are_stopped_at_the_limit() {
 fn a_request_that_waits_too_long_is_ended_by_the_clock() {
     // given an endpoint whose requests may take 300 ms in all, and compute for as long
     let server = hostile_and_neighbour();
-    server.deploy("hasty", &Package::hostile("[limits]\nwall_ms = 300\ncpu_ms = 30000\n"));
+    server.deploy("hasty", &Package::hostile("[limits]\nwall_ms = 300\n"));
 
     // when a guest computes on, then the clock ends it: 504, and no client shall try again
     let answer = server.invoke("hasty", &json!({ "do": "loop" }));
@@ -250,10 +250,9 @@ fn packages_that_cannot_serve_are_refused_with_the_reason() {
         assert!(message.contains(reason), "'{reason}' is not in: {endpoint:#}");
     };
 
-    // a component that is none, a graph that is none, a golden request that fails, a limit above the server's
+    // a component that is none, a golden request that fails, a limit above the server's
     let garbage = Package::new("component = 'c.wasm'\n").with("c.wasm", "not wasm");
     deploy_fails("garbage", garbage, "not a WebAssembly component");
-    deploy_fails("weights", Package::hostile("").with("linear.onnx", "not onnx"), "graph 'model'");
     let golden = "[golden]\nrequest = 'golden.json'\n";
     let golden = Package::hostile(golden).with("golden.json", "{\"do\": \"trap\", \"message\": \"\"}");
     deploy_fails("golden", golden, "the golden request 'golden.json' failed");
@@ -262,11 +261,13 @@ fn packages_that_cannot_serve_are_refused_with_the_reason() {
         .with("tessera.toml", "component = 'hostile.wasm'\n[graphs.model]\nfile = 'linear.onnx'\ntarget = 'gpu'\n");
     deploy_fails("gpu", gpu, "gpu");
 
-    // a manifest with an unknown key, or a file that is missing, is refused when it is registered
+    // a manifest with an unknown key, a file that is missing or a graph that is none is refused when it is registered
     let (_, answer) = server.register("main.default.typo", &Package::new("component = 'c.wasm'\nasets = []\n"));
     answer.is_error(400, "INVALID_PARAMETER_VALUE", &["asets"]);
     let (_, answer) = server.register("main.default.hole", &Package::new("component = 'c.wasm'\n"));
     answer.is_error(400, "INVALID_PARAMETER_VALUE", &["component 'c.wasm' is not in the package"]);
+    let (_, answer) = server.register("main.default.weights", &Package::hostile("").with("linear.onnx", "not onnx"));
+    answer.is_error(400, "INVALID_PARAMETER_VALUE", &["graph 'model'", "linear.onnx"]);
 }
 
 #[test]
@@ -280,8 +281,161 @@ fn a_stream_that_ends_in_a_trap_is_not_taken_for_the_whole() {
     // then the client got a head, and an error instead of an end
     let response = response.unwrap();
     assert_eq!(response.status(), 200);
-    response.bytes().unwrap_err();
+    response.bytes().map(|body| body.len()).unwrap_err();
     let log = eventually("the trap is logged", || Some(server.guest_log("hostile")).filter(|log| !log.is_empty()));
     assert!(log.contains("after the stream"), "{log}");
     all_is_well(&server);
+}
+
+#[test]
+fn a_stream_that_runs_out_of_time_or_room_is_not_taken_for_the_whole() {
+    // given endpoints whose answers may take half a second, and have 1 MiB
+    let server = Server::with(&["--response-bytes-max", "1MiB"]);
+    server.deploy("hasty", &Package::hostile("[limits]\nwall_ms = 500\n"));
+    server.deploy("hostile", &Package::hostile(""));
+    server.deploy("neighbour", &Package::hostile(""));
+    let begin = |endpoint: &str, body: Value| {
+        let path = format!("/serving-endpoints/{endpoint}/invocations");
+        let response = server.request(reqwest::Method::POST, &path).json(&body).send().unwrap();
+        assert_eq!(response.status(), 200);
+        response
+    };
+
+    // when a guest computes on after a part of its answer, then the client gets an error instead of an end
+    let response = begin("hasty", json!({ "do": "stream_then_loop", "chunks": 3, "bytes": 1000 }));
+    response.bytes().map(|body| body.len()).unwrap_err();
+    eventually("the log says why", || server.guest_log("hasty").contains("limits.wall_ms").then_some(()));
+
+    // and so it does when its guest has more to say than is allowed
+    let response = begin("hostile", json!({ "do": "stream", "chunks": 1025, "bytes": 1024 }));
+    response.bytes().map(|body| body.len()).unwrap_err();
+    let response = begin("hostile", json!({ "do": "stream", "chunks": 1024, "bytes": 1024 }));
+    assert_eq!(response.bytes().unwrap().len(), 1 << 20, "the limit itself is allowed");
+    all_is_well(&server);
+}
+
+#[test]
+fn a_stream_that_waits_too_long_for_its_client_is_not_taken_for_the_whole() {
+    // given an endpoint whose answers may take half a second
+    let server = Server::with(&["--response-bytes-max", "256MiB"]);
+    server.deploy("hasty", &Package::hostile("[limits]\nwall_ms = 500\n"));
+
+    // when its guest has more to say than the sockets hold, and its client reads nothing until the time is up
+    let body = json!({ "do": "stream", "chunks": 2000, "bytes": 64 << 10 });
+    let response = server.request(reqwest::Method::POST, "/serving-endpoints/hasty/invocations").json(&body).send();
+    let response = response.unwrap();
+    assert_eq!(response.status(), 200);
+    eventually("the guest is ended", || server.guest_log("hasty").contains("limits.wall_ms").then_some(()));
+
+    // then the client gets what was sent, and an error instead of an end
+    response.bytes().map(|body| body.len()).unwrap_err();
+    eventually("the instance ends", || (server.metric("tessera_instances") == 0.0).then_some(()));
+    server.invoke("hasty", &json!({ "do": "counter" })).ok();
+}
+
+#[test]
+fn long_messages_are_cut() {
+    let server = hostile_and_neighbour();
+
+    // when a guest fails with a message of 1 MiB, then its beginning is told
+    let answer = deed(&server, &json!({ "do": "fail_long", "bytes": 1 << 20 }));
+    answer.is_error(400, "BAD_REQUEST", &["told to fail with 1048576 bytes: xxx"]);
+    assert!(answer.body.len() <= 8 << 10, "{} bytes", answer.body.len());
+    let answer = deed(&server, &json!({ "do": "fail_long", "bytes": 100 }));
+    answer.is_error(400, "BAD_REQUEST", &["told to fail with 100 bytes: xxx"]);
+    for _ in 0..3 {
+        server.invoke("hostile", &json!({ "do": "fail_long", "bytes": 1 << 20 }));
+        server.invoke("hostile", &json!({ "do": "trap", "message": "y".repeat(1 << 20) }));
+    }
+    let log = server.guest_log("hostile");
+    assert!(log.contains("told to fail with 1048576 bytes"), "{:.1000}", log);
+    assert!(log.len() < 300_000, "{} bytes", log.len());
+    assert!(server.log().len() < 300_000, "the server's log is not for guests: {} bytes", server.log().len());
+
+    // when a guest logs nothing but ends of lines, of which each would be stamped, then few of them are kept
+    deed(&server, &json!({ "do": "log_newlines", "bytes": 64 << 10 })).ok();
+    let log = server.guest_log("hostile");
+    assert!(log.len() < 300_000, "{} bytes", log.len());
+
+    // and the log goes on after it
+    deed(&server, &json!({ "do": "trap", "message": "the last word" }));
+    assert!(server.guest_log("hostile").contains("the last word"));
+}
+
+#[test]
+fn an_init_that_fails_at_length_fails_the_deploy_all_the_same() {
+    // given a working endpoint
+    let mut server = hostile_and_neighbour();
+    let (model, version) = ("main.default.hostile", "1");
+
+    // when it is updated to a config whose init fails with 200 KiB
+    server.update("hostile", &serving_with(model, version, ("init", "long_error"))).ok();
+    let endpoint = server.settled("hostile");
+
+    // then the deploy has failed, and the beginning of the reason is kept
+    assert_eq!(endpoint["state"], json!({ "ready": "READY", "config_update": "UPDATE_FAILED" }));
+    let message = endpoint["pending_config"]["served_entities"][0]["state"]["deployment_state_message"].clone();
+    let message = message.as_str().unwrap();
+    assert!(message.contains("told to fail with 204800 bytes: xxx"), "{:.1000}", message);
+    assert!(message.len() <= 8 << 10, "{} bytes", message.len());
+    assert!(server.build_log("hostile").len() < 300_000);
+    all_is_well(&server);
+
+    // and a new endpoint says as much to whoever calls it
+    server.create("stillborn", &serving_with(model, version, ("init", "long_error"))).ok();
+    assert_eq!(server.settled("stillborn")["state"], json!({ "ready": "NOT_READY", "config_update": "UPDATE_FAILED" }));
+    let answer = server.invoke("stillborn", &json!({ "do": "counter" }));
+    answer.is_error(400, "BAD_REQUEST", &["not ready", "told to fail with"]);
+    assert!(answer.body.len() <= 16 << 10, "{} bytes", answer.body.len());
+
+    // and so it is after a restart
+    server.terminate();
+    assert!(server.wait().success(), "{}", server.log());
+    server.start_again();
+    assert_eq!(server.endpoint("stillborn")["state"]["config_update"], "UPDATE_FAILED");
+
+    // until both are mended
+    for name in ["hostile", "stillborn"] {
+        server.update(name, &serving(model, version)).ok();
+        let endpoint = server.settled(name);
+        assert_eq!(endpoint["state"], json!({ "ready": "READY", "config_update": "NOT_UPDATING" }), "{name}");
+        server.invoke(name, &json!({ "do": "counter" })).ok();
+    }
+}
+
+#[test]
+fn packages_that_are_too_large_are_refused_when_they_are_registered() {
+    let server = Server::start();
+
+    let package = Package::new("component = 'component.wasm'\n").with("component.wasm", vec![0; 65 << 20]);
+    let (_, answer) = server.register("main.default.component", &package);
+    answer.is_error(400, "INVALID_PARAMETER_VALUE", &["'component.wasm'", "68157440"]);
+
+    let package = Package::hostile("[golden]\nrequest = 'golden.json'\n");
+    let (_, answer) = server.register("main.default.golden", &package.with("golden.json", vec![b' '; (16 << 20) + 1]));
+    answer.is_error(400, "INVALID_PARAMETER_VALUE", &["'golden.json'", "16777217"]);
+}
+
+#[test]
+fn a_limit_above_the_servers_names_both() {
+    // given a server that gives a request 64 MiB of memory
+    let server = Server::with(&["--sandbox-memory-bytes-max", "64MiB"]);
+
+    // when a package asks for more, then its deploy fails, and says what to change on which side
+    let version = server.push("main.default.greedy", &Package::hostile("[limits]\nmemory_bytes = 67108865\n"));
+    server.create("greedy", &serving("main.default.greedy", &version)).ok();
+    let endpoint = server.settled("greedy");
+    assert_eq!(endpoint["state"], json!({ "ready": "NOT_READY", "config_update": "UPDATE_FAILED" }));
+    let message = endpoint["pending_config"]["served_entities"][0]["state"]["deployment_state_message"].to_string();
+    for word in ["limits.memory_bytes", "67108865", "sandbox_memory_bytes_max", "67108864"] {
+        assert!(message.contains(word), "'{word}' is not in: {message}");
+    }
+
+    // and as much as the server has is given
+    server.deploy("modest", &Package::hostile("[limits]\nmemory_bytes = 67108864\n"));
+    server.invoke("modest", &json!({ "do": "memory_bomb" })).is_error(
+        400,
+        "BAD_REQUEST",
+        &["67108864 bytes of memory"],
+    );
 }

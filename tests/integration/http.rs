@@ -8,7 +8,7 @@ use reqwest::Method;
 use reqwest::blocking::Client;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Package, Server, eventually, read, send};
+use crate::harness::{Answer, Package, Server, eventually, model, read, send};
 
 /// A connection that sends `text` as it is. Reads on it end after a time, so that a test fails and does not hang.
 fn connect(server: &Server, text: &str) -> TcpStream {
@@ -300,4 +300,112 @@ fn too_much_at_once_is_refused_at_once() {
     // and is served once it is free
     drop(response);
     eventually("a place is free", || (server.invoke("echo", &json!({ "do": "counter" })).status == 200).then_some(()));
+}
+
+#[test]
+fn a_guest_sees_headers_but_no_credentials() {
+    let server = echo(&[]);
+
+    // when a guest asks for headers, whatever the case of their names
+    let names = ["Authorization", "authorization", "AUTHORIZATION", "COOKIE", "cookie", "x-custom", "x-absent"];
+    let request = server.request(Method::POST, "/serving-endpoints/echo/invocations");
+    let request = request.header("cookie", "session=secret").header("x-custom", "shown");
+    let answer = send(request.json(&json!({ "do": "headers", "names": names }))).ok();
+
+    // then it gets those of its caller's own making, and none that lets it act as its caller
+    assert_eq!(answer, json!({ "values": [null, null, null, null, null, "shown", null] }));
+}
+
+#[test]
+fn metrics_are_not_for_those_behind_a_proxy() {
+    let server = echo(&[]);
+    let client = Client::builder().no_proxy().build().unwrap();
+
+    // when a proxy on this machine passes on somebody's request, then its address does not count as theirs
+    for header in ["x-forwarded-for", "X-Forwarded-For"] {
+        let answer = send(client.get(server.url("/metrics")).header(header, "203.0.113.7"));
+        assert!([401, 404].contains(&answer.status), "{}: {}", answer.status, answer.text());
+        assert!(!answer.text().contains("tessera_"), "{}", answer.text());
+        let answer = send(client.get(server.url("/metrics")).header(header, "203.0.113.7").bearer_auth("wrong"));
+        assert!([401, 404].contains(&answer.status), "{}: {}", answer.status, answer.text());
+    }
+
+    // and the administrator's token does
+    let answer = send(server.request(Method::GET, "/metrics").header("x-forwarded-for", "203.0.113.7"));
+    assert!(answer.status == 200 && answer.text().ends_with("# EOF\n"), "{}", answer.text());
+}
+
+#[test]
+fn a_body_in_chunks_reaches_its_guest_while_it_arrives() {
+    // given a package that wants its bodies in chunks
+    let server = Server::with(&["--request-body-bytes-max", "1MiB"]);
+    let package = Package::hostile("");
+    let manifest = String::from_utf8(package.files["tessera.toml"].clone()).unwrap();
+    server.deploy("echo", &package.with("tessera.toml", format!("request_body = 'chunks'\n{manifest}")));
+    let post = |body: reqwest::blocking::Body| {
+        let request = server.request(Method::POST, "/serving-endpoints/echo/invocations");
+        send(request.header("content-type", "application/x-count-chunks").body(body))
+    };
+
+    // when a body of the largest size comes, announced or not, then all of it arrives, in more than one piece
+    let whole = || vec![b'x'; 1 << 20];
+    let unannounced = |body: Vec<u8>| reqwest::blocking::Body::new(std::io::Cursor::new(body));
+    for answer in [post(whole().into()), post(unannounced(whole()))] {
+        let answer = answer.ok();
+        assert_eq!(answer["bytes"], 1 << 20);
+        assert!(answer["chunks"].as_u64().unwrap() >= 16, "a chunk has at most 64 KiB: {answer}");
+    }
+    assert_eq!(post(Vec::new().into()).ok(), json!({ "bytes": 0, "chunks": 0 }));
+    // and a guest that wants it whole gets it whole
+    assert_eq!(server.invoke("echo", &json!({ "do": "counter" })).ok(), json!({ "counter": 1 }));
+
+    // and one byte more is refused, announced or not
+    for body in [vec![b'x'; (1 << 20) + 1], vec![b'x'; 4 << 20]] {
+        for answer in [post(body.clone().into()), post(unannounced(body.clone()))] {
+            answer.is_error(413, "BAD_REQUEST", &["limit"]);
+        }
+    }
+    assert_eq!(post(whole().into()).ok()["bytes"], 1 << 20);
+}
+
+#[test]
+fn a_refused_upload_is_told_so_however_long_it_is() {
+    // given a version that is finalized
+    let server = echo(&[]);
+    let path = "/api/2.0/fs/files/Models/main/default/echo/1/linear.onnx?overwrite=true";
+
+    // when somebody uploads to it, then they see the refusal and not a reset connection
+    for _ in 0..5 {
+        let client = Client::builder().no_proxy().build().unwrap();
+        let request = client.put(server.url(path)).bearer_auth(&server.token).body(vec![0; 8 << 20]);
+        let answer = send(request);
+        answer.is_error(409, "RESOURCE_CONFLICT", &[]);
+    }
+    assert_eq!(server.get(path).body, Package::hostile("").files["linear.onnx"]);
+}
+
+#[test]
+fn open_inference_knows_which_versions_there_are() {
+    let server = Server::start();
+    server.deploy("iris", &Package::of(&model("iris")));
+    let tensor =
+        json!({ "inputs": [{ "name": "X", "datatype": "FP32", "shape": [1, 4], "data": [5.1, 3.5, 1.4, 0.2] }] });
+
+    // the version that serves
+    let metadata = server.get("/v2/models/iris/versions/1").ok();
+    assert_eq!(metadata, server.get("/v2/models/iris").ok());
+    assert_eq!(metadata["versions"], json!(["1"]));
+    assert_eq!(server.get("/v2/models/iris/versions/1/ready").ok()["ready"], true);
+    let answer = server.post("/v2/models/iris/versions/1/infer", &tensor).ok();
+    assert_eq!(answer["outputs"], server.post("/v2/models/iris/infer", &tensor).ok()["outputs"]);
+
+    // and those that do not
+    for version in ["2", "0", "latest"] {
+        for (method, rest) in [(Method::GET, ""), (Method::GET, "/ready"), (Method::POST, "/infer")] {
+            let path = format!("/v2/models/iris/versions/{version}{rest}");
+            let answer = send(server.request(method, &path).json(&tensor));
+            assert_eq!(answer.status, 404, "{path}: {}", answer.text());
+            assert!(answer.json()["error"].as_str().unwrap().contains(version), "{path}: {}", answer.text());
+        }
+    }
 }

@@ -5,17 +5,24 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::harness::{Package, Server, ask_python, model, printed, python, serving};
+
+/// A copy of the iris model's folder, which MLflow may write to.
+fn iris() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in Package::of(&model("iris")).files {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+    folder
+}
 
 #[test]
 fn mlflow_and_databricks_clients_register_deploy_and_predict() {
     // given a server, and a model folder that MLflow wrote
     let server = Server::start();
-    let folder = tempfile::tempdir().unwrap();
-    for (name, content) in Package::of(&model("iris")).files {
-        fs::write(folder.path().join(name), content).unwrap();
-    }
+    let folder = iris();
 
     // when its clients register, deploy and call the model
     let mut client = python("mlflow_client.py");
@@ -34,6 +41,30 @@ fn mlflow_and_databricks_clients_register_deploy_and_predict() {
     assert!(seen["refused"].as_str().unwrap().contains("'no-such-endpoint' does not exist"), "{seen}");
     assert!(seen["user"].as_str().is_some_and(|user| !user.is_empty()), "{seen}");
     assert_eq!(seen["left"], json!([]));
+}
+
+#[test]
+fn mlflow_registers_a_model_with_a_large_file() {
+    // given a model with a file that the Databricks SDK does not send with one plain request (from 50 MiB on)
+    let server = Server::start();
+    let folder = iris();
+    let bytes = 51 << 20;
+    let content: Vec<u8> = (0..bytes).map(|index: u32| (index >> 20) as u8).collect();
+    fs::write(folder.path().join("large.bin"), &content).unwrap();
+
+    // when MLflow registers it and fetches it again
+    let mut client = python("mlflow_large.py");
+    client.args([&server.url(""), &server.token]).arg(folder.path());
+    let seen = ask_python(&mut client, &Value::Null);
+
+    // then the file came through
+    assert_eq!((&seen["status"], &seen["bytes"], &seen["same"]), (&json!("READY"), &json!(bytes), &json!(true)));
+    let path = "/api/2.0/fs/files/Models/main/default/large/1/large.bin";
+    assert!(server.get(path).body == content, "the file is another one");
+
+    // and the model serves
+    server.create("large", &serving("main.default.large", "1")).ok();
+    assert_eq!(server.settled("large")["state"]["ready"], "READY");
 }
 
 /// MLflow's scoring server for a folder of models. Ends when dropped, for its stdin is closed then.

@@ -253,3 +253,47 @@ fn file_types_are_those_of_the_magika_package() {
         assert_eq!(server.invoke("filetype", &json!({ "content_base64": content })).ok(), answer);
     }
 }
+
+#[test]
+fn models_with_their_weights_in_another_file_keep_them_apart() {
+    // given two versions of a model that differ only in the file with the weights
+    let server = Server::start();
+    let graph = fs::read(repository("tests/fixtures/external.onnx")).unwrap();
+    let manifest = "component = 'hostile.wasm'\n[graphs.model]\nfile = 'model.onnx'\nbackend = 'onnxruntime'\n";
+    let weights = [[1.0, 2.0, 3.0, 4.0], [50.0, 60.0, 70.0, 80.0]];
+    let package = |weights: [f32; 4]| {
+        Package::new(manifest)
+            .with("hostile.wasm", guest("hostile"))
+            .with("model.onnx", graph.clone())
+            .with("weights.bin", weights.map(f32::to_le_bytes).concat())
+    };
+    let versions = weights.map(|weights| server.push("main.default.external", &package(weights)));
+
+    // when both are served at once
+    let entity = |version: &String| {
+        let name = format!("v{version}");
+        json!({ "name": name, "entity_name": "main.default.external", "entity_version": version })
+    };
+    let route = |version: &String| json!({ "served_entity_name": format!("v{version}"), "traffic_percentage": 50 });
+    let config = json!({
+        "served_entities": versions.each_ref().map(entity),
+        "traffic_config": { "routes": versions.each_ref().map(route) },
+    });
+    server.create("external", &config).ok();
+    assert_eq!(server.settled("external")["state"]["ready"], "READY");
+
+    // then each computes with its own: of zeros, the answer is the weights
+    for _ in 0..3 {
+        for (version, weights) in versions.iter().zip(weights) {
+            let path = format!("/serving-endpoints/external/served-models/v{version}/invocations");
+            let answer = server.post(&path, &json!({ "do": "compute_ok" })).ok();
+            assert_eq!(answer["outputs"][0]["values"], json!(weights), "version {version}");
+        }
+    }
+
+    // and a version without the file is refused with the reason
+    let mut bare = package(weights[0]);
+    bare.files.remove("weights.bin");
+    let (_, answer) = server.register("main.default.bare", &bare);
+    answer.is_error(400, "INVALID_PARAMETER_VALUE", &["weights.bin"]);
+}

@@ -69,15 +69,21 @@ pub(super) async fn open_inference(call: &mut Call, rest: &[&str]) -> Result<Ans
         })),
         ["health", "live"] => json(&json!({ "live": true })),
         ["health", "ready"] => ready(call),
-        ["models", name, "ready"] | ["models", name, "versions", _, "ready"] => {
-            let principal = call.principal()?;
-            let endpoint = call.app.control.endpoint(principal.workspace, name)?;
-            let ready = endpoint.serving.is_some();
-            let body = json!({ "name": name, "ready": ready }).to_string();
-            Ok(respond(if ready { 200 } else { 503 }, "application/json", body))
-        }
+        ["models", name, "ready"] => model_ready(call, name, Wanted::Any),
+        ["models", name, "versions", version, "ready"] => model_ready(call, name, Wanted::Version(version)),
         ["models", name] => invocations::ask(call, name, Wanted::Any, "v2").await,
         ["models", name, "versions", version] => invocations::ask(call, name, Wanted::Version(version), "v2").await,
         _ => Err(ApiError::new(ErrorCode::NotFound, format!("There is nothing at GET {}.", call.head.uri.path()))),
     }
+}
+
+fn model_ready(call: &Call, name: &str, wanted: Wanted<'_>) -> Result<Answer, ApiError> {
+    let principal = call.principal()?;
+    let endpoint = call.app.control.endpoint(principal.workspace, name)?;
+    let ready = endpoint.serving.is_some();
+    if ready {
+        invocations::choose(&endpoint, wanted)?;
+    }
+    let body = json!({ "name": name, "ready": ready }).to_string();
+    Ok(respond(if ready { 200 } else { 503 }, "application/json", body))
 }

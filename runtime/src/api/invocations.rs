@@ -227,7 +227,7 @@ pub(super) enum Wanted<'a> {
     Version(&'a str),
 }
 
-fn choose(endpoint: &Endpoint, wanted: Wanted<'_>) -> Result<Arc<ServedEntity>, ApiError> {
+pub(super) fn choose(endpoint: &Endpoint, wanted: Wanted<'_>) -> Result<Arc<ServedEntity>, ApiError> {
     let name = &endpoint.record.name;
     let Some(serving) = &endpoint.serving else {
         let why = match &endpoint.record.failed {

@@ -376,20 +376,23 @@ impl ModelHost {
         }
     }
 
-    /// The server's limits, lowered where the manifest asks for less.
+    /// The server's limits, except where the manifest says otherwise. No manifest can ask for more memory or time than the
+    /// server's own; a slow guest may ask for more of that time on the processor than is usual.
     fn limits_of(&self, package: &Package) -> Result<RequestLimits, DeployError> {
-        let at_most = |name: &str, setting: &str, asked: Option<u64>, maximum: u64| match asked {
+        let (own, limits) = (&package.limits, &self.limits);
+        let at_most = |name: &str, asked: Option<u64>, usual: u64, (setting, maximum): (&str, u64)| match asked {
             Some(0) => Err(DeployError::model(format!("limits.{name} of the manifest is 0"))),
             Some(asked) if asked > maximum => Err(DeployError::model(format!(
                 "limits.{name} of the manifest asks for {asked}; this server allows at most {maximum} ({setting})"
             ))),
-            asked => Ok(asked.unwrap_or(maximum)),
+            asked => Ok(asked.unwrap_or(usual)),
         };
-        let (own, limits) = (&package.limits, &self.limits);
+        let memory = ("sandbox_memory_bytes_max", limits.memory_bytes);
+        let time = ("sandbox_wall_ms", limits.wall_ms);
         Ok(RequestLimits {
-            memory_bytes: at_most("memory_bytes", "sandbox_memory_bytes_max", own.memory_bytes, limits.memory_bytes)?,
-            cpu_ms: at_most("cpu_ms", "sandbox_cpu_ms", own.cpu_ms, limits.cpu_ms)?,
-            wall_ms: at_most("wall_ms", "sandbox_wall_ms", own.wall_ms, limits.wall_ms)?,
+            memory_bytes: at_most("memory_bytes", own.memory_bytes, limits.memory_bytes, memory)?,
+            cpu_ms: at_most("cpu_ms", own.cpu_ms, limits.cpu_ms, time)?,
+            wall_ms: at_most("wall_ms", own.wall_ms, limits.wall_ms, time)?,
             ..limits.clone()
         })
     }

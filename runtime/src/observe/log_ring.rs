@@ -26,12 +26,19 @@ impl LogRing {
             return;
         }
         let mut block = String::new();
-        for line in text.lines() {
-            if block.len() + line.len() > BLOCK_BYTES_MAX {
-                block.push_str(&format!("{time} {request_id} warn the rest of this request's lines is dropped\n"));
+        let mut add = |line: &str| {
+            block.push_str(&format!("{time} {request_id} {line}\n"));
+            block.len()
+        };
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            if add(line) > BLOCK_BYTES_MAX {
+                // The last line may say what was dropped before.
+                let last = lines.next_back();
+                add(&format!("warn {} more lines dropped", lines.count()));
+                last.map(&mut add);
                 break;
             }
-            block.push_str(&format!("{time} {request_id} {line}\n"));
         }
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         ring.bytes += block.len();

@@ -1,7 +1,8 @@
 //! A guest that does what a guest should not: `{"do": "loop"}` and so on. [`Deed`] is the list.
 //!
 //! Uses no WASI. The graph of its package is called `model`; it may be absent. What `init` does is the setting `init`:
-//! `ok` (default), `trap`, `error`, `loop` or `asset_missing`. A body that is not JSON is echoed.
+//! `ok` (default), `trap`, `error`, `long_error`, `loop` or `asset_missing`. A body of the type [`COUNT_CHUNKS`] is read
+//! in chunks, which are counted; any other body that is not JSON is echoed.
 
 mod memory;
 mod nn;
@@ -10,10 +11,16 @@ use std::hint::black_box;
 
 use serde::Deserialize;
 use serde_json::json;
-use tessera_sdk::bindings::tessera::endpoint::assets;
+use tessera_sdk::bindings::tessera::endpoint::{assets, request_headers};
 use tessera_sdk::{Endpoint, Error, ErrorKind, GraphInfo, Package, Request, Response, StreamingResponse, log};
 
 tessera_sdk::export!(Hostile);
+
+/// Content type of a body that is not looked at, only counted.
+const COUNT_CHUNKS: &str = "application/x-count-chunks";
+
+/// Size of the message of an `init` that fails with a long one.
+const LONG_ERROR_BYTES: usize = 200 << 10;
 
 /// What a request asks for. Sizes without a bound in them are meant to meet one of the host's.
 #[derive(Debug, Deserialize)]
@@ -44,6 +51,11 @@ enum Deed {
         chunks: usize,
         bytes: usize,
     },
+    /// Computes without end after a part of the answer.
+    StreamThenLoop {
+        chunks: usize,
+        bytes: usize,
+    },
     WrongDtype,
     WrongShape,
     /// Data whose length does not fit the dimensions, past the SDK's own check.
@@ -63,6 +75,10 @@ enum Deed {
     LogFlood {
         lines: usize,
     },
+    /// Logs nothing but ends of lines, in one call.
+    LogNewlines {
+        bytes: usize,
+    },
     /// Runs the graph on zeros; answers the shape and the first values of each output.
     ComputeOk,
     /// Answers with the status 99.
@@ -72,6 +88,14 @@ enum Deed {
     /// Fails in the way that is asked for, by the WIT name of the kind.
     Fail {
         kind: String,
+    },
+    /// Fails with a message of this size.
+    FailLong {
+        bytes: usize,
+    },
+    /// Asks for headers by exactly these names; answers their values.
+    Headers {
+        names: Vec<String>,
     },
 }
 
@@ -85,6 +109,7 @@ impl Endpoint for Hostile {
             "ok" => Ok(Self { model: package.graph("model").ok() }),
             "trap" => trap("init was told to trap"),
             "error" => Err(Error::model("init was told to fail")),
+            "long_error" => Err(Error::model(long(LONG_ERROR_BYTES))),
             "loop" => spin(),
             "asset_missing" => package.asset("no-such-asset").map(|_| Self { model: None }),
             other => Err(Error::model(format!("setting `init` is `{other}`, which means nothing"))),
@@ -92,8 +117,10 @@ impl Endpoint for Hostile {
     }
 
     fn handle(&self, request: Request) -> Result<Response, Error> {
-        if request.media_type() != "application/json" {
-            return echo(request);
+        match request.media_type().as_str() {
+            "application/json" => {}
+            COUNT_CHUNKS => return count_chunks(request),
+            _ => return echo(request),
         }
         match request.json()? {
             Deed::Echo => echo(request),
@@ -110,6 +137,10 @@ impl Endpoint for Hostile {
                 let _unfinished = stream(chunks, bytes)?;
                 trap("after the stream")
             }
+            Deed::StreamThenLoop { chunks, bytes } => {
+                let _unfinished = stream(chunks, bytes)?;
+                spin()
+            }
             Deed::WrongDtype => nn::wrong_dtype(self.model()?),
             Deed::WrongShape => nn::wrong_shape(self.model()?),
             Deed::LengthMismatch => nn::length_mismatch(self.model()?),
@@ -123,10 +154,20 @@ impl Endpoint for Hostile {
                 (0..lines).for_each(|line| log::info(format!("line {line} of {lines}")));
                 Response::json(&json!({ "lines": lines }))
             }
+            Deed::LogNewlines { bytes } => {
+                log::info("\n".repeat(bytes));
+                Response::json(&json!({ "bytes": bytes }))
+            }
             Deed::ComputeOk => nn::compute(self.model()?),
             Deed::BadStatus => Ok(Response::text("status 99").with_status(99)),
             Deed::AssetLate => Response::json(&json!({ "refusal": assets::read("tokenizer.json").err() })),
             Deed::Fail { kind } => Err(Error::new(failure_kind(&kind)?, format!("told to fail with {kind}"))),
+            Deed::FailLong { bytes } => Err(Error::invalid_input(long(bytes))),
+            // Not through the SDK, which asks in lower case.
+            Deed::Headers { names } => {
+                let values: Vec<_> = names.iter().map(|name| request_headers::get(name)).collect();
+                Response::json(&json!({ "values": values }))
+            }
         }
     }
 }
@@ -140,6 +181,22 @@ impl Hostile {
 fn echo(request: Request) -> Result<Response, Error> {
     let content_type = request.content_type().to_owned();
     Ok(Response::bytes(content_type, request.into_bytes()?))
+}
+
+fn count_chunks(request: Request) -> Result<Response, Error> {
+    let (mut bytes, mut chunks) = (0, 0);
+    for chunk in request.chunks() {
+        bytes += chunk?.len();
+        chunks += 1;
+    }
+    Response::json(&json!({ "bytes": bytes, "chunks": chunks }))
+}
+
+/// A message of this size that says so at its beginning.
+fn long(bytes: usize) -> String {
+    let mut text = format!("told to fail with {bytes} bytes: ");
+    text.push_str(&"x".repeat(bytes.saturating_sub(text.len())));
+    text
 }
 
 fn spin() -> ! {
