@@ -131,6 +131,12 @@ fn a_trap_costs_one_request_and_its_story_is_in_the_log() {
     let log = server.guest_log("hostile");
     assert!(log.contains("the flux capacitor is empty"), "{log}");
     assert!(log.contains(answer.header("x-request-id")), "the log names the request: {log}");
+
+    // and where it was also when the guest had filled its log before
+    let answer = deed(&server, &json!({ "do": "trap", "message": "x".repeat(100 << 10) }));
+    let log = server.guest_log("hostile");
+    let of_request = log.lines().filter(|line| line.contains(answer.header("x-request-id")));
+    assert!(of_request.clone().any(|line| line.contains("unreachable")), "{:?}", of_request.map(str::len));
 }
 
 #[test]

@@ -163,6 +163,15 @@ fn read_chunk(source: &streaming::RequestBody) -> Result<Option<Vec<u8>>, Error>
     Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
 }
 
+/// Natively there is no host to ask.
+fn host_setting(name: &str) -> String {
+    if cfg!(target_arch = "wasm32") {
+        crate::bindings::tessera::endpoint::settings::get(name).unwrap_or_default()
+    } else {
+        String::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,14 +217,5 @@ mod tests {
         let chunks: Result<Vec<_>, _> = Request::new("", "", "abc").chunks().collect();
         assert_eq!(chunks.unwrap(), [b"abc"]);
         assert_eq!(Request::new("", "", "").chunks().count(), 0);
-    }
-}
-
-/// Natively there is no host to ask.
-fn host_setting(name: &str) -> String {
-    if cfg!(target_arch = "wasm32") {
-        crate::bindings::tessera::endpoint::settings::get(name).unwrap_or_default()
-    } else {
-        String::new()
     }
 }
