@@ -199,12 +199,11 @@ impl End {
     fn record(&mut self, status: u16, cpu: Duration, error: Option<&InvokeError>) {
         self.recorded = true;
         self.entity.metrics.finished(status, self.started.elapsed(), cpu);
-        match error {
-            Some(InvokeError::Trapped { detail, .. }) => self.log.line("error", detail),
-            Some(error) => self.log.line("error", &error.to_string()),
-            None => {}
-        }
-        let text = self.log.take();
+        let failure = error.map(|error| match error {
+            InvokeError::Trapped { detail, .. } => detail.clone(),
+            error => error.to_string(),
+        });
+        let text = self.log.end(failure.as_deref());
         if !text.is_empty() {
             self.entity.log.push(&clock::rfc3339(clock::now_ms()), &self.id, &text);
         }

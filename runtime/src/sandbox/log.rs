@@ -1,11 +1,15 @@
 //! What a guest writes: `logging`, standard output, standard error. Bounded per request.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+
+/// Longest account of a failure.
+const FAILURE_BYTES_MAX: usize = 8 << 10;
 
 /// The log of one request: text up to a limit, then only a count of what was dropped.
 #[derive(Debug, Clone)]
@@ -29,7 +33,7 @@ impl RequestLog {
     }
 
     /// Adds one line.
-    pub(crate) fn line(&self, level: &str, message: &str) {
+    pub(super) fn line(&self, level: &str, message: &str) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         lines.push(level);
         lines.push(" ");
@@ -41,14 +45,26 @@ impl RequestLog {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(&String::from_utf8_lossy(bytes));
     }
 
+    /// All that was kept, and the host's own account of a failure after it: in one line, and whatever the guest wrote.
+    pub(crate) fn end(&self, failure: Option<&str>) -> String {
+        let mut text = self.take();
+        if let Some(failure) = failure {
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            let kept = &failure[..failure.floor_char_boundary(FAILURE_BYTES_MAX)];
+            text.push_str("error ");
+            text.push_str(&defuse(&kept.replace('\n', "; ")));
+            text.push('\n');
+        }
+        text
+    }
+
     /// All that was kept, with a last line for what was not. Control characters other than line ends and tabs are
     /// replaced, so that a log cannot play tricks on the terminal of whoever reads it.
     pub(crate) fn take(&self) -> String {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut text = std::mem::take(&mut lines.text);
-        if text.contains(|c: char| c.is_control() && c != '\n' && c != '\t') {
-            text = text.replace(|c: char| c.is_control() && c != '\n' && c != '\t', "\u{fffd}");
-        }
+        let mut text = defuse(&std::mem::take(&mut lines.text)).into_owned();
         if lines.dropped_bytes > 0 {
             if !text.ends_with('\n') {
                 text.push('\n');
@@ -59,6 +75,12 @@ impl RequestLog {
         }
         text
     }
+}
+
+/// Replaces what would play tricks on a terminal.
+fn defuse(text: &str) -> Cow<'_, str> {
+    let tricky = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if text.contains(tricky) { Cow::Owned(text.replace(tricky, "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
 impl Lines {
@@ -110,6 +132,13 @@ mod tests {
         assert!(text.starts_with("info ää"), "{text}");
         assert!(text.contains("more bytes dropped: the limit is 10"), "{text}");
         assert_eq!(log.take(), "");
+    }
+
+    #[test]
+    fn a_failure_is_told_even_when_the_log_is_full() {
+        let log = RequestLog::new(10);
+        log.line("info", &"x".repeat(100));
+        assert!(log.end(Some("trapped\nat a")).ends_with("\nerror trapped; at a\n"));
     }
 
     #[test]
