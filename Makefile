@@ -31,8 +31,12 @@ run: build ## Build, serve on TESSERA_LISTEN (127.0.0.1:8080), deploy three mode
 	@$(SETUP) onnxruntime iris minilm filetype
 	@exec guest-examples/run-demo.sh
 
+# Three calls, because cargo unites the features of all packages that it builds at once: with the others beside it, every
+# dependency of the server would be compiled a second time.
 test: setup build ## Run all tests: native, over HTTP, through real Python clients
-	cargo test --release --workspace
+	cargo test --release -p tessera
+	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings -p filetype
+	cargo test --release -p tessera-tests
 
 bench: build ## Measure requests per second, latency, cold start and memory (installs wrk)
 	@$(SETUP) onnxruntime iris bench
