@@ -251,7 +251,8 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             let line = format!("x --file {}", path.display());
             let (_, created) = run_line(&format!("create {line}"), &[(200, "{}")]);
-            assert_eq!(created[0].1, r#"{"name":"x","config":{"served_entities":[]}}"#);
+            let expected = json!({ "name": "x", "config": { "served_entities": [] } });
+            assert_eq!(serde_json::from_str::<Value>(&created[0].1).unwrap(), expected);
             let (_, updated) = run_line(&format!("update {line}"), &[(200, "{}")]);
             assert_eq!(updated[0].1, r#"{"served_entities":[]}"#);
         }
