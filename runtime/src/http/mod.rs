@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::api::{self, App};
+use crate::sandbox;
 
 /// Headers of one request.
 const HEADERS_MAX: usize = 64;
@@ -120,7 +121,7 @@ impl Servers {
                 .build()
                 .context("failed to make an event loop")?;
             let thread = std::thread::Builder::new().name(format!("http-{index}")).spawn(move || {
-                wasmtime::Engine::tls_eager_initialize();
+                sandbox::prepare_thread();
                 runtime.block_on(event_loop.run(socket));
                 runtime.shutdown_timeout(Duration::from_secs(1));
             });

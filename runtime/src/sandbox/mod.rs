@@ -67,6 +67,11 @@ impl Sandbox {
     }
 }
 
+/// Does now what the first instance of a thread would wait hundreds of microseconds for.
+pub fn prepare_thread() {
+    Engine::tls_eager_initialize();
+}
+
 /// A component whose imports are resolved: `InstancePre` with its exports found.
 #[derive(Clone)]
 pub struct LoadedComponent {
