@@ -137,7 +137,8 @@ impl From<TargetName> for ExecutionTarget {
     }
 }
 
-/// Limits in a manifest; the server's own hold where one is absent, and no limit can exceed the server's maximum.
+/// Limits in a manifest; the server's own hold where one is absent. Memory and time on the clock can only be lowered;
+/// processor time may be raised up to the server's time on the clock.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitOverrides {
