@@ -161,6 +161,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", env = "TESSERA_EXECUTOR_QUEUE_MAX", hide_env = true, help_heading = "Backends")]
     pub executor_queue_max: Option<usize>,
 
+    /// Rows of different requests that one run of a model may have, at most 512; 1 runs every request alone [default: 64]
+    #[arg(long, value_name = "N", env = "TESSERA_BATCH_ROWS_MAX", hide_env = true, help_heading = "Backends")]
+    pub batch_rows_max: Option<u32>,
+
     /// Memory of all loaded graphs; the least recently used idle one makes room [default: 2GiB]
     #[arg(
         long,
@@ -231,6 +235,8 @@ pub struct ServeConfig {
     pub onnxruntime: Option<PathBuf>,
     pub executor_threads: usize,
     pub executor_queue_max: usize,
+    /// Rows of different requests in one run.
+    pub batch_rows_max: u32,
     pub graph_memory_bytes_max: u64,
 
     pub component_idle_ms: u64,
@@ -340,6 +346,7 @@ impl ServeArgs {
             compile_memory_bytes_max: size!(compile_memory_bytes_max, 4 * GIB, 256 * MIB, TIB),
             executor_threads: setting!(executor_threads, cores.min(1024), 1..=1024),
             executor_queue_max: setting!(executor_queue_max, 1024, 1..=1_000_000),
+            batch_rows_max: setting!(batch_rows_max, 64, 1..=512),
             graph_memory_bytes_max: size!(graph_memory_bytes_max, 2 * GIB, MIB, 64 * TIB),
             component_idle_ms: setting!(component_idle_ms, 300 * SECOND_MS, 1..=MONTH_MS),
             graph_idle_ms: setting!(graph_idle_ms, 600 * SECOND_MS, 1..=MONTH_MS),

@@ -176,7 +176,7 @@ fn model_host(
         sandbox,
         backends,
         graphs: Graphs::new(config.graph_memory_bytes_max),
-        executor: Executor::new(config.executor_threads, config.executor_queue_max)
+        executor: Executor::new(config.executor_threads, config.executor_queue_max, config.batch_rows_max)
             .context("failed to start executors")?,
         blobs: Arc::clone(blobs),
         artifacts: Artifacts::open(&home.path("artifacts"), keys.artifacts).context("failed to open the artifacts")?,

@@ -122,6 +122,7 @@ async fn run(
         limits: limits.clone(),
         graphs: ready.graphs,
         executor: Arc::clone(&host.executor),
+        tenant: entity.plan.tenant,
         path: request.path,
         content_type: request.content_type,
         headers: request.headers,

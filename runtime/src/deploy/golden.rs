@@ -35,6 +35,7 @@ pub async fn check(
         limits: entity.plan.limits.clone(),
         graphs: ready.graphs,
         executor: Arc::clone(&host.executor),
+        tenant: entity.plan.tenant,
         path: "invocations".to_owned(),
         content_type: golden.content_type.clone(),
         headers: Arc::new(HeaderMap::new()),

@@ -9,6 +9,7 @@ pub mod build_log;
 pub mod capability;
 pub mod golden;
 pub mod package;
+pub mod profiles;
 pub mod stock;
 pub mod worker;
 
@@ -24,11 +25,13 @@ use futures_util::future::{FutureExt, Shared};
 use self::artifact::{ArtifactKey, Artifacts};
 use self::build_log::BuildLog;
 use self::package::{ComponentSource, Golden, Package, PackageFile, RequestBodyMode};
+use self::profiles::Profiles;
 use self::worker::{GraphFile, Job, Workers};
 use crate::catalog::served::{PlannedGraph, ServedEntity};
 use crate::catalog::{EndpointRecord, EntityConfig, WorkspaceId};
 use crate::home::Home;
-use crate::nn::{Backends, Executor, Graph, GraphKey, GraphSource, Graphs, NnError, NnErrorKind};
+use crate::nn::batcher;
+use crate::nn::{Backends, Executor, Graph, GraphKey, GraphSource, Graphs, NnError, NnErrorKind, Tenant};
 use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits, Sandbox};
 use crate::store::blobs::Blobs;
 
@@ -90,6 +93,8 @@ pub struct ModelHost {
     pub blobs: Arc<Blobs>,
     /// Compiled components.
     pub artifacts: Artifacts,
+    /// What deploys found out about graphs.
+    pub profiles: Profiles,
     /// Compile workers.
     pub workers: Workers,
     /// Address space of one worker.
@@ -116,6 +121,8 @@ pub struct Plan {
     pub graphs: Vec<PlannedGraph>,
     /// Limits of one request.
     pub limits: RequestLimits,
+    /// Whose computations these are.
+    pub tenant: Tenant,
     /// How the guest wants bodies.
     pub request_body: RequestBodyMode,
     component: ComponentSource,
@@ -144,6 +151,7 @@ impl ModelHost {
             executor: Arc::new(parts.executor),
             blobs: parts.blobs,
             artifacts: parts.artifacts,
+            profiles: Profiles::new(parts.home.clone()),
             workers: parts.workers,
             worker_memory_bytes: parts.worker_memory_bytes,
             limits: parts.limits,
@@ -174,9 +182,10 @@ impl ModelHost {
                 path: dir.join(&spec.file),
                 external_files: package.weights.get(name).cloned().unwrap_or_default(),
                 target: spec.target.into(),
+                batch: spec.batch.clone(),
             };
             let digest = graph_digest(owner.workspace, package, file, name);
-            let key = GraphKey { digest, backend: backend.id(), target: spec.target.into() };
+            let key = GraphKey { digest, backend: backend.id(), target: spec.target.into(), batch: spec.batch.clone() };
             graphs.push(PlannedGraph {
                 name: name.clone(),
                 key,
@@ -196,6 +205,7 @@ impl ModelHost {
             guest: Arc::new(GuestPackage { settings, graphs: BTreeMap::new() }),
             graphs,
             limits,
+            tenant: Tenant(owner.workspace.0),
             request_body: package.request_body,
             component: package.component.clone(),
             golden: package.golden.clone(),
@@ -223,6 +233,7 @@ impl ModelHost {
         }
         log.step("loading");
         let ready = entity.ready(self).await?;
+        let graphs = Arc::clone(&ready.graphs);
         for (graph, planned) in ready.graphs.iter().zip(&plan.graphs) {
             log.step(&format!(
                 "graph '{}' runs on {} {}",
@@ -233,10 +244,35 @@ impl ModelHost {
         }
         if let Some(golden) = &plan.golden {
             log.step("sending the golden request");
+            graphs.iter().for_each(|(_, graph)| graph.schedule().want_sample());
             golden::check(self, entity, golden, &plan.dir, ready).await?;
+        }
+        for ((name, graph), planned) in graphs.iter().zip(&plan.graphs) {
+            let finding = self.profile(&planned.key, graph).await?;
+            log.step(&format!("graph '{name}' {finding}"));
         }
         log.step("ready");
         Ok(())
+    }
+
+    /// Finds out whether a graph can be batched and what its runs cost, unless that is known. Gives a line for the build
+    /// log.
+    async fn profile(&self, key: &GraphKey, graph: &Arc<dyn Graph>) -> Result<String, DeployError> {
+        if let Some(known) = self.profiles.load(key) {
+            return Ok(known.finding);
+        }
+        let (profiles, key, graph) = (self.profiles.clone(), key.clone(), Arc::clone(graph));
+        let probing = tokio::task::spawn_blocking(move || {
+            let sample = graph.schedule().take_sample();
+            let profile = batcher::probe(&*graph, sample.as_ref());
+            graph.schedule().adopt(&profile);
+            // Not fatal: the graph works without, only alone after the next load.
+            if let Err(error) = profiles.save(&key, &profile) {
+                tracing::warn!("failed to keep what was found out about a graph: {error:#}");
+            }
+            profile.finding
+        });
+        probing.await.map_err(|error| DeployError::host("measure a graph", &error))
     }
 
     /// A graph, and whether this call had to wait for it to load.
@@ -250,7 +286,15 @@ impl ModelHost {
         let failed = |error: NnError| DeployError::graph(&planned.name, &error);
         let backend = self.backends.by_id(planned.key.backend).map_err(failed)?;
         let source = planned.source.clone();
-        let graph = self.graphs.get(planned.key.clone(), move || backend.load(&source)).await.map_err(failed)?;
+        let (profiles, key) = (self.profiles.clone(), planned.key.clone());
+        let load = move || {
+            let graph = backend.load(&source)?;
+            if let Some(profile) = profiles.load(&key) {
+                graph.schedule().adopt(&profile);
+            }
+            Ok(graph)
+        };
+        let graph = self.graphs.get(planned.key.clone(), load).await.map_err(failed)?;
         Ok((graph, true))
     }
 

@@ -6,7 +6,7 @@ use std::path::{Component as PathPart, Path};
 use serde::{Deserialize, Serialize};
 
 use super::capability::COMPONENT_BYTES_MAX;
-use crate::nn::{self, BackendChoice, ExecutionTarget, NnError, NnErrorKind};
+use crate::nn::{self, BackendChoice, BatchSpec, ExecutionTarget, NnError, NnErrorKind};
 use crate::store::blobs::{Blobs, Digest};
 
 /// Name of the manifest in a package.
@@ -92,6 +92,9 @@ pub struct GraphSpec {
     /// Where it runs.
     #[serde(default)]
     pub target: TargetName,
+    /// How it may be batched.
+    #[serde(default)]
+    pub batch: BatchSpec,
 }
 
 /// The manifest's word for a backend.
@@ -306,6 +309,7 @@ impl Package {
         }
         for (name, graph) in &self.graphs {
             need(&format!("the file of graph '{name}',"), &graph.file)?;
+            graph.batch.check().map_err(|error| PackageError(format!("graph '{name}': {error}")))?;
         }
         if let Some(golden) = &self.golden {
             at_most("golden request", &golden.request, GOLDEN_BYTES_MAX)?;
@@ -370,7 +374,12 @@ fn assemble(
 fn adopt_mlmodel(package: &mut Package, mlmodel: MlModel) -> Result<(), PackageError> {
     if package.graphs.is_empty() && package.component == ComponentSource::Stock("scoring".to_owned()) {
         let file = onnx_file(&mlmodel)?;
-        let spec = GraphSpec { file, backend: BackendName::default(), target: TargetName::default() };
+        let spec = GraphSpec {
+            file,
+            backend: BackendName::default(),
+            target: TargetName::default(),
+            batch: BatchSpec::default(),
+        };
         package.graphs.insert("model".to_owned(), spec);
     }
     let signature = mlmodel.signature.unwrap_or(Signature { inputs: None, outputs: None, params: None });

@@ -122,6 +122,7 @@ impl Servers {
                 .context("failed to make an event loop")?;
             let thread = std::thread::Builder::new().name(format!("http-{index}")).spawn(move || {
                 sandbox::prepare_thread();
+                event_loop.app.control.host.executor.serve_on_this_thread();
                 runtime.block_on(event_loop.run(socket));
                 runtime.shutdown_timeout(Duration::from_secs(1));
             });

@@ -1,18 +1,23 @@
-//! Runs graphs on threads of its own, so that the request threads never block: a bounded queue, first come first served.
-//!
-//! The batcher will sit between [`Executor::compute`] and the threads: it takes [`Work`] items, which already carry what
-//! it needs (graph, rows, deadline, who waits), and hands on several as one.
+//! Runs graphs: long ones on threads of its own, so that the threads that answer requests never block; short ones on the
+//! event loop that asks ([`super::turn`]), since waking another thread would cost more than the run.
 
-use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::error::panic_text;
-use super::{Cancel, Graph, Inputs, NnError, Tensor};
+use super::batcher::queue::{BatchLimit, FairQueue};
+use super::batcher::{self, Counters, Outputs, Stop, Tenant, Work};
+use super::{Cancel, Graph, NnError, Tensor, turn};
+
+/// A run expected to be shorter than this is done on the event loop. A hop to a thread and back costs about 20 µs, and the
+/// other requests of the loop wait meanwhile.
+const SHORT_RUN: Duration = Duration::from_micros(150);
+
+/// Longest batch of short runs on an event loop.
+const SHORT_BATCH: Duration = Duration::from_micros(500);
 
 /// Threads that run graphs. Dropping it finishes what runs, refuses what queues, and waits for the threads: not on an
 /// async thread.
@@ -21,53 +26,52 @@ pub struct Executor {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What a compute gives back.
-#[derive(Debug)]
-pub struct Computed {
-    /// All outputs, in the model's order.
-    pub outputs: Vec<(String, Tensor)>,
-    /// Where the time went.
-    pub timing: ComputeTiming,
+/// A computation for the executor.
+pub struct Compute {
+    /// Who it is for.
+    pub tenant: Tenant,
+    /// What runs.
+    pub graph: Arc<dyn Graph>,
+    /// What goes in, by the graph's names.
+    pub inputs: Vec<(String, Tensor)>,
+    /// When nobody wants the answer any more.
+    pub deadline: Instant,
 }
 
-/// Where a compute's time went.
+/// Where a computation will run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ComputeTiming {
-    /// From queued to taken by a thread.
-    pub queue: Duration,
-    /// In the backend.
-    pub run: Duration,
-}
-
-/// One queued computation: the batcher's unit.
-struct Work {
-    graph: Arc<dyn Graph>,
-    inputs: Inputs,
-    /// Rows of axis 0, so far only for whoever looks at the queue.
-    rows: u32,
-    deadline: Instant,
-    queued: Instant,
-    cancel: Arc<Cancel>,
-    tx: oneshot::Sender<Result<Computed, NnError>>,
+pub enum Venue {
+    /// On the thread that asks, within this turn of its event loop.
+    EventLoop,
+    /// On a thread of the executor: the one that asks serves others meanwhile.
+    Thread,
 }
 
 struct Shared {
     queue: Mutex<Queue>,
     filled: Condvar,
     queue_len_max: usize,
+    rows_max: u32,
+    counters: Arc<Counters>,
 }
 
 #[derive(Default)]
 struct Queue {
-    works: VecDeque<Work>,
+    works: FairQueue,
     closed: bool,
 }
 
 impl Executor {
-    /// Starts `threads` threads (at least one). At most `queue_len_max` computations wait for them. Fails when the
-    /// system refuses a thread.
-    pub fn new(threads: usize, queue_len_max: usize) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { queue: Mutex::default(), filled: Condvar::new(), queue_len_max });
+    /// Starts `threads` threads (at least one). At most `queue_len_max` computations wait for them; a run has at most
+    /// `rows_max` rows of several requests. Fails when the system refuses a thread.
+    pub fn new(threads: usize, queue_len_max: usize, rows_max: u32) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            filled: Condvar::new(),
+            queue_len_max,
+            rows_max: rows_max.max(1),
+            counters: Arc::default(),
+        });
         let mut executor = Self { shared, threads: Vec::new() };
         for index in 0..threads.max(1) {
             let shared = executor.shared.clone();
@@ -77,23 +81,54 @@ impl Executor {
         Ok(executor)
     }
 
-    /// Checks the inputs, waits for a thread, runs the graph. `InvalidArgument` before anything is queued, `Overloaded`
-    /// when the queue is full, `Timeout` when `deadline` passes first; then, and when this future is dropped, work that
-    /// waits never runs, and work that runs is asked to stop. A backend's panic is a `RuntimeError`.
-    pub async fn compute(
-        &self,
-        graph: Arc<dyn Graph>,
-        inputs: Vec<(String, Tensor)>,
-        deadline: Instant,
-    ) -> Result<Computed, NnError> {
+    /// Lets short runs happen on this thread, which is an event loop.
+    pub fn serve_on_this_thread(&self) {
+        let limit = BatchLimit { rows: self.shared.rows_max, run_ns: SHORT_BATCH.as_nanos() as u64 };
+        turn::start(limit, self.shared.counters.clone());
+    }
+
+    /// Where a computation will run that is asked for on this thread.
+    pub fn venue(&self, graph: &dyn Graph, rows: u32) -> Venue {
+        match graph.schedule().estimate(rows) {
+            Some(run) if run <= SHORT_RUN && turn::is_here() => Venue::EventLoop,
+            _ => Venue::Thread,
+        }
+    }
+
+    /// Checks the inputs, runs the graph, together with whatever else waits for it. `alone` says that no other request is
+    /// in work on this thread, so that there is nothing to wait for.
+    ///
+    /// `InvalidArgument` before anything is queued, `Overloaded` when the queue is full, `Timeout` when the deadline
+    /// passes first; then, and when this future is dropped, work that waits never runs, and work that runs on a thread is
+    /// asked to stop. A backend's panic is a `RuntimeError`.
+    pub async fn compute(&self, compute: Compute, alone: bool) -> Result<Outputs, NnError> {
+        let Compute { tenant, graph, inputs, deadline } = compute;
         let inputs = graph.info().check(inputs)?;
+        graph.schedule().offer_sample(&inputs);
         let rows = inputs.rows();
+        let venue = self.venue(&*graph, rows);
+        if venue == Venue::EventLoop && alone {
+            return batcher::run_graph(&*graph, inputs, rows, &Cancel::never(), &self.shared.counters);
+        }
         let (tx, rx) = oneshot::channel();
         let waiting = CancelOnDrop(Arc::new(Cancel::default()));
         let cancel = waiting.0.clone();
-        self.shared.push(Work { graph, inputs, rows, deadline, queued: Instant::now(), cancel, tx })?;
-        match tokio::time::timeout_at(deadline.into(), rx).await {
+        let work = Work { tenant, graph, inputs, rows, deadline, queued: Instant::now(), cancel, tx };
+        let answer = match venue {
+            Venue::EventLoop => {
+                turn::push(work);
+                // No timer: the turn comes within microseconds.
+                Ok(rx.await)
+            }
+            Venue::Thread => {
+                self.shared.push(work)?;
+                tokio::time::timeout_at(deadline.into(), rx).await
+            }
+        };
+        match answer {
             Ok(Ok(result)) => result,
+            // Not run: it was found expired when its turn came, or the server ends.
+            Ok(Err(_dropped)) if Instant::now() >= deadline => Err(expired()),
             Ok(Err(_dropped)) => Err(NnError::overloaded("the server is shutting down")),
             Err(_elapsed) => Err(expired()),
         }
@@ -102,7 +137,12 @@ impl Executor {
     /// Computations that wait for a thread now, and their rows.
     pub fn queued(&self) -> (usize, u64) {
         let queue = self.shared.lock();
-        (queue.works.len(), queue.works.iter().map(|work| u64::from(work.rows)).sum())
+        (queue.works.len(), queue.works.rows())
+    }
+
+    /// What was computed since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
     }
 }
 
@@ -139,13 +179,14 @@ impl Shared {
         }
         if queue.works.len() >= self.queue_len_max {
             // Work that nobody waits for any more must not keep out new work.
-            queue.works.retain(Work::wanted);
+            let unwanted = queue.works.drop_unwanted();
+            self.counters.dropped.fetch_add(unwanted as u64, Relaxed);
         }
         if queue.works.len() >= self.queue_len_max {
             let text = format!("{} computations are queued, which is the most: try again later", self.queue_len_max);
             return Err(NnError::overloaded(text));
         }
-        queue.works.push_back(work);
+        queue.works.push(work);
         drop(queue);
         self.filled.notify_one();
         Ok(())
@@ -153,21 +194,23 @@ impl Shared {
 
     /// A thread's life.
     fn run(&self) {
-        while let Some(work) = self.pop() {
-            match work.wanted() {
-                true => work.run(),
-                // Whoever waits has its own clock for the deadline, so nobody is left without an answer.
-                false => drop(work),
-            }
+        while let Some(batch) = self.pop() {
+            batcher::run(batch, Stop::WhenUnwanted, &self.counters);
         }
     }
 
-    fn pop(&self) -> Option<Work> {
+    fn pop(&self) -> Option<Vec<Work>> {
+        let limit = BatchLimit { rows: self.rows_max, run_ns: u64::MAX };
+        // Dropped after the lock: whoever waits for them has its own clock, so nobody is left without an answer.
+        let mut unwanted = Vec::new();
         let mut queue = self.lock();
         loop {
-            if let Some(work) = queue.works.pop_front() {
-                return Some(work);
+            let batch = queue.works.take(limit, &mut unwanted);
+            self.counters.dropped.fetch_add(unwanted.len() as u64, Relaxed);
+            if batch.is_some() {
+                return batch;
             }
+            unwanted.clear();
             if queue.closed {
                 return None;
             }
@@ -181,24 +224,6 @@ impl Shared {
     }
 }
 
-impl Work {
-    fn wanted(&self) -> bool {
-        !self.tx.is_closed() && Instant::now() < self.deadline
-    }
-
-    fn run(self) {
-        let Self { graph, inputs, cancel, tx, queued, .. } = self;
-        let started = Instant::now();
-        // The graph is shared and immutable, and what a panicking run made is dropped: nothing half-made survives.
-        let result = catch_unwind(AssertUnwindSafe(|| graph.run(inputs, &cancel)))
-            .unwrap_or_else(|panic| Err(NnError::runtime(format!("the backend panicked: {}", panic_text(&*panic)))));
-        let timing = ComputeTiming { queue: started - queued, run: started.elapsed() };
-        // The graph first: whoever gets the answer may count on this run not holding it any more.
-        drop(graph);
-        let _ = tx.send(result.map(|outputs| Computed { outputs, timing }));
-    }
-}
-
 fn expired() -> NnError {
     NnError::timeout("the deadline passed before the computation was done")
 }
@@ -209,13 +234,14 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::nn::{BackendId, GraphInfo, NnErrorKind};
+    use crate::nn::{BackendId, BatchSpec, GraphInfo, Inputs, NnErrorKind, Schedule};
 
     type Body = Box<dyn Fn(&Cancel) -> Result<Vec<(String, Tensor)>, NnError> + Send + Sync>;
 
     /// A graph of no inputs that does what the test says, and tells when it starts.
     struct Fake {
         info: GraphInfo,
+        schedule: Schedule,
         runs: AtomicUsize,
         body: Body,
     }
@@ -230,6 +256,9 @@ mod tests {
         fn memory_bytes(&self) -> u64 {
             0
         }
+        fn schedule(&self) -> &Schedule {
+            &self.schedule
+        }
         fn run(&self, _: Inputs, cancel: &Cancel) -> Result<Vec<(String, Tensor)>, NnError> {
             self.runs.fetch_add(1, Ordering::SeqCst);
             (self.body)(cancel)
@@ -238,7 +267,8 @@ mod tests {
 
     fn fake(body: impl Fn(&Cancel) -> Result<Vec<(String, Tensor)>, NnError> + Send + Sync + 'static) -> Arc<Fake> {
         let info = GraphInfo { inputs: vec![], outputs: vec![] };
-        Arc::new(Fake { info, runs: AtomicUsize::new(0), body: Box::new(body) })
+        let schedule = Schedule::new(BatchSpec::default());
+        Arc::new(Fake { info, schedule, runs: AtomicUsize::new(0), body: Box::new(body) })
     }
 
     /// A graph that runs until the sender is dropped, with a receiver that hears of each start.
@@ -254,51 +284,61 @@ mod tests {
         (graph, started, release)
     }
 
+    async fn compute(
+        executor: &Executor,
+        graph: Arc<dyn Graph>,
+        inputs: Vec<(String, Tensor)>,
+        deadline: Instant,
+    ) -> Result<Outputs, NnError> {
+        executor.compute(Compute { tenant: Tenant(1), graph, inputs, deadline }, false).await
+    }
+
     fn far() -> Instant {
         Instant::now() + Duration::from_secs(60)
     }
 
     #[tokio::test]
     async fn a_backends_panic_is_an_error_and_the_thread_lives_on() {
-        let executor = Executor::new(1, 8).unwrap();
-        let error = executor.compute(fake(|_| panic!("odd model")), vec![], far()).await.unwrap_err();
+        let executor = Executor::new(1, 8, 1).unwrap();
+        let error = compute(&executor, fake(|_| panic!("odd model")), vec![], far()).await.unwrap_err();
         assert_eq!(error.kind(), NnErrorKind::RuntimeError);
         assert!(error.to_string().contains("odd model"));
-        assert!(executor.compute(fake(|_| Ok(vec![])), vec![], far()).await.is_ok());
+        assert!(compute(&executor, fake(|_| Ok(vec![])), vec![], far()).await.is_ok());
     }
 
     #[tokio::test]
     async fn a_wrong_input_is_refused_before_it_queues() {
-        let executor = Executor::new(1, 0).unwrap();
+        let executor = Executor::new(1, 0, 1).unwrap();
         let tensor = Tensor::new(crate::nn::TensorType::U8, vec![1], vec![0]).unwrap();
-        let error = executor.compute(fake(|_| Ok(vec![])), vec![("x".into(), tensor)], far()).await.unwrap_err();
+        let error = compute(&executor, fake(|_| Ok(vec![])), vec![("x".into(), tensor)], far()).await.unwrap_err();
         assert_eq!(error.kind(), NnErrorKind::InvalidArgument);
     }
 
     #[tokio::test]
     async fn a_full_queue_refuses_at_once_and_abandoned_work_makes_room_and_never_runs() {
-        let executor = Arc::new(Executor::new(1, 1).unwrap());
+        let executor = Arc::new(Executor::new(1, 1, 1).unwrap());
         let (slow, started, release) = blocking();
         let running = tokio::spawn({
             let (executor, slow) = (executor.clone(), slow.clone());
-            async move { executor.compute(slow, vec![], far()).await }
+            async move { compute(&executor, slow, vec![], far()).await }
         });
         tokio::task::spawn_blocking(move || started.recv().unwrap()).await.unwrap();
 
         let waiting_graph = fake(|_| Ok(vec![]));
-        let mut waiting = Box::pin(executor.compute(waiting_graph.clone(), vec![], far()));
+        let mut waiting = Box::pin(compute(&executor, waiting_graph.clone(), vec![], far()));
         assert!(poll_once(&mut waiting).await.is_none());
         assert_eq!(executor.queued(), (1, 1));
-        let error = executor.compute(fake(|_| Ok(vec![])), vec![], far()).await.unwrap_err();
+        let error = compute(&executor, fake(|_| Ok(vec![])), vec![], far()).await.unwrap_err();
         assert_eq!(error.kind(), NnErrorKind::Overloaded);
 
         drop(waiting);
         let next_graph = fake(|_| Ok(vec![]));
-        let mut next = Box::pin(executor.compute(next_graph.clone(), vec![], far()));
+        let mut next = Box::pin(compute(&executor, next_graph.clone(), vec![], far()));
         assert!(poll_once(&mut next).await.is_none(), "queued in the abandoned one's place");
         drop(release);
-        let computed = next.await.unwrap();
-        assert!(computed.timing.queue > Duration::ZERO);
+        next.await.unwrap();
+        assert!(executor.counters().queue_ns.load(Relaxed) > 0);
+        assert_eq!(executor.counters().dropped.load(Relaxed), 1);
         assert!(running.await.unwrap().is_ok());
         assert_eq!(waiting_graph.runs.load(Ordering::SeqCst), 0);
         assert_eq!(next_graph.runs.load(Ordering::SeqCst), 1);
@@ -306,7 +346,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_deadline_ends_the_wait_keeps_queued_work_from_running_and_stops_what_runs() {
-        let executor = Arc::new(Executor::new(1, 8).unwrap());
+        let executor = Arc::new(Executor::new(1, 8, 1).unwrap());
         let (stopped_tx, stopped) = mpsc::channel();
         let stopped_tx = Mutex::new(stopped_tx);
         // Runs until it is cancelled, as a graph with an endless loop would.
@@ -320,24 +360,24 @@ mod tests {
         let soon = Instant::now() + Duration::from_millis(20);
         let queued = fake(|_| Ok(vec![]));
         let (first, second) =
-            tokio::join!(executor.compute(endless, vec![], soon), executor.compute(queued.clone(), vec![], soon));
+            tokio::join!(compute(&executor, endless, vec![], soon), compute(&executor, queued.clone(), vec![], soon));
         assert_eq!(first.unwrap_err().kind(), NnErrorKind::Timeout);
         assert_eq!(second.unwrap_err().kind(), NnErrorKind::Timeout);
         tokio::task::spawn_blocking(move || stopped.recv().unwrap()).await.unwrap();
-        assert!(executor.compute(fake(|_| Ok(vec![])), vec![], far()).await.is_ok());
+        assert!(compute(&executor, fake(|_| Ok(vec![])), vec![], far()).await.is_ok());
         assert_eq!(queued.runs.load(Ordering::SeqCst), 0);
     }
 
     #[tokio::test]
     async fn dropping_it_answers_those_who_wait_and_joins_the_threads() {
-        let executor = Executor::new(1, 8).unwrap();
+        let executor = Executor::new(1, 8, 1).unwrap();
         let shared = executor.shared.clone();
         let (slow, started, release) = blocking();
         let push = |graph: Arc<dyn Graph>| {
             let (tx, rx) = oneshot::channel();
             let inputs = graph.info().check(vec![]).unwrap();
-            let (cancel, queued) = (Arc::default(), Instant::now());
-            shared.push(Work { graph, inputs, rows: 1, deadline: far(), queued, cancel, tx }).unwrap();
+            let (tenant, cancel, queued) = (Tenant(1), Arc::default(), Instant::now());
+            shared.push(Work { tenant, graph, inputs, rows: 1, deadline: far(), queued, cancel, tx }).unwrap();
             rx
         };
         let running = push(slow);

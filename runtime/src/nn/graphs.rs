@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::error::panic_text;
-use super::{BackendId, ExecutionTarget, Graph, NnError, NnErrorKind};
+use super::{BackendId, BatchSpec, ExecutionTarget, Graph, NnError, NnErrorKind};
 
 /// What makes two loads the same load.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -19,6 +19,8 @@ pub struct GraphKey {
     pub backend: BackendId,
     /// Where.
     pub target: ExecutionTarget,
+    /// What its package says about batching: others may say something else about the same model.
+    pub batch: BatchSpec,
 }
 
 /// A snapshot for metrics.
@@ -253,10 +255,11 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::nn::{Cancel, GraphInfo, Inputs, Tensor};
+    use crate::nn::{Cancel, GraphInfo, Inputs, Schedule, Tensor};
 
     struct Fake {
         info: GraphInfo,
+        schedule: Schedule,
         bytes: u64,
     }
 
@@ -270,17 +273,26 @@ mod tests {
         fn memory_bytes(&self) -> u64 {
             self.bytes
         }
+        fn schedule(&self) -> &Schedule {
+            &self.schedule
+        }
         fn run(&self, _: Inputs, _: &Cancel) -> Result<Vec<(String, Tensor)>, NnError> {
             Ok(vec![])
         }
     }
 
     fn graph(bytes: u64) -> Loaded {
-        Ok(Arc::new(Fake { info: GraphInfo { inputs: vec![], outputs: vec![] }, bytes }))
+        let info = GraphInfo { inputs: vec![], outputs: vec![] };
+        Ok(Arc::new(Fake { info, schedule: Schedule::new(BatchSpec::default()), bytes }))
     }
 
     fn key(digest: &str) -> GraphKey {
-        GraphKey { digest: digest.into(), backend: BackendId::Tract, target: ExecutionTarget::Cpu }
+        GraphKey {
+            digest: digest.into(),
+            backend: BackendId::Tract,
+            target: ExecutionTarget::Cpu,
+            batch: BatchSpec::default(),
+        }
     }
 
     #[tokio::test]

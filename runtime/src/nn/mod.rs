@@ -2,13 +2,14 @@
 //! This module knows tensors, graphs and backends; it knows nothing of guests, HTTP or the store.
 //!
 //! In the order of a compute: [`Backends`] says who can run a graph, [`Graphs`] holds the loaded ones under a memory
-//! budget, [`GraphInfo::check`] turns what a guest sent into [`Inputs`] that fit the graph, [`Executor`] queues and runs
-//! them, [`Graph::run`] is the backend's part.
+//! budget, [`GraphInfo::check`] turns what a guest sent into [`Inputs`] that fit the graph, [`Executor`] decides where
+//! they run, [`batcher`] runs those of several requests together, [`Graph::run`] is the backend's part.
 //!
 //! Invariants: ML libraries are known only below [`backends`]; whatever a model file or a tensor holds, the answer is an
 //! [`NnError`], never a panic; an execution target is never changed silently.
 
 pub mod backends;
+pub mod batcher;
 mod cancel;
 mod error;
 mod executor;
@@ -16,15 +17,17 @@ mod graphs;
 mod tensor;
 #[cfg(test)]
 mod test_models;
+mod turn;
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use backends::{BackendChoice, BackendId, Backends};
+pub use batcher::{BatchSpec, Outputs, Profile, Schedule, Tenant};
 pub use cancel::Cancel;
 pub use error::{NnError, NnErrorKind};
-pub use executor::{ComputeTiming, Computed, Executor};
+pub use executor::{Compute, Executor, Venue};
 pub use graphs::{GraphKey, Graphs, GraphsStats};
 pub use tensor::{ElementType, RANK_MAX, Tensor, TensorType};
 
@@ -83,6 +86,8 @@ pub struct GraphSource {
     pub external_files: Vec<String>,
     /// Where it shall run.
     pub target: ExecutionTarget,
+    /// What its package says about batching.
+    pub batch: BatchSpec,
 }
 
 /// A loaded model: immutable, shared, safe to run from many threads at once.
@@ -95,6 +100,9 @@ pub trait Graph: Send + Sync {
 
     /// An estimate of the memory it holds while loaded, in bytes.
     fn memory_bytes(&self) -> u64;
+
+    /// What is known of its runs.
+    fn schedule(&self) -> &Schedule;
 
     /// Computes all outputs, in the model's order; blocks until done. A backend that can stop early does so when
     /// `cancel` says so, with `Timeout`.

@@ -13,8 +13,9 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use super::bindings::tessera::endpoint::{assets, graph_info, logging, request_headers, settings};
 use super::limits::{MemoryLimiter, RequestLimits};
 use super::log::RequestLog;
+use super::slots::Slot;
 use super::streaming::ResponseStream;
-use crate::nn::{Dim, ElementType, Executor, GraphInfo, NamedGraphs, TensorInfo};
+use crate::nn::{Dim, ElementType, Executor, GraphInfo, NamedGraphs, Tenant, TensorInfo};
 
 /// Entries of the guest's handle table; wasmtime's default of a million would let a guest fill the host's memory.
 pub(super) const HANDLES_MAX: usize = 1024;
@@ -50,6 +51,16 @@ pub(super) struct RequestContext {
     pub(super) deadline: Instant,
     pub(super) graphs: NamedGraphs,
     pub(super) executor: Arc<Executor>,
+    pub(super) tenant: Tenant,
+    /// Given back while the guest waits for something slow.
+    pub(super) slot: Option<Slot>,
+}
+
+impl RequestContext {
+    /// Lets another guest run on this event loop: this one is about to wait.
+    pub(super) fn give_slot_back(&mut self) {
+        self.slot = None;
+    }
 }
 
 /// All that the host keeps for one instance. Dropped with it, so nothing can pass to the next request.

@@ -15,10 +15,11 @@ use super::guest::{GuestPackage, GuestState, HANDLES_MAX, Phase, RequestContext}
 use super::limits::{CpuMeter, RequestLimits};
 use super::log::RequestLog;
 use super::nn_host::GuestMistake;
+use super::slots;
 use super::streaming::{RequestBody, ResponseStream, StreamError, StreamedResponse};
 use super::{LoadedComponent, Sandbox};
 use crate::deploy::package::RequestBodyMode;
-use crate::nn::{Executor, NamedGraphs};
+use crate::nn::{Executor, NamedGraphs, Tenant};
 
 /// Longest message of a guest that a caller gets to see.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
@@ -33,6 +34,8 @@ pub struct Invocation {
     pub graphs: NamedGraphs,
     /// Where `compute` runs.
     pub executor: Arc<Executor>,
+    /// Whose request this is, to the executor.
+    pub tenant: Tenant,
     /// The path below the endpoint, as `wit/endpoint.wit` names it.
     pub path: String,
     /// `Content-Type` as sent, or empty.
@@ -225,6 +228,8 @@ async fn call(
         deadline,
         graphs: invocation.graphs,
         executor: invocation.executor,
+        tenant: invocation.tenant,
+        slot: slots::acquire().await,
     });
     let mut state = GuestState::new(phase, invocation.package, &limits, invocation.log);
     let body = match invocation.body {

@@ -11,6 +11,7 @@ mod limits;
 mod log;
 mod nn_host;
 pub(crate) mod prepare;
+mod slots;
 mod streaming;
 
 use std::time::Duration;

@@ -12,7 +12,8 @@ use wasmtime::component::{Linker, Resource};
 
 use super::bindings::wasi::nn::{errors, graph, inference, tensor};
 use super::guest::{GuestState, Phase};
-use crate::nn::{Graph, NnError, NnErrorKind, Tensor, TensorType};
+use super::slots::Slot;
+use crate::nn::{Compute, Graph, NnError, NnErrorKind, Tensor, TensorType, Venue};
 
 /// A guest's handle on a graph, and on an execution context of it: a context has no state of its own, because inputs
 /// come with `compute`.
@@ -99,11 +100,16 @@ impl GuestState {
             .get(&context)
             .map_err(|_| NnError::new(NnErrorKind::InvalidArgument, "the execution context is gone"))?;
         let graph = Arc::clone(&context.graph);
-        let Phase::Handle(request) = &self.phase else {
+        let Phase::Handle(request) = &mut self.phase else {
             return Err(NnError::new(NnErrorKind::UnsupportedOperation, "graphs can be used only during handle"));
         };
-        let (executor, deadline) = (Arc::clone(&request.executor), request.deadline);
-        Ok(executor.compute(graph, inputs, deadline).await?.outputs)
+        let rows = inputs.first().and_then(|(_, tensor)| tensor.dims().first()).copied().unwrap_or(1);
+        if request.executor.venue(&*graph, rows) == Venue::Thread {
+            request.give_slot_back();
+        }
+        let alone = request.slot.as_ref().is_some_and(Slot::is_alone);
+        let (executor, tenant, deadline) = (Arc::clone(&request.executor), request.tenant, request.deadline);
+        executor.compute(Compute { tenant, graph, inputs, deadline }, alone).await
     }
 }
 

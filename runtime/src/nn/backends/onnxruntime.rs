@@ -23,8 +23,8 @@ use ort::sys::{OrtRunOptions, OrtStatusPtr, OrtTensorTypeAndShapeInfo, OrtValue}
 use super::{BackendId, files_bytes, onnx_file, without_path};
 use crate::nn::error::panic_text;
 use crate::nn::{
-    Backend, Cancel, ElementType, Graph, GraphInfo, GraphSource, Inputs, NnError, NnErrorKind, RANK_MAX, Tensor,
-    TensorInfo, TensorType,
+    Backend, Cancel, ElementType, Graph, GraphInfo, GraphSource, Inputs, NnError, NnErrorKind, RANK_MAX, Schedule,
+    Tensor, TensorInfo, TensorType,
 };
 
 /// What a session holds beside its weights, measured on small models.
@@ -125,6 +125,7 @@ impl Backend for OnnxRuntime {
             output_names: c_strings(&info.outputs).map_err(nul)?,
             memory_bytes: SESSION_BYTES + files_bytes(source),
             info,
+            schedule: Schedule::new(source.batch.clone()),
             library: self.0,
             session,
         }))
@@ -169,6 +170,7 @@ struct Session {
     input_names: Vec<CString>,
     output_names: Vec<CString>,
     memory_bytes: u64,
+    schedule: Schedule,
     session: Arc<SharedSessionInner>,
     library: &'static Library,
 }
@@ -186,6 +188,10 @@ impl Graph for Session {
         self.memory_bytes
     }
 
+    fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
     #[allow(unsafe_code)]
     fn run(&self, inputs: Inputs, cancel: &Cancel) -> Result<Vec<(String, Tensor)>, NnError> {
         if inputs.tensors().len() != self.input_names.len() {
@@ -195,9 +201,10 @@ impl Graph for Session {
         let inputs = inputs.map(|(tensor, info)| InputValue::new(tensor, info.element, &self.library.cpu));
         let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
 
-        let options = Arc::new(RunOptions::new()?);
+        // Without options nothing can stop the run, and a short one is spared their cost.
+        let options = cancel.is_possible().then(RunOptions::new).transpose()?.map(Arc::new);
         let stop = options.clone();
-        let disarm = cancel.on_cancel(move || stop.terminate())?;
+        let disarm = stop.map(|stop| cancel.on_cancel(move || stop.terminate())).transpose()?;
 
         let input_names: Vec<*const c_char> = self.input_names.iter().map(|name| name.as_ptr()).collect();
         let output_names: Vec<*const c_char> = self.output_names.iter().map(|name| name.as_ptr()).collect();
@@ -207,12 +214,12 @@ impl Graph for Session {
         // SAFETY: the session lives as long as `self.session`; running it from several threads at once is allowed for
         // the CPU provider (module comment). The names are C strings owned by `self`. Each array has the length passed
         // with it: inputs were counted above, outputs are made to the length of their names. The input values, and the
-        // bytes they point into, live in `inputs` until the end of this function. Null outputs ask ONNX Runtime to
+        // bytes they point into, live in `inputs` until the end of this function. Null options are the defaults. Null outputs ask ONNX Runtime to
         // allocate them. It catches its own exceptions and returns them as a status.
         let status = unsafe {
             (ort::api().Run)(
                 self.session.ptr().cast_mut(),
-                options.0.as_ptr(),
+                options.as_ref().map_or(ptr::null_mut(), |options| options.0.as_ptr()),
                 input_names.as_ptr(),
                 input_values.as_ptr(),
                 input_values.len(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::*;
+use crate::nn::BatchSpec;
 use crate::nn::test_models::*;
 use crate::nn::{Cancel, Graph, NnErrorKind, Tensor, TensorType};
 
@@ -24,7 +25,7 @@ fn onnxruntime() -> Option<Arc<dyn Backend>> {
 }
 
 fn source(file: &ModelFile) -> GraphSource {
-    GraphSource { path: file.path(), external_files: vec![], target: ExecutionTarget::Cpu }
+    GraphSource { path: file.path(), external_files: vec![], target: ExecutionTarget::Cpu, batch: BatchSpec::default() }
 }
 
 fn load(backend: &Arc<dyn Backend>, model: &[u8]) -> Result<Arc<dyn Graph>, NnError> {

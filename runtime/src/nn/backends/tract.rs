@@ -15,8 +15,8 @@ use tract_onnx::prelude::{
 use super::{BackendId, files_bytes, onnx_file, without_path};
 use crate::nn::error::panic_text;
 use crate::nn::{
-    Backend, Cancel, ElementType, Graph, GraphInfo, GraphSource, Inputs, NnError, NnErrorKind, RANK_MAX, Tensor,
-    TensorType,
+    Backend, Cancel, ElementType, Graph, GraphInfo, GraphSource, Inputs, NnError, NnErrorKind, RANK_MAX, Schedule,
+    Tensor, TensorType,
 };
 
 /// Plans kept per graph, the least recently used goes first. A plan may hold its own packed copy of the weights.
@@ -61,7 +61,14 @@ impl Backend for Tract {
         }
         // The parsed weights, and a plan's packed ones.
         let memory_bytes = 2 * files_bytes(source);
-        Ok(Arc::new(TractGraph { info, model, memory_bytes, plans: Mutex::default(), building: Mutex::default() }))
+        Ok(Arc::new(TractGraph {
+            info,
+            model,
+            memory_bytes,
+            schedule: Schedule::new(source.batch.clone()),
+            plans: Mutex::default(),
+            building: Mutex::default(),
+        }))
     }
 }
 
@@ -72,6 +79,7 @@ struct TractGraph {
     info: GraphInfo,
     model: InferenceModel,
     memory_bytes: u64,
+    schedule: Schedule,
     /// Most recently used last.
     plans: Mutex<Vec<(Shapes, Arc<Plan>)>>,
     /// Held while a plan is built, so that a burst of requests of a new shape builds it once.
@@ -92,6 +100,10 @@ impl Graph for TractGraph {
 
     fn memory_bytes(&self) -> u64 {
         self.memory_bytes
+    }
+
+    fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// tract cannot be stopped: a cancelled run goes on to its end.

@@ -1,0 +1,43 @@
+//! What deploys found out about graphs, on disk, so that a graph that comes back from zero is batched at once.
+
+use anyhow::{Context, Result};
+
+use crate::home::Home;
+use crate::nn::{GraphKey, Profile};
+
+/// Folder in the home.
+const DIR: &str = "profiles";
+
+/// The profiles of all graphs.
+#[derive(Debug, Clone)]
+pub struct Profiles(Home);
+
+impl Profiles {
+    /// Those of a home.
+    pub fn new(home: Home) -> Profiles {
+        Profiles(home)
+    }
+
+    /// What is known of a graph. A file that cannot be read counts as none: the next deploy writes it again.
+    pub fn load(&self, key: &GraphKey) -> Option<Profile> {
+        serde_json::from_slice(&std::fs::read(self.0.path(&file(key))).ok()?).ok()
+    }
+
+    /// Keeps what is known of a graph.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, key: &GraphKey, profile: &Profile) -> Result<()> {
+        self.0.write(&file(key), &serde_json::to_vec(profile).context("failed to write a profile as JSON")?)
+    }
+}
+
+/// Named by everything that decides how the graph behaves.
+fn file(key: &GraphKey) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let batch = serde_json::to_string(&key.batch).unwrap_or_default();
+    for part in [env!("CARGO_PKG_VERSION"), &key.digest, key.backend.name(), key.target.name(), &batch] {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+    }
+    format!("{DIR}/{}.json", hasher.finalize().to_hex())
+}

@@ -1,0 +1,165 @@
+//! The queue before a backend: fair between workspaces, and the place where batches are formed.
+//!
+//! The workspace that has had the least of the backend's time comes next, as in deficit round robin, with the debt
+//! carried as the time it was given. Its oldest work leads a batch; the rest of the batch is filled with work that fits
+//! it, one from each workspace in turn. So one that sends fifty times as much as another delays it by one run at most.
+//!
+//! Work that fits may wait behind work that does not: each queue is searched, so mixed shapes do not break up batches.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::{Tenant, Work};
+
+/// The waiting work of all workspaces.
+#[derive(Default)]
+pub(in crate::nn) struct FairQueue {
+    lines: Vec<Line>,
+    len: usize,
+    /// Time given to the workspace that was served last: one that comes back starts there, without credit for its absence.
+    served_ns: u64,
+}
+
+/// What one workspace waits for.
+struct Line {
+    tenant: Tenant,
+    works: VecDeque<Work>,
+    served_ns: u64,
+}
+
+/// What a caller of [`FairQueue::take`] will run at most.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::nn) struct BatchLimit {
+    /// Rows.
+    pub(in crate::nn) rows: u32,
+    /// Estimated time; a single work may take longer.
+    pub(in crate::nn) run_ns: u64,
+}
+
+impl FairQueue {
+    /// Works that wait, wanted or not.
+    pub(in crate::nn) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Rows that wait.
+    pub(in crate::nn) fn rows(&self) -> u64 {
+        self.lines.iter().flat_map(|line| &line.works).map(|work| u64::from(work.rows)).sum()
+    }
+
+    /// Adds work at the end of its workspace's line.
+    pub(in crate::nn) fn push(&mut self, work: Work) {
+        self.len += 1;
+        match self.lines.iter_mut().find(|line| line.tenant == work.tenant) {
+            Some(line) => line.works.push_back(work),
+            None => {
+                let (tenant, served_ns) = (work.tenant, self.served_ns);
+                self.lines.push(Line { tenant, works: VecDeque::from([work]), served_ns });
+            }
+        }
+    }
+
+    /// Drops the works that nobody waits for any more; how many.
+    pub(in crate::nn) fn drop_unwanted(&mut self) -> usize {
+        let (now, before) = (Instant::now(), self.len);
+        for line in &mut self.lines {
+            line.works.retain(|work| work.wanted(now));
+        }
+        self.len = self.lines.iter().map(|line| line.works.len()).sum();
+        before - self.len
+    }
+
+    /// The next batch, without works that nobody waits for any more: these go to `dropped`. None when nothing waits.
+    pub(in crate::nn) fn take(&mut self, limit: BatchLimit, dropped: &mut Vec<Work>) -> Option<Vec<Work>> {
+        let now = Instant::now();
+        let mut batch = Vec::new();
+        while batch.is_empty() && !self.lines.is_empty() {
+            // Stable: of two that had the same, the one that has waited longer.
+            self.lines.sort_by_key(|line| line.served_ns);
+            let line = &mut self.lines[0];
+            self.served_ns = self.served_ns.max(line.served_ns);
+            match line.works.pop_front() {
+                Some(work) => {
+                    self.len -= 1;
+                    if work.wanted(now) { batch.push(work) } else { dropped.push(work) }
+                }
+                None => drop(self.lines.remove(0)),
+            }
+        }
+        let lead = batch.first()?;
+        let rows_max = rows_of_batch(lead, limit);
+        let row_ns = row_ns(lead);
+        self.fill(&mut batch, rows_max, now, dropped);
+        for work in &batch {
+            if let Some(line) = self.lines.iter_mut().find(|line| line.tenant == work.tenant) {
+                line.served_ns = line.served_ns.saturating_add(row_ns.saturating_mul(u64::from(work.rows)));
+            }
+        }
+        // Lines that are empty stay until their turn, so that their debt is not forgotten between two requests.
+        Some(batch)
+    }
+
+    /// Takes works that fit the lead, one from each line in turn, while there is room.
+    fn fill(&mut self, batch: &mut Vec<Work>, rows_max: u32, now: Instant, dropped: &mut Vec<Work>) {
+        let mut rows: u32 = batch.iter().map(|work| work.rows).sum();
+        // Where the search of each line goes on.
+        let mut searched = vec![0; self.lines.len()];
+        let mut found = true;
+        while found && rows < rows_max {
+            found = false;
+            for (line, from) in self.lines.iter_mut().zip(&mut searched) {
+                let Some(work) = line.next_fit(&batch[0], from, rows_max - rows, now, dropped, &mut self.len) else {
+                    continue;
+                };
+                found = true;
+                rows += work.rows;
+                batch.push(work);
+                if rows >= rows_max {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Line {
+    /// Takes the first work from `from` on that fits `lead` with at most `rows_max` rows.
+    fn next_fit(
+        &mut self,
+        lead: &Work,
+        from: &mut usize,
+        rows_max: u32,
+        now: Instant,
+        dropped: &mut Vec<Work>,
+        len: &mut usize,
+    ) -> Option<Work> {
+        while let Some(work) = self.works.get(*from) {
+            let wanted = work.wanted(now);
+            if wanted && !(work.rows <= rows_max && lead.shares_a_run_with(work)) {
+                *from += 1;
+                continue;
+            }
+            let work = self.works.remove(*from)?;
+            *len -= 1;
+            if wanted {
+                return Some(work);
+            }
+            dropped.push(work);
+        }
+        None
+    }
+}
+
+/// How many rows the batch of this lead may have.
+fn rows_of_batch(lead: &Work, limit: BatchLimit) -> u32 {
+    let schedule = lead.graph.schedule();
+    let in_time = u32::try_from(limit.run_ns / row_ns(lead).max(1)).unwrap_or(u32::MAX);
+    schedule.rows_max().min(limit.rows).min(in_time)
+}
+
+/// What a row of this graph costs in a run of the size it is worth making.
+fn row_ns(lead: &Work) -> u64 {
+    let schedule = lead.graph.schedule();
+    let rows = schedule.rows_max();
+    schedule.estimate(rows).map_or(1, |run| run.as_nanos() as u64 / u64::from(rows.max(1))).max(1)
+}

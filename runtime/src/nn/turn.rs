@@ -1,0 +1,164 @@
+//! Short runs on an event loop, batched by its turns.
+//!
+//! A request that computes puts its work down and parks its guest. The first one of a turn also asks for the turn's end:
+//! a task that lets everything run that is ready now, and then runs once for all that was put down. So at load as many
+//! requests share a run as the loop has at hand, and nobody waits for a timer. Doing the same step for many requests in a
+//! row also keeps the processor's caches warm for it, which at these sizes is worth more than the shared run.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::batcher::queue::{BatchLimit, FairQueue};
+use super::batcher::{self, Counters, Stop, Work};
+
+/// Batches that one turn's end runs before it lets the requests that it answered go on.
+const BATCHES_PER_TURN: usize = 4;
+
+thread_local! {
+    static TURN: RefCell<Option<Turn>> = const { RefCell::new(None) };
+}
+
+struct Turn {
+    works: FairQueue,
+    limit: BatchLimit,
+    counters: Arc<Counters>,
+    /// Whether the end of this turn is coming.
+    ending: bool,
+}
+
+/// Makes this thread one that runs short work itself.
+pub(super) fn start(limit: BatchLimit, counters: Arc<Counters>) {
+    TURN.set(Some(Turn { works: FairQueue::default(), limit, counters, ending: false }));
+}
+
+/// Whether this thread is one.
+pub(super) fn is_here() -> bool {
+    TURN.with_borrow(Option::is_some)
+}
+
+/// Puts work down for the end of this turn. Dropped, so that whoever waits hears of it, where [`start`] was not called.
+pub(super) fn push(work: Work) {
+    let first = TURN.with_borrow_mut(|turn| {
+        let Some(turn) = turn else { return false };
+        turn.works.push(work);
+        !std::mem::replace(&mut turn.ending, true)
+    });
+    if first {
+        tokio::spawn(end());
+    }
+}
+
+/// The end of a turn: after everything that is ready now.
+async fn end() {
+    loop {
+        tokio::task::yield_now().await;
+        for _ in 0..BATCHES_PER_TURN {
+            // Not held during the run, which may log and thereby come here again.
+            let Some((batch, counters)) = take() else { return };
+            batcher::run(batch, Stop::Never, &counters);
+        }
+    }
+}
+
+/// The next batch; none ends the turn.
+fn take() -> Option<(Vec<Work>, Arc<Counters>)> {
+    let mut unwanted = Vec::new();
+    TURN.with_borrow_mut(|turn| {
+        let turn = turn.as_mut()?;
+        let batch = turn.works.take(turn.limit, &mut unwanted);
+        turn.counters.dropped.fetch_add(unwanted.len() as u64, Relaxed);
+        turn.ending = batch.is_some();
+        Some((batch?, turn.counters.clone()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::nn::{
+        BackendId, BatchSpec, Cancel, Compute, Dim, ElementType, Executor, Graph, GraphInfo, Inputs, NnError, Outputs,
+        Profile, Schedule, Tenant, Tensor, TensorInfo, TensorType,
+    };
+
+    /// Gives its input back and remembers how many rows each run had, and on which thread.
+    struct Echo {
+        info: GraphInfo,
+        schedule: Schedule,
+        runs: Mutex<Vec<(u32, std::thread::ThreadId)>>,
+    }
+
+    impl Graph for Echo {
+        fn info(&self) -> &GraphInfo {
+            &self.info
+        }
+        fn backend(&self) -> BackendId {
+            BackendId::Tract
+        }
+        fn memory_bytes(&self) -> u64 {
+            0
+        }
+        fn schedule(&self) -> &Schedule {
+            &self.schedule
+        }
+        fn run(&self, inputs: Inputs, _: &Cancel) -> Result<Outputs, NnError> {
+            self.runs.lock().unwrap().push((inputs.rows(), std::thread::current().id()));
+            Ok(vec![("y".to_owned(), inputs.tensors()[0].clone())])
+        }
+    }
+
+    fn echo(row_ns: &[u64]) -> Arc<Echo> {
+        let info = |name: &str| TensorInfo {
+            name: name.to_owned(),
+            element: ElementType::U8,
+            dims: Some(vec![Dim::Free(None)]),
+        };
+        let info = GraphInfo { inputs: vec![info("x")], outputs: vec![info("y")] };
+        let schedule = Schedule::new(BatchSpec::default());
+        schedule.adopt(&Profile { batchable: true, row_ns: row_ns.to_vec(), ..Profile::default() });
+        Arc::new(Echo { info, schedule, runs: Mutex::default() })
+    }
+
+    async fn ask(executor: &Executor, graph: &Arc<Echo>, value: u8, alone: bool) -> u8 {
+        let x = Tensor::new(TensorType::U8, vec![1], vec![value]).unwrap();
+        let graph: Arc<dyn Graph> = graph.clone();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let inputs = vec![("x".to_owned(), x)];
+        let outputs = executor.compute(Compute { tenant: Tenant(1), graph, inputs, deadline }, alone).await.unwrap();
+        outputs[0].1.data()[0]
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_in_one_turn_runs_once_on_this_thread() {
+        let executor = Executor::new(1, 8, 64).unwrap();
+        executor.serve_on_this_thread();
+        let graph = echo(&[1000, 500, 250, 125]);
+        let (executor, asked) = (&executor, &graph);
+        let answers = (0..8).map(|value| async move { ask(executor, asked, value, false).await });
+        assert_eq!(futures_util::future::join_all(answers).await, [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(*graph.runs.lock().unwrap(), [(8, std::thread::current().id())]);
+
+        assert_eq!(ask(executor, asked, 9, true).await, 9);
+        assert_eq!(graph.runs.lock().unwrap()[1], (1, std::thread::current().id()));
+    }
+
+    #[tokio::test]
+    async fn long_runs_go_to_a_thread_also_when_there_is_an_event_loop() {
+        let executor = Executor::new(1, 8, 64).unwrap();
+        executor.serve_on_this_thread();
+        let graph = echo(&[10_000_000]);
+        assert_eq!(ask(&executor, &graph, 5, true).await, 5);
+        assert_ne!(graph.runs.lock().unwrap()[0].1, std::thread::current().id());
+    }
+
+    #[tokio::test]
+    async fn where_there_is_no_event_loop_everything_goes_to_a_thread() {
+        let executor = Executor::new(1, 8, 64).unwrap();
+        let graph = echo(&[1000]);
+        assert_eq!(ask(&executor, &graph, 5, true).await, 5);
+        assert_ne!(graph.runs.lock().unwrap()[0].1, std::thread::current().id());
+    }
+}
