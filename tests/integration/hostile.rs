@@ -97,11 +97,22 @@ fn wrong_tensors_are_errors_that_name_the_input() {
 }
 
 #[test]
+fn one_call_computes_what_wasi_nn_computes_in_many() {
+    let server = hostile_and_neighbour();
+
+    let by_one = deed(&server, &json!({ "do": "compute_ok" })).ok();
+    assert!(by_one["outputs"][0]["values"].is_array(), "{by_one}");
+    assert_eq!(deed(&server, &json!({ "do": "compute_by_wasi_nn" })).ok(), by_one);
+}
+
+#[test]
 fn graphs_come_from_the_package_and_nowhere_else() {
     let server = hostile_and_neighbour();
 
     let answer = deed(&server, &json!({ "do": "missing_graph" }));
     answer.is_error(400, "BAD_REQUEST", &["no graph 'no-such-graph'", "[model]"]);
+    let answer = deed(&server, &json!({ "do": "missing_graph_by_wasi_nn" }));
+    answer.is_error(400, "BAD_REQUEST", &["NotFound", "no graph 'no-such-graph'", "[model]"]);
     let refusal = deed(&server, &json!({ "do": "load_from_bytes" })).ok()["refusal"].to_string();
     assert!(refusal.contains("Security") && refusal.contains("not accepted"), "{refusal}");
     let refusal = deed(&server, &json!({ "do": "asset_late" })).ok()["refusal"].to_string();

@@ -72,6 +72,6 @@ fn file(request: &Request) -> Result<Vec<u8>, Error> {
 /// One score for each label of the configuration.
 fn score(input: &[i32]) -> Result<Vec<f32>, Error> {
     let bytes = Tensor::new(&[1, input.len() as u32], input)?;
-    let outputs = Graph::load("model")?.compute([("bytes", &bytes)])?;
+    let outputs = Graph::named("model").compute([("bytes", &bytes)])?;
     Ok(outputs.get("target_label")?.as_slice::<f32>()?.into_owned())
 }

@@ -24,7 +24,7 @@ struct Lines {
 
 impl RequestLog {
     /// An empty log that keeps at most `limit_bytes`.
-    pub(crate) fn new(limit_bytes: u64) -> RequestLog {
+    pub fn new(limit_bytes: u64) -> RequestLog {
         RequestLog(Arc::new(Mutex::new(Lines {
             text: String::new(),
             dropped_bytes: 0,

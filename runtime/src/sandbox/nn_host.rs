@@ -10,6 +10,7 @@ use bytes::Bytes;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
 
+use super::bindings::tessera::endpoint::compute;
 use super::bindings::wasi::nn::{errors, graph, inference, tensor};
 use super::guest::{GuestState, Phase};
 use super::slots::Slot;
@@ -53,11 +54,15 @@ impl From<NnError> for GuestError {
 }
 
 impl GuestState {
-    fn error(&mut self, error: NnError) -> wasmtime::Result<Resource<GuestError>> {
+    fn note_overload(&mut self, error: &NnError) {
         if error.kind() == NnErrorKind::Overloaded {
             self.overloaded = true;
             self.log.line("warn", "the backend's queue is full");
         }
+    }
+
+    fn error(&mut self, error: NnError) -> wasmtime::Result<Resource<GuestError>> {
+        self.note_overload(&error);
         Ok(self.table.push(GuestError::from(error))?)
     }
 
@@ -90,16 +95,30 @@ impl GuestState {
         Ok(tensor)
     }
 
+    /// The tensors behind a guest's handles, which it gives away with them.
+    fn take_inputs(&mut self, inputs: Vec<(String, Resource<Tensor>)>) -> wasmtime::Result<Vec<(String, Tensor)>> {
+        inputs.into_iter().map(|(name, tensor)| Ok((name, self.take_tensor(tensor)?))).collect()
+    }
+
+    /// A graph of the package by its name.
+    fn graph(&self, name: &str) -> Result<Arc<dyn Graph>, NnError> {
+        let Phase::Handle(request) = &self.phase else {
+            let refusal = "graphs can be loaded only during handle: handles do not outlive init";
+            return Err(NnError::new(NnErrorKind::UnsupportedOperation, refusal));
+        };
+        let found = request.graphs.iter().find(|(known, _)| known == name).map(|(_, graph)| Arc::clone(graph));
+        found.ok_or_else(|| {
+            let known = request.graphs.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+            let message = format!("the package has no graph '{name}'; its manifest lists: [{known}]");
+            NnError::new(NnErrorKind::NotFound, message)
+        })
+    }
+
     async fn run(
         &mut self,
-        context: Resource<LoadedGraph>,
+        graph: Arc<dyn Graph>,
         inputs: Vec<(String, Tensor)>,
     ) -> Result<Vec<(String, Tensor)>, NnError> {
-        let context = self
-            .table
-            .get(&context)
-            .map_err(|_| NnError::new(NnErrorKind::InvalidArgument, "the execution context is gone"))?;
-        let graph = Arc::clone(&context.graph);
         let Phase::Handle(request) = &mut self.phase else {
             return Err(NnError::new(NnErrorKind::UnsupportedOperation, "graphs can be used only during handle"));
         };
@@ -170,17 +189,9 @@ impl graph::Host for GuestState {
     }
 
     fn load_by_name(&mut self, name: String) -> wasmtime::Result<Result<Resource<LoadedGraph>, Resource<GuestError>>> {
-        let Phase::Handle(request) = &self.phase else {
-            let refusal = "graphs can be loaded only during handle: handles do not outlive init";
-            return Ok(Err(self.error(NnError::new(NnErrorKind::UnsupportedOperation, refusal))?));
-        };
-        match request.graphs.iter().find(|(known, _)| *known == name) {
-            Some((_, graph)) => Ok(Ok(self.table.push(LoadedGraph { graph: Arc::clone(graph) })?)),
-            None => {
-                let known = request.graphs.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
-                let message = format!("the package has no graph '{name}'; its manifest lists: [{known}]");
-                Ok(Err(self.error(NnError::new(NnErrorKind::NotFound, message))?))
-            }
+        match self.graph(&name) {
+            Ok(graph) => Ok(Ok(self.table.push(LoadedGraph { graph })?)),
+            Err(error) => Ok(Err(self.error(error)?)),
         }
     }
 }
@@ -206,11 +217,9 @@ impl inference::HostGraphExecutionContext for GuestState {
         context: Resource<LoadedGraph>,
         inputs: Vec<(String, Resource<Tensor>)>,
     ) -> wasmtime::Result<Result<Vec<(String, Resource<Tensor>)>, Resource<GuestError>>> {
-        let mut tensors = Vec::with_capacity(inputs.len());
-        for (name, tensor) in inputs {
-            tensors.push((name, self.take_tensor(tensor)?));
-        }
-        let outputs = match self.run(context, tensors).await {
+        let inputs = self.take_inputs(inputs)?;
+        let graph = Arc::clone(&self.table.get(&context)?.graph);
+        let outputs = match self.run(graph, inputs).await {
             Ok(outputs) => outputs,
             Err(error) => return Ok(Err(self.error(error)?)),
         };
@@ -228,6 +237,37 @@ impl inference::HostGraphExecutionContext for GuestState {
         self.table.delete(context)?;
         Ok(())
     }
+}
+
+impl compute::Host for GuestState {
+    async fn run(
+        &mut self,
+        graph: String,
+        inputs: Vec<(String, Resource<Tensor>)>,
+    ) -> wasmtime::Result<Result<Vec<compute::Output>, compute::ComputeError>> {
+        let inputs = self.take_inputs(inputs)?;
+        let outputs = match self.graph(&graph) {
+            Ok(graph) => GuestState::run(self, graph, inputs).await,
+            Err(error) => Err(error),
+        };
+        // Bounded like tensors that stay on this side, though these go straight to the guest.
+        let fits = outputs.and_then(|outputs| {
+            let bytes = outputs.iter().map(|(_, tensor)| tensor.data().len()).sum();
+            self.charge(bytes)?;
+            self.tensor_bytes -= bytes as u64;
+            Ok(outputs)
+        });
+        Ok(fits.map(|outputs| outputs.into_iter().map(to_output).collect()).map_err(|error| {
+            self.note_overload(&error);
+            let GuestError { code, message } = GuestError::from(error);
+            compute::ComputeError { code, message }
+        }))
+    }
+}
+
+fn to_output((name, tensor): (String, Tensor)) -> compute::Output {
+    let (ty, dimensions) = (to_wit(tensor.ty()), tensor.dims().to_vec());
+    compute::Output { name, dimensions, ty, data: tensor.into_data().into() }
 }
 
 impl errors::HostError for GuestState {

@@ -1,67 +1,72 @@
-//! Compute through `wasi:nn`. The host runs it, together with the requests of other instances.
+//! Compute: a graph of the package runs on the host, together with the requests of other instances.
 
-use crate::bindings::wasi::nn::errors::{Error as NnError, ErrorCode};
-use crate::bindings::wasi::nn::graph::load_by_name;
-use crate::bindings::wasi::nn::inference::{GraphExecutionContext, NamedTensor};
+use crate::bindings::tessera::endpoint::compute::{Output, run};
+use crate::bindings::wasi::nn::errors::ErrorCode;
 use crate::bindings::wasi::nn::tensor::Tensor as HostTensor;
 use crate::{Error, ErrorKind, Tensor};
 
-/// A graph of the package, ready to compute. Loading it costs two short host calls: the host has it in memory.
+/// A graph of the package, by its name in the manifest.
 #[derive(Debug)]
-pub struct Graph {
-    name: String,
-    context: GraphExecutionContext,
+pub struct Graph<'n> {
+    name: &'n str,
 }
 
-impl Graph {
-    /// The graph by its name in the manifest. Only during `handle`: a handle kept from `init` would be frozen.
-    pub fn load(name: &str) -> Result<Self, Error> {
-        let failed = |error| nn_error(&format!("failed to load graph `{name}`"), &error);
-        let context = load_by_name(name).map_err(failed)?.init_execution_context().map_err(failed)?;
-        Ok(Self { name: name.to_owned(), context })
+impl<'n> Graph<'n> {
+    /// The graph of this name. Costs nothing: whether there is such a graph is known when it computes.
+    pub fn named(name: &'n str) -> Self {
+        Self { name }
     }
 
-    /// Runs the graph on inputs given by name. May be called again, with the same or other shapes.
+    /// Runs the graph on inputs given by name, in one call of the host. May be called again, with the same or other
+    /// shapes. Only during `handle`.
     pub fn compute<'t, N, I>(&self, inputs: I) -> Result<Outputs, Error>
     where
         N: Into<String>,
         I: IntoIterator<Item = (N, &'t Tensor<'t>)>,
     {
-        let inputs: Vec<NamedTensor> = inputs
+        let inputs: Vec<_> = inputs
             .into_iter()
             .map(|(name, tensor)| (name.into(), HostTensor::new(tensor.dims(), tensor.ty(), tensor.bytes())))
             .collect();
-        match self.context.compute(inputs) {
-            Ok(tensors) => Ok(Outputs { graph: self.name.clone(), tensors }),
-            Err(error) => Err(nn_error(&format!("failed to compute graph `{}`", self.name), &error)),
+        match run(self.name, inputs) {
+            Ok(tensors) => Ok(Outputs { graph: self.name.to_owned(), tensors }),
+            Err(error) => {
+                let message = format!("failed to compute graph `{}`: {}", self.name, error.message);
+                Err(Error::new(kind_of(error.code), message))
+            }
         }
     }
 }
 
-/// What a graph gave. An output is copied into the guest when it is read, and not before.
+/// What a graph gave.
 #[derive(Debug)]
 pub struct Outputs {
     graph: String,
-    tensors: Vec<NamedTensor>,
+    tensors: Vec<Output>,
 }
 
 impl Outputs {
     /// The output of this name.
-    pub fn get(&self, name: &str) -> Result<Tensor<'static>, Error> {
-        let found = self.tensors.iter().find(|(given, _)| given == name);
-        let (_, tensor) = found.ok_or_else(|| self.missing(&format!("`{name}`")))?;
-        from_host(tensor)
+    pub fn get(&self, name: &str) -> Result<Tensor<'_>, Error> {
+        let found = self.tensors.iter().find(|output| output.name == name);
+        from_host(found.ok_or_else(|| self.missing(&format!("`{name}`")))?)
     }
 
     /// The output at this position, counted from 0 in the order of the model file.
-    pub fn at(&self, position: usize) -> Result<Tensor<'static>, Error> {
-        let (_, tensor) = self.tensors.get(position).ok_or_else(|| self.missing(&format!("at position {position}")))?;
-        from_host(tensor)
+    pub fn at(&self, position: usize) -> Result<Tensor<'_>, Error> {
+        from_host(self.tensors.get(position).ok_or_else(|| self.missing(&format!("at position {position}")))?)
     }
 
-    /// The names of the outputs, in order.
+    /// The output of this name, taken out: it owns its values.
+    pub fn take(&mut self, name: &str) -> Result<Tensor<'static>, Error> {
+        let found = self.tensors.iter().position(|output| output.name == name);
+        let output = self.tensors.swap_remove(found.ok_or_else(|| self.missing(&format!("`{name}`")))?);
+        Tensor::from_bytes(&output.dimensions, output.ty, output.data).map_err(malformed)
+    }
+
+    /// The names of the outputs that were not taken out, in order until one was.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.iter().map(|(name, _)| name.as_str())
+        self.tensors.iter().map(|output| output.name.as_str())
     }
 
     /// How many outputs there are.
@@ -80,13 +85,12 @@ impl Outputs {
     }
 }
 
-fn from_host(tensor: &HostTensor) -> Result<Tensor<'static>, Error> {
-    Tensor::from_bytes(&tensor.dimensions(), tensor.ty(), tensor.data())
-        .map_err(|error| Error::model(format!("the host gave a malformed output: {error}")))
+fn from_host(output: &Output) -> Result<Tensor<'_>, Error> {
+    Tensor::from_bytes(&output.dimensions, output.ty, output.data.as_slice()).map_err(malformed)
 }
 
-fn nn_error(attempted: &str, error: &NnError) -> Error {
-    Error::new(kind_of(error.code()), format!("{attempted}: {}", error.data()))
+fn malformed(error: Error) -> Error {
+    Error::model(format!("the host gave a malformed output: {error}"))
 }
 
 /// An invalid argument is a tensor the graph does not take, hence the caller's input. All but the three named here mean

@@ -15,7 +15,7 @@
 //!     fn handle(&self, request: Request) -> Result<Response, Error> {
 //!         let values: Vec<f32> = request.json()?;
 //!         let input = Tensor::new(&[1, values.len() as u32], &values)?;
-//!         let outputs = Graph::load("model")?.compute([("x", &input)])?;
+//!         let outputs = Graph::named("model").compute([("x", &input)])?;
 //!         let doubled = outputs.get("y")?;
 //!         Response::json(&(&self.label, doubled.as_slice::<f32>()?))
 //!     }
@@ -33,7 +33,8 @@
 //! In the order of use:
 //! - [`Package`]: what `init` may read: assets, settings, and what the graphs take and give.
 //! - [`Request`]: path, content type, headers, and a body that is either whole or arrives in chunks.
-//! - [`Tensor`], [`Graph`], [`Outputs`]: compute through `wasi:nn`, with shapes and types checked before the host call.
+//! - [`Tensor`], [`Graph`], [`Outputs`]: compute on the host, with shapes and types checked before the call. Programs that
+//!   bring `wasi:nn` with them can use that instead, through [`bindings`].
 //! - [`Response`], [`StreamingResponse`]: the answer, whole or in chunks.
 //! - [`Error`]: a kind (which decides the HTTP status) and a message for the caller.
 //! - [`log`]: lines for `tessera logs`.

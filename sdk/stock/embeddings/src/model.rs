@@ -78,7 +78,7 @@ impl Model {
 
     /// One vector per text. Texts of like length share a batch, so that little of it is padding.
     pub(crate) fn embed(&self, encodings: &[Encoding]) -> Result<Vec<Vec<f32>>, Error> {
-        let graph = Graph::load(&self.graph)?;
+        let graph = Graph::named(&self.graph);
         let mut by_length: Vec<usize> = (0..encodings.len()).collect();
         by_length.sort_by_key(|&index| encodings[index].len());
         let mut vectors = vec![Vec::new(); encodings.len()];
@@ -91,7 +91,7 @@ impl Model {
         Ok(vectors)
     }
 
-    fn embed_batch(&self, graph: &Graph, batch: &[&Encoding]) -> Result<Vec<Vec<f32>>, Error> {
+    fn embed_batch(&self, graph: &Graph<'_>, batch: &[&Encoding]) -> Result<Vec<Vec<f32>>, Error> {
         let longest = batch.iter().map(|encoding| encoding.len()).max().unwrap_or(0);
         let shape =
             Shape { batch: self.batch_len.unwrap_or(batch.len()), sequence: self.sequence_len.unwrap_or(longest) };

@@ -65,8 +65,8 @@ impl Scoring {
     }
 
     fn compute(&self, feeds: &[Feed<'_>]) -> Result<Vec<Tensor<'static>>, Error> {
-        let outputs = Graph::load(&self.graph_name)?.compute(feeds.iter().map(|feed| (feed.name, &feed.tensor)))?;
-        self.graph.outputs.iter().map(|output| outputs.get(&output.name)).collect()
+        let mut outputs = Graph::named(&self.graph_name).compute(feeds.iter().map(|feed| (feed.name, &feed.tensor)))?;
+        self.graph.outputs.iter().map(|output| outputs.take(&output.name)).collect()
     }
 }
 

@@ -62,6 +62,8 @@ enum Deed {
     LengthMismatch,
     WrongName,
     MissingGraph,
+    /// The same through `wasi:nn`.
+    MissingGraphByWasiNn,
     /// `wasi:nn` graph.load, which must be refused; answers the error code.
     LoadFromBytes,
     /// Keeps making tensors of 64 MiB, in the host's memory.
@@ -81,6 +83,8 @@ enum Deed {
     },
     /// Runs the graph on zeros; answers the shape and the first values of each output.
     ComputeOk,
+    /// The same through `wasi:nn`.
+    ComputeByWasiNn,
     /// Answers with the status 99.
     BadStatus,
     /// Reads an asset although `init` is over; answers the refusal.
@@ -146,6 +150,7 @@ impl Endpoint for Hostile {
             Deed::LengthMismatch => nn::length_mismatch(self.model()?),
             Deed::WrongName => nn::wrong_name(self.model()?),
             Deed::MissingGraph => nn::missing_graph(),
+            Deed::MissingGraphByWasiNn => nn::missing_graph_by_wasi_nn(),
             Deed::LoadFromBytes => nn::load_from_bytes(),
             Deed::TensorBomb => nn::tensor_bomb(),
             Deed::HandleBomb => nn::handle_bomb(),
@@ -159,6 +164,7 @@ impl Endpoint for Hostile {
                 Response::json(&json!({ "bytes": bytes }))
             }
             Deed::ComputeOk => nn::compute(self.model()?),
+            Deed::ComputeByWasiNn => nn::compute_by_wasi_nn(self.model()?),
             Deed::BadStatus => Ok(Response::text("status 99").with_status(99)),
             Deed::AssetLate => Response::json(&json!({ "refusal": assets::read("tokenizer.json").err() })),
             Deed::Fail { kind } => Err(Error::new(failure_kind(&kind)?, format!("told to fail with {kind}"))),

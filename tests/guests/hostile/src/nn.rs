@@ -3,19 +3,35 @@
 use serde_json::{Value, json};
 use tessera_sdk::bindings::wasi::nn::graph::{ExecutionTarget, GraphEncoding, load, load_by_name};
 use tessera_sdk::bindings::wasi::nn::tensor::Tensor as HostTensor;
-use tessera_sdk::{Element, Error, Graph, GraphInfo, Outputs, Response, Tensor, TensorInfo, TensorType};
+use tessera_sdk::{Element, Error, Graph, GraphInfo, Response, Tensor, TensorInfo, TensorType};
 
 /// What it should be, to compare with: zeros of the right shape, free axes 1.
 pub(crate) fn compute(model: &GraphInfo) -> Result<Response, Error> {
-    let mut inputs = Vec::new();
-    for input in &model.inputs {
+    let inputs = zero_inputs(model)?;
+    let outputs = Graph::named("model").compute(inputs.iter().map(|(name, tensor)| (*name, tensor)))?;
+    let described = outputs.names().zip(0..).map(|(name, position)| describe(name, &outputs.at(position)?));
+    Response::json(&json!({ "outputs": described.collect::<Result<Vec<Value>, Error>>()? }))
+}
+
+/// The same through `wasi:nn` alone, one call after the other.
+pub(crate) fn compute_by_wasi_nn(model: &GraphInfo) -> Result<Response, Error> {
+    let context = load_by_name("model").and_then(|graph| graph.init_execution_context()).map_err(|e| code(&e))?;
+    let host_tensor = |tensor: &Tensor<'_>| HostTensor::new(tensor.dims(), tensor.ty(), tensor.bytes());
+    let inputs = zero_inputs(model)?;
+    let inputs = inputs.iter().map(|(name, tensor)| ((*name).to_owned(), host_tensor(tensor))).collect();
+    let outputs = context.compute(inputs).map_err(|error| code(&error))?;
+    let described = outputs
+        .iter()
+        .map(|(name, output)| describe(name, &Tensor::from_bytes(&output.dimensions(), output.ty(), output.data())?));
+    Response::json(&json!({ "outputs": described.collect::<Result<Vec<Value>, Error>>()? }))
+}
+
+fn zero_inputs(model: &GraphInfo) -> Result<Vec<(&str, Tensor<'static>)>, Error> {
+    let zero = |input: &TensorInfo| {
         let dims: Vec<u32> = input.dimensions.iter().map(|dimension| dimension.unwrap_or(1)).collect();
-        inputs.push((input.name.as_str(), zeros(&dims, input.element.tensor_type())?));
-    }
-    let outputs = Graph::load("model")?.compute(inputs.iter().map(|(name, tensor)| (*name, tensor)))?;
-    let described: Result<Vec<Value>, Error> =
-        (0..outputs.len()).map(|position| describe(&outputs, position)).collect();
-    Response::json(&json!({ "outputs": described? }))
+        zeros(&dims, input.element.tensor_type())
+    };
+    model.inputs.iter().map(|input| Ok((input.name.as_str(), zero(input)?))).collect()
 }
 
 /// A tensor of fp64, or of i64 for a graph that takes fp64.
@@ -53,7 +69,13 @@ pub(crate) fn wrong_name(model: &GraphInfo) -> Result<Response, Error> {
 }
 
 pub(crate) fn missing_graph() -> Result<Response, Error> {
-    Graph::load("no-such-graph").and_then(|_| Response::json(&json!({ "loaded": true })))
+    let inputs: [(&str, &Tensor<'_>); 0] = [];
+    Graph::named("no-such-graph").compute(inputs).and_then(|_| Response::json(&json!({ "loaded": true })))
+}
+
+/// The same through `wasi:nn`.
+pub(crate) fn missing_graph_by_wasi_nn() -> Result<Response, Error> {
+    load_by_name("no-such-graph").map_err(|e| code(&e)).and_then(|_| Response::json(&json!({ "loaded": true })))
 }
 
 /// Not through the SDK, which has no such call.
@@ -81,7 +103,7 @@ pub(crate) fn handle_bomb() -> ! {
 }
 
 fn run(name: &str, tensor: &Tensor<'_>) -> Result<Response, Error> {
-    let outputs = Graph::load("model")?.compute([(name, tensor)])?;
+    let outputs = Graph::named("model").compute([(name, tensor)])?;
     Response::json(&json!({ "outputs": outputs.names().collect::<Vec<_>>() }))
 }
 
@@ -98,17 +120,15 @@ fn code(error: &tessera_sdk::bindings::wasi::nn::errors::Error) -> Error {
     Error::model(format!("{:?}: {}", error.code(), error.data()))
 }
 
-fn describe(outputs: &Outputs, position: usize) -> Result<Value, Error> {
-    let tensor = outputs.at(position)?;
+fn describe(name: &str, tensor: &Tensor<'_>) -> Result<Value, Error> {
     let values = match tensor.ty() {
-        TensorType::Fp32 => first_values::<f32>(&tensor)?,
-        TensorType::Fp64 => first_values::<f64>(&tensor)?,
-        TensorType::I64 => first_values::<i64>(&tensor)?,
-        TensorType::I32 => first_values::<i32>(&tensor)?,
-        TensorType::U8 => first_values::<u8>(&tensor)?,
+        TensorType::Fp32 => first_values::<f32>(tensor)?,
+        TensorType::Fp64 => first_values::<f64>(tensor)?,
+        TensorType::I64 => first_values::<i64>(tensor)?,
+        TensorType::I32 => first_values::<i32>(tensor)?,
+        TensorType::U8 => first_values::<u8>(tensor)?,
         TensorType::Fp16 | TensorType::Bf16 => Value::Null,
     };
-    let name = outputs.names().nth(position);
     Ok(json!({ "name": name, "type": tensor.ty().name(), "dims": tensor.dims(), "values": values }))
 }
 
