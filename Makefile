@@ -38,10 +38,14 @@ test: setup build ## Run all tests: native, over HTTP, through real Python clien
 	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings -p filetype
 	cargo test --release -p tessera-tests
 
-bench: build ## Measure requests per second, latency, cold start and memory (installs wrk)
-	@$(SETUP) onnxruntime iris bench
-	@benches/http.sh
-	@benches/idle.sh
+# The baselines are built apart from the server, so that neither gets features of the other's dependencies.
+bench: build ## Measure speed beside bare baselines, cold starts, batching (installs wrk)
+	cargo build --release -p tessera-bare
+	@$(SETUP) onnxruntime iris minilm bench
+	@benches/ladder.sh
+	@benches/embeddings.sh
+	@benches/cold.sh
+	@benches/batching.sh
 
 setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients
 	@$(SETUP) rust onnxruntime iris minilm filetype python

@@ -8,7 +8,7 @@
 #   minilm       package: sentence embeddings, converted here   -> $TESSERA_CACHE/models/minilm
 #   filetype     package: file types; its component is built by `make guests` -> $TESSERA_CACHE/models/filetype
 #   python       the clients and oracles of the tests           -> $TESSERA_CACHE/python
-#   bench        wrk and curl, which make the load of the benches
+#   bench        wrk and curl, which make the load of the benches; their models -> $TESSERA_CACHE/bench-models
 #
 # A step runs again when this script or one of its inputs changes: the hash of both is its stamp. Everything but Debian
 # packages goes below $TESSERA_CACHE; deleting that folder is always safe.
@@ -35,6 +35,7 @@ main() {
             bench)
                 need_command wrk wrk
                 need_command curl curl
+                step bench_models bench-models/mlpbig/model.onnx guest-examples/requirements.txt benches/models.py
                 ;;
             onnxruntime) step onnxruntime onnxruntime/libonnxruntime.so guest-examples/wheels.txt ;;
             iris) step iris models/iris/MLmodel guest-examples/iris/model/* ;;
@@ -99,6 +100,12 @@ install_python() {
     # A virtual environment holds its own path, so it is made where it stays; the stamp says whether it is complete.
     rm -rf "$cache/python"
     make_venv "$cache/python" tests/python/requirements.txt
+}
+
+install_bench_models() {
+    make_venv "$scratch/venv-bench" guest-examples/requirements.txt
+    "$scratch/venv-bench/bin/python" benches/models.py "$scratch/bench-models"
+    publish bench-models bench-models
 }
 
 # unpack_wheel NAME: the files of the pinned wheel, below $scratch/wheels.

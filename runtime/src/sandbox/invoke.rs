@@ -206,7 +206,8 @@ async fn run(component: LoadedComponent, invocation: Invocation, head: oneshot::
     let meter = CpuMeter::new(Duration::from_millis(invocation.limits.cpu_ms));
     let limit_ms = invocation.limits.wall_ms;
     let deadline = Instant::now() + Duration::from_millis(limit_ms);
-    let guest = call(component, invocation, head, deadline, Arc::clone(&meter));
+    // Pinned where it lies: it has kilobytes, and each hand it passes through would copy them.
+    let guest = std::pin::pin!(call(component, invocation, head, deadline, Arc::clone(&meter)));
     let result = match tokio::time::timeout_at(deadline.into(), meter.measure(guest)).await {
         Ok(result) => result,
         Err(_) => Err(InvokeError::WallLimit { limit_ms }),

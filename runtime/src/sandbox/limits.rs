@@ -1,5 +1,6 @@
 //! What one request may use: memory, processor time, time on the clock.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -91,8 +92,7 @@ impl CpuMeter {
     }
 
     /// Runs a future and counts the time of its polls.
-    pub(super) async fn measure<F: Future>(&self, future: F) -> F::Output {
-        let mut future = std::pin::pin!(future);
+    pub(super) async fn measure<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
         std::future::poll_fn(|context| {
             let started = self.now_ns();
             self.poll_started_ns.store(started, Relaxed);
