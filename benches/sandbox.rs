@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hyper::HeaderMap;
 use tessera::deploy::artifact::{ArtifactKey, Artifacts};
+use tessera::deploy::package::InitTime;
 use tessera::deploy::stock;
 use tessera::deploy::worker::{GraphFile, Job, Workers};
 use tessera::nn::backends::inspect;
@@ -94,6 +95,7 @@ impl Host<'_> {
         let headers = Arc::new(HeaderMap::new());
         let request = || Invocation {
             package: Arc::clone(&package),
+            init_assets: None,
             limits: LIMITS.clone(),
             graphs: Arc::clone(&graphs),
             executor: Arc::clone(&executor),
@@ -143,6 +145,7 @@ impl Host<'_> {
             assets: tokenizer.into_iter().map(|path| ("tokenizer.json".to_owned(), path)).collect(),
             graphs: BTreeMap::from([("model".to_owned(), graph)]),
             limits: LIMITS.clone(),
+            init: InitTime::Deploy,
             init_ms: 10_000,
             memory_bytes: 4 << 30,
             cpu_s: 120,

@@ -97,6 +97,26 @@ fn wrong_tensors_are_errors_that_name_the_input() {
 }
 
 #[test]
+fn a_guest_may_have_its_init_in_every_request_and_the_build_log_says_so() {
+    // given a package that asks for it
+    let server = hostile_and_neighbour();
+    let manifest = "init = 'request'\ncomponent = 'hostile.wasm'\n[graphs.model]\nfile = 'linear.onnx'\n";
+    let package = Package::hostile("").with("tessera.toml", manifest);
+    server.deploy("thorough", &package);
+
+    // then it computes like any other, in a fresh instance each time, with nothing of `init` left open
+    let computed = server.invoke("thorough", &json!({ "do": "compute_ok" })).ok();
+    assert_eq!(computed, deed(&server, &json!({ "do": "compute_ok" })).ok());
+    for _ in 0..2 {
+        assert_eq!(server.invoke("thorough", &json!({ "do": "counter" })).ok(), json!({ "counter": 1 }));
+    }
+    let refusal = server.invoke("thorough", &json!({ "do": "asset_late" })).ok()["refusal"].to_string();
+    assert!(refusal.contains("only during init"), "{refusal}");
+    let build_log = server.build_log("thorough");
+    assert!(build_log.contains("every request will run init"), "{build_log}");
+}
+
+#[test]
 fn one_call_computes_what_wasi_nn_computes_in_many() {
     let server = hostile_and_neighbour();
 

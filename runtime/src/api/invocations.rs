@@ -119,6 +119,7 @@ async fn run(
     let log = RequestLog::new(limits.log_bytes);
     let invocation = Invocation {
         package: Arc::clone(&entity.plan.guest),
+        init_assets: entity.plan.init_assets.clone(),
         limits: limits.clone(),
         graphs: ready.graphs,
         executor: Arc::clone(&host.executor),

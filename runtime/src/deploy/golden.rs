@@ -32,6 +32,7 @@ pub async fn check(
     let log = RequestLog::new(entity.plan.limits.log_bytes);
     let invocation = Invocation {
         package: Arc::clone(&entity.plan.guest),
+        init_assets: entity.plan.init_assets.clone(),
         limits: entity.plan.limits.clone(),
         graphs: ready.graphs,
         executor: Arc::clone(&host.executor),

@@ -24,7 +24,7 @@ use futures_util::future::{FutureExt, Shared};
 
 use self::artifact::{ArtifactKey, Artifacts};
 use self::build_log::BuildLog;
-use self::package::{ComponentSource, Golden, Package, PackageFile, RequestBodyMode};
+use self::package::{ComponentSource, Golden, InitTime, Package, PackageFile, RequestBodyMode};
 use self::profiles::Profiles;
 use self::worker::{GraphFile, Job, Workers};
 use crate::catalog::served::{PlannedGraph, ServedEntity};
@@ -125,6 +125,9 @@ pub struct Plan {
     pub tenant: Tenant,
     /// How the guest wants bodies.
     pub request_body: RequestBodyMode,
+    /// The assets by their paths, where `init` runs in every request.
+    pub init_assets: Option<Arc<BTreeMap<String, PathBuf>>>,
+    init: InitTime,
     component: ComponentSource,
     golden: Option<Golden>,
     /// What the guest may ask for during `init`.
@@ -207,6 +210,9 @@ impl ModelHost {
             limits,
             tenant: Tenant(owner.workspace.0),
             request_body: package.request_body,
+            init_assets: (package.init == InitTime::Request)
+                .then(|| Arc::new(package.assets.iter().map(|name| (name.clone(), dir.join(name))).collect())),
+            init: package.init,
             component: package.component.clone(),
             golden: package.golden.clone(),
             dir,
@@ -228,7 +234,12 @@ impl ModelHost {
         if self.artifacts.contains(plan.artifact) {
             log.step("the component is compiled already");
         } else {
-            log.step("running init, freezing its memory, compiling");
+            log.step(match plan.init {
+                InitTime::Deploy => "running init, freezing its memory, compiling",
+                InitTime::Request => {
+                    "running init to try it, compiling; every request will run init, as the package asks"
+                }
+            });
             log.lines(&self.compile(plan).await?);
         }
         log.step("loading");
@@ -403,6 +414,7 @@ impl ModelHost {
             assets: plan.assets.iter().map(|name| (name.clone(), plan.dir.join(name))).collect(),
             graphs: plan.graphs.iter().map(|graph| (graph.name.clone(), graph_file(graph))).collect(),
             limits: plan.limits.clone(),
+            init: plan.init,
             init_ms: INIT_MS,
             memory_bytes: self.worker_memory_bytes,
             cpu_s: 2 * self.workers.timeout.as_secs().max(1),
@@ -461,7 +473,7 @@ impl ModelHost {
             .chain(package.graphs.values().map(|graph| &graph.file))
             .filter_map(|name| Some((name, package.files.get(name)?.digest.to_string())))
             .collect();
-        let inputs = serde_json::to_vec(&(settings, &package.graphs, read_by_init, limits.memory_bytes))
+        let inputs = serde_json::to_vec(&(settings, package.init, &package.graphs, read_by_init, limits.memory_bytes))
             .map_err(|error| DeployError::host("name an artifact", &error))?;
         Ok(ArtifactKey::of(&[
             env!("CARGO_PKG_VERSION").as_bytes(),

@@ -31,6 +31,9 @@ pub struct Package {
     pub files: BTreeMap<String, PackageFile>,
     /// The component that answers requests.
     pub component: ComponentSource,
+    /// When the guest's `init` runs.
+    #[serde(default)]
+    pub init: InitTime,
     /// How the guest wants request bodies.
     #[serde(default)]
     pub request_body: RequestBodyMode,
@@ -177,6 +180,17 @@ fn default_content_type() -> String {
     "application/json".to_owned()
 }
 
+/// When the guest's `init` runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InitTime {
+    /// Once, at deploy: every request starts from the memory that it left.
+    #[default]
+    Deploy,
+    /// At the start of every request, which waits for it: for guests whose memory cannot be frozen.
+    Request,
+}
+
 /// What is wrong with a package: a sentence for its author.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -187,6 +201,8 @@ pub struct PackageError(pub String);
 #[serde(deny_unknown_fields)]
 struct Manifest {
     component: Option<String>,
+    #[serde(default)]
+    init: InitTime,
     #[serde(default)]
     request_body: RequestBodyMode,
     #[serde(default)]
@@ -352,6 +368,7 @@ fn assemble(
             },
             None => ComponentSource::Stock("scoring".to_owned()),
         },
+        init: manifest.init,
         request_body: manifest.request_body,
         assets: manifest.assets,
         graphs: manifest.graphs,

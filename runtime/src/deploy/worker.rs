@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::package::InitTime;
 use crate::nn::backends;
 use crate::sandbox::prepare::{Preparation, PrepareError, PrepareReport, prepare};
 use crate::sandbox::{GuestPackage, RequestLimits};
@@ -38,6 +40,8 @@ pub struct Job {
     pub graphs: BTreeMap<String, GraphFile>,
     /// Limits of requests.
     pub limits: RequestLimits,
+    /// When `init` runs.
+    pub init: InitTime,
     /// How long `init` may run.
     pub init_ms: u64,
     /// Address space of the worker.
@@ -172,8 +176,9 @@ fn work(job: &Job) -> Result<PrepareReport, PrepareError> {
     let preparation = Preparation {
         component,
         package: GuestPackage { settings: job.settings.clone(), graphs },
-        assets: job.assets.clone(),
+        assets: Arc::new(job.assets.clone()),
         limits: job.limits.clone(),
+        init: job.init,
         init_ms: job.init_ms,
     };
     let runtime =

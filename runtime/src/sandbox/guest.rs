@@ -38,8 +38,9 @@ pub struct GuestPackage {
 
 /// Which of its two calls the guest is in.
 pub(super) enum Phase {
-    /// `init`, in the compile worker: assets can be read, nothing else can be reached.
-    Init { assets: BTreeMap<String, PathBuf> },
+    /// `init`: assets can be read, nothing else can be reached. `frozen` says that its memory will be what many requests
+    /// start from, as in the compile worker.
+    Init { assets: Arc<BTreeMap<String, PathBuf>>, frozen: bool },
     /// `handle`, for one request.
     Handle(RequestContext),
 }
@@ -99,7 +100,7 @@ impl GuestState {
     fn build_wasi(&self) -> WasiCtx {
         let mut wasi = WasiCtx::builder();
         wasi.stdout(self.log.clone()).stderr(self.log.clone()).max_random_size(RANDOM_BYTES_MAX);
-        if let Phase::Init { .. } = self.phase {
+        if let Phase::Init { frozen: true, .. } = self.phase {
             // What `init` draws is frozen into every instance, so it gets a fixed stream instead of real randomness,
             // and a clock that stands still: a guest that relies on either shows it in its first test.
             wasi.secure_random(wasmtime_wasi::Deterministic::new(vec![0x5a; 32]))
@@ -149,7 +150,7 @@ impl super::bindings::tessera::endpoint::types::Host for GuestState {}
 
 impl assets::Host for GuestState {
     fn read(&mut self, name: String) -> wasmtime::Result<Result<Vec<u8>, String>> {
-        let Phase::Init { assets } = &self.phase else {
+        let Phase::Init { assets, .. } = &self.phase else {
             return Ok(Err(format!(
                 "asset '{name}' can be read only during init: keep what a request needs in memory"
             )));

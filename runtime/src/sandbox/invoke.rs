@@ -1,5 +1,7 @@
 //! One invocation: a fresh instance, its limits, its answer.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use wasmtime::component::ResourceTableError;
 use wasmtime::{Store, Trap, UpdateDeadline};
 
+use super::bindings::Endpoint;
 use super::bindings::tessera::endpoint::types::{Body, FailureKind, Reply, Request};
 use super::guest::{GuestPackage, GuestState, HANDLES_MAX, Phase, RequestContext};
 use super::limits::{CpuMeter, RequestLimits};
@@ -28,6 +31,8 @@ const MESSAGE_BYTES_MAX: usize = 4 << 10;
 pub struct Invocation {
     /// What the package tells its guest.
     pub package: Arc<GuestPackage>,
+    /// The assets for `init`, where it runs in every request.
+    pub init_assets: Option<Arc<BTreeMap<String, PathBuf>>>,
     /// Limits of this request.
     pub limits: RequestLimits,
     /// The package's graphs, loaded.
@@ -116,6 +121,12 @@ pub enum InvokeError {
         /// Decides the status.
         kind: FailureKind,
         /// For the caller.
+        message: String,
+    },
+    /// The guest's `init`, which runs in every request, failed.
+    #[error("the model's component failed in its init: {message}")]
+    Init {
+        /// Its reason.
         message: String,
     },
     /// The guest trapped.
@@ -223,7 +234,13 @@ async fn call(
     meter: Arc<CpuMeter>,
 ) -> Result<Option<(u16, String, Vec<u8>)>, InvokeError> {
     let limits = invocation.limits.clone();
-    let phase = Phase::Handle(RequestContext {
+    let mut package = invocation.package;
+    if invocation.init_assets.is_some() {
+        // What the compile worker tells a guest whose `init` it freezes.
+        let graphs = invocation.graphs.iter().map(|(name, graph)| (name.clone(), graph.info().clone())).collect();
+        package = Arc::new(GuestPackage { graphs, ..GuestPackage::clone(&package) });
+    }
+    let handle = Phase::Handle(RequestContext {
         headers: invocation.headers,
         stream: ResponseStream::new(head),
         deadline,
@@ -232,7 +249,12 @@ async fn call(
         tenant: invocation.tenant,
         slot: slots::acquire().await,
     });
-    let mut state = GuestState::new(phase, invocation.package, &limits, invocation.log);
+    // Where `init` was not frozen, it comes first.
+    let (first, then) = match invocation.init_assets {
+        None => (handle, None),
+        Some(assets) => (Phase::Init { assets, frozen: false }, Some(handle)),
+    };
+    let mut state = GuestState::new(first, package, &limits, invocation.log);
     let body = match invocation.body {
         InvocationBody::Full(body) => Body::Full(body),
         InvocationBody::Chunks(chunks) => {
@@ -245,9 +267,13 @@ async fn call(
     let mut store = new_store(&component, state, Arc::clone(&meter));
     let instance = component.pre.instantiate_async(&mut store).await;
     let outcome = match instance {
-        Ok(instance) => {
-            instance.call_handle(&mut store, &request).await.map_err(|error| explain(error, &store, &meter))
-        }
+        Ok(instance) => match init(&instance, &mut store, then).await {
+            Ok(Ok(())) => {
+                instance.call_handle(&mut store, &request).await.map_err(|error| explain(error, &store, &meter))
+            }
+            Ok(Err(message)) => Err(InvokeError::Init { message }),
+            Err(error) => Err(explain(error, &store, &meter)),
+        },
         // Not the guest's doing, except when its memory's minimum exceeds its limit.
         Err(error) if store.data().memory.exceeded() => Err(explain(error, &store, &meter)),
         Err(error) => Err(InvokeError::Host(error)),
@@ -263,6 +289,21 @@ async fn call(
         request.stream.complete();
     }
     result
+}
+
+/// Runs `init` if it is due, and goes on to the phase after it.
+async fn init(
+    instance: &Endpoint,
+    store: &mut Store<GuestState>,
+    then: Option<Phase>,
+) -> wasmtime::Result<Result<(), String>> {
+    let Some(handle) = then else { return Ok(Ok(())) };
+    let outcome = instance.call_init(&mut *store).await?;
+    store.data_mut().phase = handle;
+    Ok(outcome.map_err(|mut message| {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+        message
+    }))
 }
 
 fn new_store(component: &LoadedComponent, state: GuestState, meter: Arc<CpuMeter>) -> Store<GuestState> {

@@ -15,6 +15,7 @@ use super::guest::{GuestPackage, GuestState, Phase};
 use super::limits::RequestLimits;
 use super::log::RequestLog;
 use super::{engine, linker};
+use crate::deploy::package::InitTime;
 
 /// What the worker needs to know of a package.
 pub struct Preparation {
@@ -23,7 +24,9 @@ pub struct Preparation {
     /// What the guest may ask for.
     pub package: GuestPackage,
     /// Assets by name, and where they lie.
-    pub assets: BTreeMap<String, PathBuf>,
+    pub assets: Arc<BTreeMap<String, PathBuf>>,
+    /// When `init` runs.
+    pub init: InitTime,
     /// Limits of the later requests; memory counts for `init` too, because every request starts from its image.
     pub limits: RequestLimits,
     /// How long `init` may run.
@@ -73,18 +76,23 @@ const MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Most of what `init` writes that is kept.
 const LOG_BYTES_MAX: u64 = 64 << 10;
 
-/// Runs `init` once and compiles what it leaves.
+/// Runs `init` once and compiles what it leaves; a guest that has its `init` in every request is compiled as it is, after
+/// a try whether that works.
 ///
 /// # Errors
 /// When the component is invalid, `init` fails, traps or takes too long, or its state cannot be frozen.
 pub async fn prepare(preparation: Preparation) -> Result<Prepared, PrepareError> {
+    if preparation.init == InitTime::Request {
+        let Initialized { init_ms, log, .. } = initialize(&preparation.component, &preparation).await?;
+        return compile(&preparation.component, init_ms, log, Instant::now());
+    }
     let started = Instant::now();
     let mut wizer = Wizer::new();
     // Dropping `init` would leave the component's export of it dangling, so it stays; nothing calls it again.
     wizer.init_func("init").keep_init_func(true);
     let (context, instrumented) = wizer
         .instrument_component(&preparation.component)
-        .map_err(|error| PrepareError::new(format!("the component cannot be frozen after init: {}", root(&error))))?;
+        .map_err(|error| PrepareError::new(format!("the component cannot be frozen after init: {}; init = \"request\" in its manifest runs init in every request instead", root(&error))))?;
     let initialized = initialize(&instrumented, &preparation).await?;
     let init_ms = initialized.init_ms;
     let log = initialized.log.clone();
@@ -98,12 +106,18 @@ pub async fn prepare(preparation: Preparation) -> Result<Prepared, PrepareError>
         message: format!("failed to freeze the memory after init: {}", root(&error)),
         log: log.clone(),
     })?;
-    let artifact = engine::compiling().and_then(|engine| engine.precompile_component(&snapshot)).map_err(|error| {
-        PrepareError { message: format!("failed to compile the component: {}", root(&error)), log: log.clone() }
-    })?;
-    let total_ms = started.elapsed().as_secs_f64() * 1e3;
-    let report = PrepareReport { init_ms, snapshot_bytes: snapshot.len() as u64, compile_ms: total_ms - init_ms, log };
-    Ok(Prepared { artifact, report })
+    compile(&snapshot, init_ms, log, started + Duration::from_secs_f64(init_ms / 1e3))
+}
+
+fn compile(component: &[u8], init_ms: f64, log: String, started: Instant) -> Result<Prepared, PrepareError> {
+    match engine::compiling().and_then(|engine| engine.precompile_component(component)) {
+        Ok(artifact) => {
+            let compile_ms = started.elapsed().as_secs_f64() * 1e3;
+            let report = PrepareReport { init_ms, snapshot_bytes: component.len() as u64, compile_ms, log };
+            Ok(Prepared { artifact, report })
+        }
+        Err(error) => Err(PrepareError { message: format!("failed to compile the component: {}", root(&error)), log }),
+    }
 }
 
 struct Initialized {
@@ -129,7 +143,7 @@ async fn initialize(instrumented: &[u8], preparation: &Preparation) -> Result<In
     let exports = EndpointIndices::new(&pre).map_err(unfit)?;
 
     let log = RequestLog::new(preparation.limits.log_bytes.min(LOG_BYTES_MAX));
-    let phase = Phase::Init { assets: preparation.assets.clone() };
+    let phase = Phase::Init { assets: Arc::clone(&preparation.assets), frozen: true };
     let package = Arc::new(preparation.package.clone());
     let state = GuestState::new(phase, package, &preparation.limits, log.clone());
     let mut store = Store::new(&engine, state);
