@@ -8,6 +8,7 @@
 //! HOME/blobs/        files of packages, by digest
 //! HOME/packages/     the same files under their names: links to the blobs
 //! HOME/artifacts/    compiled components
+//! HOME/graphs/       models in the form that their backend loads fastest
 //! HOME/build-logs/   one file per deploy
 //! ```
 
@@ -32,7 +33,7 @@ impl Home {
     pub fn open(root: &Path) -> Result<Home> {
         create_private_dir(root).with_context(|| format!("failed to make the home folder {}", root.display()))?;
         let root = root.canonicalize().with_context(|| format!("failed to open {}", root.display()))?;
-        for name in ["store", "blobs", "packages", "artifacts", "build-logs"] {
+        for name in ["store", "blobs", "packages", "artifacts", "graphs", "build-logs"] {
             create_private_dir(&root.join(name))
                 .with_context(|| format!("failed to make {name} in the home folder"))?;
         }

@@ -2,11 +2,12 @@
 //!
 //! In order: [`package`] (what was uploaded, checked at registration) → [`ModelHost::plan`] (backend, limits, the
 //! artifact's key) → [`capability`] → [`worker`] (run `init`, freeze, compile, in a child process) → [`artifact`]
-//! (authenticated, on disk) → load graphs → [`golden`] request → the catalog publishes.
+//! (authenticated, on disk) → [`converted`] graphs → load them → [`golden`] request → the catalog publishes.
 
 pub mod artifact;
 pub mod build_log;
 pub mod capability;
+pub mod converted;
 pub mod golden;
 pub mod package;
 pub mod stock;
@@ -23,6 +24,7 @@ use futures_util::future::{FutureExt, Shared};
 
 use self::artifact::{ArtifactKey, Artifacts};
 use self::build_log::BuildLog;
+use self::converted::ConvertedGraphs;
 use self::package::{ComponentSource, Golden, Package, PackageFile, RequestBodyMode};
 use self::worker::{GraphFile, Job, Workers};
 use crate::catalog::served::{PlannedGraph, ServedEntity};
@@ -96,6 +98,7 @@ pub struct ModelHost {
     pub worker_memory_bytes: u64,
     /// Limits of requests where a manifest does not say otherwise.
     pub limits: RequestLimits,
+    converted: ConvertedGraphs,
     home: Home,
     /// Runs compiles, which go on when whoever asked for them is gone.
     background: tokio::runtime::Handle,
@@ -132,6 +135,12 @@ impl Plan {
     pub fn package_name(&self) -> Option<String> {
         Some(self.dir.file_name()?.to_string_lossy().into_owned())
     }
+
+    /// Names of its graphs' converted files, without their endings.
+    pub fn converted_names(&self) -> impl Iterator<Item = String> {
+        let converted = self.graphs.iter().filter_map(|graph| graph.source.converted.as_ref()?.file_stem());
+        converted.map(|name| name.to_string_lossy().into_owned())
+    }
 }
 
 impl ModelHost {
@@ -147,6 +156,7 @@ impl ModelHost {
             workers: parts.workers,
             worker_memory_bytes: parts.worker_memory_bytes,
             limits: parts.limits,
+            converted: ConvertedGraphs::new(&parts.home),
             home: parts.home,
             background: parts.background,
             deploying: tokio::sync::Semaphore::new(DEPLOYS_MAX),
@@ -170,12 +180,14 @@ impl ModelHost {
                 .backends
                 .select(spec.backend.into(), spec.target.into())
                 .map_err(|error| DeployError::graph(name, &error))?;
+            let digest = graph_digest(owner.workspace, package, file, name);
+            let form = backend.conversion(spec.target.into());
             let source = GraphSource {
                 path: dir.join(&spec.file),
                 external_files: package.weights.get(name).cloned().unwrap_or_default(),
                 target: spec.target.into(),
+                converted: form.map(|form| self.converted.path(&digest, form)),
             };
-            let digest = graph_digest(owner.workspace, package, file, name);
             let key = GraphKey { digest, backend: backend.id(), target: spec.target.into() };
             graphs.push(PlannedGraph {
                 name: name.clone(),
@@ -221,6 +233,9 @@ impl ModelHost {
             log.step("running init, freezing its memory, compiling");
             log.lines(&self.compile(plan).await?);
         }
+        for graph in &plan.graphs {
+            self.convert(graph, log).await;
+        }
         log.step("loading");
         let ready = entity.ready(self).await?;
         for (graph, planned) in ready.graphs.iter().zip(&plan.graphs) {
@@ -237,6 +252,32 @@ impl ModelHost {
         }
         log.step("ready");
         Ok(())
+    }
+
+    /// Brings a graph into the form that loads fastest, if that is not done. A graph for which this fails is served all the
+    /// same, from its model file.
+    async fn convert(self: &Arc<Self>, planned: &PlannedGraph, log: &mut BuildLog) {
+        let Ok(backend) = self.backends.by_id(planned.key.backend) else { return };
+        let (host, source) = (Arc::clone(self), planned.source.clone());
+        let made = tokio::task::spawn_blocking(move || host.converted.make(&*backend, &source)).await;
+        match made.unwrap_or_else(|error| Err(error.into())) {
+            Ok(None) => {}
+            Ok(Some(bytes)) => {
+                // One that was loaded before, from the model file, is not what this deploy is to try.
+                self.graphs.forget(&planned.key);
+                log.step(&format!(
+                    "graph '{}' is converted to the form that loads fastest: {bytes} bytes",
+                    planned.name
+                ));
+            }
+            Err(error) => {
+                tracing::warn!(graph = planned.name, "failed to convert a graph, which loads slowly now: {error:#}");
+                log.step(&format!(
+                    "graph '{}' is not converted and loads slowly: the server's log says why",
+                    planned.name
+                ));
+            }
+        }
     }
 
     /// A graph, and whether this call had to wait for it to load.

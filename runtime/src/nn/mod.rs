@@ -18,7 +18,7 @@ mod tensor;
 mod test_models;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use backends::{BackendChoice, BackendId, Backends};
@@ -72,6 +72,17 @@ pub trait Backend: Send + Sync {
     /// Loads a graph: blocks for as long as reading and optimising the model takes. `InvalidEncoding` when the file is
     /// not a good model, `UnsupportedOperation` when it asks for what this backend or `wasi:nn` does not have.
     fn load(&self, source: &GraphSource) -> Result<Arc<dyn Graph>, NnError>;
+
+    /// Names the form into which [`Backend::convert`] brings models for a target on this machine: two of the same name
+    /// are interchangeable. None when models are loaded as they are.
+    fn conversion(&self, _target: ExecutionTarget) -> Option<&str> {
+        None
+    }
+
+    /// Writes the form of a model that loads fastest: for [`GraphSource::converted`]. Blocks for longer than a load.
+    fn convert(&self, _source: &GraphSource, _to: &Path) -> Result<(), NnError> {
+        Err(NnError::unsupported("this backend loads models as they are"))
+    }
 }
 
 /// What to load.
@@ -83,6 +94,9 @@ pub struct GraphSource {
     pub external_files: Vec<String>,
     /// Where it shall run.
     pub target: ExecutionTarget,
+    /// Where [`Backend::convert`] wrote this model before. If nothing usable is there, the model file is loaded, and the
+    /// log says so.
+    pub converted: Option<PathBuf>,
 }
 
 /// A loaded model: immutable, shared, safe to run from many threads at once.

@@ -24,7 +24,7 @@ fn onnxruntime() -> Option<Arc<dyn Backend>> {
 }
 
 fn source(file: &ModelFile) -> GraphSource {
-    GraphSource { path: file.path(), external_files: vec![], target: ExecutionTarget::Cpu }
+    GraphSource { path: file.path(), external_files: vec![], target: ExecutionTarget::Cpu, converted: None }
 }
 
 fn load(backend: &Arc<dyn Backend>, model: &[u8]) -> Result<Arc<dyn Graph>, NnError> {

@@ -5,10 +5,13 @@
 //! thread-safe; ONNX Runtime documents `OrtApi::Run` as thread-safe for the CPU provider, the only one used here, so
 //! [`Session::run`] below calls it on the shared session. Another provider must not be added without a lock there.
 
+mod converted;
+mod packing;
 mod session;
+#[cfg(test)]
+mod tests;
 mod value;
 
-use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -16,17 +19,23 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::SharedSessionInner;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::sys::OrtStatusPtr;
 
-use self::session::Session;
+use self::packing::Packing;
+use self::session::{Loaded, Session};
 use super::{BackendId, files_bytes, onnx_file, without_path};
 use crate::nn::error::panic_text;
-use crate::nn::{Backend, Graph, GraphSource, NnError, NnErrorKind, TensorInfo};
+use crate::nn::{Backend, ExecutionTarget, Graph, GraphSource, NnError, NnErrorKind};
 
 /// What a session holds beside its weights, measured on small models.
 const SESSION_BYTES: u64 = 128 << 10;
+
+/// A model of one node, `y = Identity(x)`.
+const FIRST_MODEL: &[u8] = b"\
+    \x08\x08:9\x0a\x10\x0a\x01x\x12\x01y\x22\x08Identity\x12\x01gZ\x10\x0a\x01x\x12\x0b\x0a\x09\x08\x01\
+    \x12\x05\x0a\x03\x12\x01nb\x10\x0a\x01y\x12\x0b\x0a\x09\x08\x01\x12\x05\x0a\x03\x12\x01nB\x04\x0a\
+    \x00\x10\x0d";
 
 /// ONNX Runtime as a backend.
 pub(super) struct OnnxRuntime(&'static Library);
@@ -37,6 +46,8 @@ struct Library {
     version: String,
     environment: Environment,
     cpu: MemoryInfo<'static>,
+    /// See [`converted::form`].
+    form: String,
 }
 
 /// One per process and never unloaded, since `ort` and ONNX Runtime keep process-wide state.
@@ -87,7 +98,14 @@ fn initialise(path: &Path) -> Result<Library, NnError> {
     environment.set_log_level(LogLevel::Warning);
     let cpu = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
         .map_err(|error| cannot_load(path, error.message()))?;
-    Ok(Library { path: path.to_owned(), version: format!("1.{minor}"), environment, cpu })
+    let library =
+        Library { path: path.to_owned(), version: format!("1.{minor}"), environment, cpu, form: converted::form() };
+    // The first session sets up what all share (milliseconds and megabytes): no request shall wait for it.
+    let first = library
+        .session_builder(GraphOptimizationLevel::Disable)
+        .and_then(|mut builder| builder.commit_from_memory(FIRST_MODEL));
+    first.map_err(|error| cannot_load(path, error.message()))?;
+    Ok(library)
 }
 
 fn log(level: LogLevel, _category: &str, _id: &str, location: &str, message: &str) {
@@ -112,42 +130,59 @@ impl Backend for OnnxRuntime {
         // Before the library sees the file: it would panic in `ort` on types that `wasi:nn` does not have, and follow
         // references to other files.
         let info = onnx_file::inspect(&source.path, &source.external_files)?;
-        let session = catch_unwind(AssertUnwindSafe(|| self.0.session(&source.path)))
-            .unwrap_or_else(|panic| Err(NnError::runtime(format!("ort panicked: {}", panic_text(&*panic)))))?;
-        let c_strings = |infos: &[TensorInfo]| {
-            infos.iter().map(|info| CString::new(info.name.as_str())).collect::<Result<Vec<_>, _>>()
-        };
-        let nul = |_| NnError::invalid_encoding("a name contains a zero byte");
-        Ok(Arc::new(Session {
-            input_names: c_strings(&info.inputs).map_err(nul)?,
-            output_names: c_strings(&info.outputs).map_err(nul)?,
-            memory_bytes: SESSION_BYTES + files_bytes(source),
-            info,
-            library: self.0,
-            session,
-        }))
+        let (loaded, packing) = caught(|| self.0.open(source))?;
+        Ok(Arc::new(Session::new(self.0, info, loaded, packing, SESSION_BYTES + files_bytes(source))?))
+    }
+
+    fn conversion(&self, target: ExecutionTarget) -> Option<&str> {
+        (target == ExecutionTarget::Cpu).then_some(&self.0.form)
+    }
+
+    fn convert(&self, source: &GraphSource, to: &Path) -> Result<(), NnError> {
+        onnx_file::inspect(&source.path, &source.external_files)?;
+        caught(|| self.0.convert(source, to))
     }
 }
 
 impl Library {
-    fn session(&self, path: &Path) -> Result<Arc<SharedSessionInner>, NnError> {
-        let session = self.session_builder().and_then(|mut builder| builder.commit_from_file(path));
-        let session = session.map_err(|error| load_error(&error, path))?;
-        Ok(session.inner())
+    /// A session on the converted form of a model, else on the model itself.
+    fn open(&'static self, source: &GraphSource) -> Result<(Loaded, Option<Packing>), NnError> {
+        if let Some(converted) = &source.converted {
+            match self.open_converted(converted) {
+                Ok(opened) => return Ok(opened),
+                Err(error) => {
+                    let path = converted.display();
+                    tracing::warn!(%path, "a graph loads slowly until it is deployed again: its converted form: {error}");
+                    // Out of the way of the one that the next deploy makes.
+                    let _ = std::fs::remove_file(converted);
+                }
+            }
+        }
+        let session = self
+            .session_builder(GraphOptimizationLevel::All)
+            .and_then(|mut builder| builder.commit_from_file(&source.path));
+        let session = session.map_err(|error| load_error(&error, &source.path))?;
+        Ok((Loaded::new(session.inner(), None), None))
     }
 
-    fn session_builder(&self) -> ort::Result<SessionBuilder> {
+    fn session_builder(&self, level: GraphOptimizationLevel) -> ort::Result<SessionBuilder> {
         let builder = ort::session::Session::builder(&self.environment)?
             .with_intra_threads(1)?
             .with_inter_threads(1)?
             .with_parallel_execution(false)?
             .with_intra_op_spinning(false)?
             .with_inter_op_spinning(false)?
-            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_optimization_level(level)?
             // Weights outside the arena, which rounds sizes up and keeps what it once had.
             .with_device_allocated_initializers()?;
         Ok(builder)
     }
+}
+
+/// `ort` asserts and expects where a library or a model misbehaves; that must not reach a request or the server.
+fn caught<T>(what: impl FnOnce() -> Result<T, NnError>) -> Result<T, NnError> {
+    catch_unwind(AssertUnwindSafe(what))
+        .unwrap_or_else(|panic| Err(NnError::runtime(format!("ort panicked: {}", panic_text(&*panic)))))
 }
 
 /// A load fails for what is in the file, save where ONNX Runtime says otherwise.

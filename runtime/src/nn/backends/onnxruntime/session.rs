@@ -4,22 +4,65 @@ use std::ffi::{CString, c_char};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use ort::AsPointer;
 use ort::session::SharedSessionInner;
 use ort::sys::{OrtRunOptions, OrtValue};
 
+use super::converted::MappedModel;
+use super::packing::Packing;
 use super::value::{InputValue, Value};
 use super::{BackendId, Library, check};
-use crate::nn::{Cancel, Graph, GraphInfo, Inputs, NnError, Tensor};
+use crate::nn::{Cancel, Graph, GraphInfo, Inputs, NnError, Tensor, TensorInfo};
+
+/// A session of ONNX Runtime, and the file that it reads its weights from in place, if it does.
+pub(super) struct Loaded {
+    /// Dropped before the mapping: fields drop in order.
+    session: Arc<SharedSessionInner>,
+    _mapped: Option<Arc<MappedModel>>,
+}
+
+impl Loaded {
+    pub(super) fn new(session: Arc<SharedSessionInner>, mapped: Option<Arc<MappedModel>>) -> Self {
+        Self { session, _mapped: mapped }
+    }
+}
 
 /// A loaded graph.
 pub(super) struct Session {
-    pub(super) info: GraphInfo,
-    pub(super) input_names: Vec<CString>,
-    pub(super) output_names: Vec<CString>,
-    pub(super) memory_bytes: u64,
-    pub(super) session: Arc<SharedSessionInner>,
-    pub(super) library: &'static Library,
+    info: GraphInfo,
+    input_names: Vec<CString>,
+    output_names: Vec<CString>,
+    memory_bytes: u64,
+    /// Replaced once, by `packing`. A run stays with the one it took.
+    pub(super) current: Arc<ArcSwap<Loaded>>,
+    packing: Option<Packing>,
+    library: &'static Library,
+}
+
+impl Session {
+    /// `memory_bytes` holds for both forms of a converted model: each weight is either packed or read where it is mapped.
+    pub(super) fn new(
+        library: &'static Library,
+        info: GraphInfo,
+        loaded: Loaded,
+        packing: Option<Packing>,
+        memory_bytes: u64,
+    ) -> Result<Self, NnError> {
+        let c_strings = |infos: &[TensorInfo]| {
+            infos.iter().map(|info| CString::new(info.name.as_str())).collect::<Result<Vec<_>, _>>()
+        };
+        let nul = |_| NnError::invalid_encoding("a name contains a zero byte");
+        Ok(Self {
+            input_names: c_strings(&info.inputs).map_err(nul)?,
+            output_names: c_strings(&info.outputs).map_err(nul)?,
+            info,
+            memory_bytes,
+            current: Arc::new(ArcSwap::from_pointee(loaded)),
+            packing,
+            library,
+        })
+    }
 }
 
 impl Graph for Session {
@@ -53,14 +96,15 @@ impl Graph for Session {
         let input_values: Vec<*const OrtValue> =
             inputs.iter().map(|input| input.value.0.as_ptr().cast_const()).collect();
         let mut output_values: Vec<*mut OrtValue> = vec![ptr::null_mut(); output_names.len()];
-        // SAFETY: the session lives as long as `self.session`; running it from several threads at once is allowed for
+        let loaded = self.current.load_full();
+        // SAFETY: the session lives as long as `loaded`; running it from several threads at once is allowed for
         // the CPU provider (module comment). The names are C strings owned by `self`. Each array has the length passed
         // with it: inputs were counted above, outputs are made to the length of their names. The input values, and the
         // bytes they point into, live in `inputs` until the end of this function. Null outputs ask ONNX Runtime to
         // allocate them. It catches its own exceptions and returns them as a status.
         let status = unsafe {
             (ort::api().Run)(
-                self.session.ptr().cast_mut(),
+                loaded.session.ptr().cast_mut(),
                 options.0.as_ptr(),
                 input_names.as_ptr(),
                 input_values.as_ptr(),
@@ -78,10 +122,13 @@ impl Graph for Session {
             Err(_) if cancel.is_cancelled() => return Err(NnError::timeout("the computation was cancelled")),
             result => result?,
         }
+        if let Some(packing) = &self.packing {
+            packing.ran(&self.current);
+        }
 
         let outputs = outputs.into_iter().zip(&self.info.outputs).map(|(value, info)| {
             let value = value.ok_or_else(|| NnError::runtime(format!("output {:?} was not computed", info.name)))?;
-            let tensor = value.into_tensor(&inputs, &self.session).map_err(|error| error.in_output(&info.name))?;
+            let tensor = value.into_tensor(&inputs, &loaded).map_err(|error| error.in_output(&info.name))?;
             Ok((info.name.clone(), tensor))
         });
         outputs.collect()

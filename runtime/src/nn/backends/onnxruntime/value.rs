@@ -7,9 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ort::AsPointer;
 use ort::memory::MemoryInfo;
-use ort::session::SharedSessionInner;
 use ort::sys::{OrtTensorTypeAndShapeInfo, OrtValue};
 
+use super::session::Loaded;
 use super::{check, onnx_file};
 use crate::nn::{ElementType, NnError, RANK_MAX, Tensor, TensorType};
 
@@ -85,11 +85,7 @@ fn aligned(tensor: &Tensor) -> Bytes {
 impl Value {
     /// An output without a copy: the tensor owns this value and with it the memory.
     #[allow(unsafe_code)]
-    pub(super) fn into_tensor(
-        self,
-        inputs: &[InputValue],
-        session: &Arc<SharedSessionInner>,
-    ) -> Result<Tensor, NnError> {
+    pub(super) fn into_tensor(self, inputs: &[InputValue], session: &Arc<Loaded>) -> Result<Tensor, NnError> {
         let (ty, dims) = self.signature()?;
         let length = crate::nn::tensor::size_bytes(ty, &dims).ok_or_else(|| NnError::runtime("its size overflows"))?;
         if length == 0 {
@@ -163,7 +159,7 @@ struct Output {
     value: Value,
     start: NonNull<u8>,
     length: usize,
-    _session: Arc<SharedSessionInner>,
+    _session: Arc<Loaded>,
 }
 
 // SAFETY: `start` points into `value`, which may itself be sent and shared, and the bytes are only read.
