@@ -30,7 +30,7 @@ use self::worker::{GraphFile, Job, Workers};
 use crate::catalog::served::{PlannedGraph, ServedEntity};
 use crate::catalog::{EndpointRecord, EntityConfig, WorkspaceId};
 use crate::home::Home;
-use crate::nn::{Backends, Executor, Graph, GraphKey, GraphSource, Graphs, NnError, NnErrorKind};
+use crate::nn::{Backends, ExecutionTarget, Executor, Graph, GraphKey, GraphSource, Graphs, NnError, NnErrorKind};
 use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits, Sandbox};
 use crate::store::blobs::Blobs;
 
@@ -176,19 +176,18 @@ impl ModelHost {
         let mut graphs = Vec::new();
         for (name, spec) in &package.graphs {
             let file = package_file(package, &spec.file)?;
-            let backend = self
-                .backends
-                .select(spec.backend.into(), spec.target.into())
-                .map_err(|error| DeployError::graph(name, &error))?;
+            let target = if entity.wants_gpu() { ExecutionTarget::Gpu } else { spec.target.into() };
+            let backend =
+                self.backends.select(spec.backend.into(), target).map_err(|error| DeployError::graph(name, &error))?;
             let digest = graph_digest(owner.workspace, package, file, name);
-            let form = backend.conversion(spec.target.into());
+            let form = backend.conversion(target);
             let source = GraphSource {
                 path: dir.join(&spec.file),
                 external_files: package.weights.get(name).cloned().unwrap_or_default(),
-                target: spec.target.into(),
+                target,
                 converted: form.map(|form| self.converted.path(&digest, form)),
             };
-            let key = GraphKey { digest, backend: backend.id(), target: spec.target.into() };
+            let key = GraphKey { digest, backend: backend.id(), target };
             graphs.push(PlannedGraph {
                 name: name.clone(),
                 key,

@@ -49,15 +49,8 @@ impl ExecutionTarget {
         }
     }
 
-    /// `UnsupportedOperation` for every target that no backend of this build has, so far all but the CPU.
-    fn supported(self) -> Result<(), NnError> {
-        match self {
-            Self::Cpu => Ok(()),
-            Self::Gpu | Self::Tpu => Err(NnError::unsupported(format!(
-                "execution target {} is not available: no backend for it is built in",
-                self.name()
-            ))),
-        }
+    fn unsupported_by(self, backend: BackendId) -> NnError {
+        NnError::unsupported(format!("backend {} has no execution target {}", backend.name(), self.name()))
     }
 }
 
@@ -68,6 +61,19 @@ pub trait Backend: Send + Sync {
 
     /// The library's version, for people.
     fn version(&self) -> &str;
+
+    /// The file it was loaded from; none when it is built in.
+    fn library(&self) -> Option<&Path> {
+        None
+    }
+
+    /// `UnsupportedOperation`, with what is missing, for a target on which graphs cannot run here.
+    fn check_target(&self, target: ExecutionTarget) -> Result<(), NnError> {
+        match target {
+            ExecutionTarget::Cpu => Ok(()),
+            ExecutionTarget::Gpu | ExecutionTarget::Tpu => Err(target.unsupported_by(self.id())),
+        }
+    }
 
     /// Loads a graph: blocks for as long as reading and optimising the model takes. `InvalidEncoding` when the file is
     /// not a good model, `UnsupportedOperation` when it asks for what this backend or `wasi:nn` does not have.

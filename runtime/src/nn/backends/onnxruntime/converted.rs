@@ -135,11 +135,14 @@ impl Library {
     pub(super) fn mapped_session(&self, model: &Arc<MappedModel>, weights: Weights) -> Result<Loaded, NnError> {
         // The graph is optimised already. ONNX Runtime checks the file's structure before it uses it.
         let session = self.session_builder(GraphOptimizationLevel::Disable).and_then(|builder| {
-            let mut builder = builder.with_prepacking(weights == Weights::Packed)?;
-            // Borrows the bytes for as long as the session lives: `Loaded` keeps them so.
-            Ok(builder.commit_from_memory_directly(&model.0)?.inner())
+            let mut builder = builder
+                .with_prepacking(weights == Weights::Packed)?
+                // The session borrows the bytes for as long as it lives: `Loaded` keeps them so.
+                .with_config_entry("session.use_ort_model_bytes_directly", "1")?
+                .with_config_entry("session.use_ort_model_bytes_for_initializers", "1")?;
+            Ok(builder.commit_from_memory(&model.0)?.inner())
         });
         let session = session.map_err(|error| load_error(&error, Path::new("")))?;
-        Ok(Loaded::new(session, Some(Arc::clone(model))))
+        Ok(Loaded::mapped(session, Arc::clone(model)))
     }
 }

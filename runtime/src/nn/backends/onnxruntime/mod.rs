@@ -2,10 +2,11 @@
 //!
 //! Each graph is one session, shared by all threads, without a thread pool of its own: parallelism comes from running
 //! many requests, not from splitting one. `ort`'s `Session::run` takes `&mut self`, since some execution providers are not
-//! thread-safe; ONNX Runtime documents `OrtApi::Run` as thread-safe for the CPU provider, the only one used here, so
-//! [`Session::run`] below calls it on the shared session. Another provider must not be added without a lock there.
+//! thread-safe; ONNX Runtime documents `OrtApi::Run` as thread-safe for the CPU provider, so [`Session::run`] calls it on
+//! the shared session. With any other provider ([`gpu`]) it takes a lock.
 
 mod converted;
+mod gpu;
 mod packing;
 mod session;
 #[cfg(test)]
@@ -39,6 +40,13 @@ const FIRST_MODEL: &[u8] = b"\
 
 /// ONNX Runtime as a backend.
 pub(super) struct OnnxRuntime(&'static Library);
+
+impl OnnxRuntime {
+    /// The library with which graphs run on a GPU, or what is missing for it.
+    pub(super) fn cuda_provider(&self) -> Result<PathBuf, String> {
+        self.0.cuda_provider()
+    }
+}
 
 /// The loaded library.
 struct Library {
@@ -125,12 +133,27 @@ impl Backend for OnnxRuntime {
         &self.0.version
     }
 
+    fn library(&self) -> Option<&Path> {
+        Some(&self.0.path)
+    }
+
+    fn check_target(&self, target: ExecutionTarget) -> Result<(), NnError> {
+        match target {
+            ExecutionTarget::Cpu => Ok(()),
+            ExecutionTarget::Gpu => self.0.check_gpu(),
+            ExecutionTarget::Tpu => Err(target.unsupported_by(self.id())),
+        }
+    }
+
     fn load(&self, source: &GraphSource) -> Result<Arc<dyn Graph>, NnError> {
-        source.target.supported()?;
+        self.check_target(source.target)?;
         // Before the library sees the file: it would panic in `ort` on types that `wasi:nn` does not have, and follow
         // references to other files.
         let info = onnx_file::inspect(&source.path, &source.external_files)?;
-        let (loaded, packing) = caught(|| self.0.open(source))?;
+        let (loaded, packing) = caught(|| match source.target {
+            ExecutionTarget::Gpu => Ok((self.0.open_on_gpu(source)?, None)),
+            _ => self.0.open(source),
+        })?;
         Ok(Arc::new(Session::new(self.0, info, loaded, packing, SESSION_BYTES + files_bytes(source))?))
     }
 
@@ -162,7 +185,7 @@ impl Library {
             .session_builder(GraphOptimizationLevel::All)
             .and_then(|mut builder| builder.commit_from_file(&source.path));
         let session = session.map_err(|error| load_error(&error, &source.path))?;
-        Ok((Loaded::new(session.inner(), None), None))
+        Ok((Loaded::new(session.inner()), None))
     }
 
     fn session_builder(&self, level: GraphOptimizationLevel) -> ort::Result<SessionBuilder> {

@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, c_char};
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use ort::AsPointer;
@@ -20,11 +20,25 @@ pub(super) struct Loaded {
     /// Dropped before the mapping: fields drop in order.
     session: Arc<SharedSessionInner>,
     _mapped: Option<Arc<MappedModel>>,
+    /// Held by a run where only one may go on at a time.
+    alone: Option<Mutex<()>>,
 }
 
 impl Loaded {
-    pub(super) fn new(session: Arc<SharedSessionInner>, mapped: Option<Arc<MappedModel>>) -> Self {
-        Self { session, _mapped: mapped }
+    /// A session with all that it needs in memory of its own.
+    pub(super) fn new(session: Arc<SharedSessionInner>) -> Self {
+        Self { session, _mapped: None, alone: None }
+    }
+
+    /// A session that reads from `model`.
+    pub(super) fn mapped(session: Arc<SharedSessionInner>, model: Arc<MappedModel>) -> Self {
+        Self { session, _mapped: Some(model), alone: None }
+    }
+
+    /// A session on a GPU. Its runs would take turns on the device anyway; one at a time does not depend on how the
+    /// provider shares its streams and buffers between threads.
+    pub(super) fn on_gpu(session: Arc<SharedSessionInner>) -> Self {
+        Self { session, _mapped: None, alone: Some(Mutex::new(())) }
     }
 }
 
@@ -97,11 +111,14 @@ impl Graph for Session {
             inputs.iter().map(|input| input.value.0.as_ptr().cast_const()).collect();
         let mut output_values: Vec<*mut OrtValue> = vec![ptr::null_mut(); output_names.len()];
         let loaded = self.current.load_full();
-        // SAFETY: the session lives as long as `loaded`; running it from several threads at once is allowed for
-        // the CPU provider (module comment). The names are C strings owned by `self`. Each array has the length passed
-        // with it: inputs were counted above, outputs are made to the length of their names. The input values, and the
-        // bytes they point into, live in `inputs` until the end of this function. Null outputs ask ONNX Runtime to
-        // allocate them. It catches its own exceptions and returns them as a status.
+        // Whoever is cancelled while it waits here has set the flag with which its run ends at once.
+        let alone = loaded.alone.as_ref().map(|alone| alone.lock().unwrap_or_else(PoisonError::into_inner));
+        // SAFETY: the session lives as long as `loaded`; running it from several threads at once is allowed for the CPU
+        // provider (module comment), and with any other `alone` is held. The names are C strings owned by `self`. Each
+        // array has the length passed with it: inputs were counted above, outputs are made to the length of their names.
+        // The input values, and the bytes they point into, live in `inputs` until the end of this function. Null outputs
+        // ask ONNX Runtime to allocate them, in the host's memory. It catches its own exceptions and returns them as a
+        // status.
         let status = unsafe {
             (ort::api().Run)(
                 loaded.session.ptr().cast_mut(),
@@ -114,7 +131,7 @@ impl Graph for Session {
                 output_values.as_mut_ptr(),
             )
         };
-        drop(disarm);
+        drop((alone, disarm));
         // Owned at once, whatever the status: a run that fails half way may have filled some.
         let outputs: Vec<Option<Value>> =
             output_values.into_iter().map(|value| NonNull::new(value).map(Value)).collect();

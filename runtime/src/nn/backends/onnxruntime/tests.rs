@@ -9,7 +9,7 @@ use crate::nn::backends::Backends;
 use crate::nn::test_models::*;
 use crate::nn::{Cancel, Tensor, TensorType};
 
-fn library() -> Option<&'static Library> {
+pub(super) fn library() -> Option<&'static Library> {
     let backends = Backends::discover(None).unwrap();
     if let Some(reason) = backends.onnxruntime_absent() {
         assert!(std::env::var_os("CI").is_none(), "CI must test ONNX Runtime: {reason}");
@@ -46,7 +46,7 @@ impl Converted {
     }
 }
 
-fn source(path: PathBuf, converted: Option<PathBuf>) -> GraphSource {
+pub(super) fn source(path: PathBuf, converted: Option<PathBuf>) -> GraphSource {
     GraphSource { path, external_files: vec![], target: ExecutionTarget::Cpu, converted }
 }
 
