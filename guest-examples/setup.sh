@@ -4,6 +4,7 @@
 # usage: setup.sh STEP...
 #   rust         a C compiler; checks that Rust is new enough
 #   onnxruntime  the ONNX Runtime library                       -> $TESSERA_CACHE/onnxruntime
+#   gpu          the same with its CUDA provider, CUDA and cuDNN (2.5 GB) -> $TESSERA_CACHE/onnxruntime-gpu
 #   iris         package: tabular classifier (committed)        -> $TESSERA_CACHE/models/iris
 #   minilm       package: sentence embeddings, converted here   -> $TESSERA_CACHE/models/minilm
 #   filetype     package: file types; its component is built by `make guests` -> $TESSERA_CACHE/models/filetype
@@ -38,6 +39,7 @@ main() {
                 step bench_models bench-models/mlpbig/model.onnx guest-examples/requirements.txt benches/models.py
                 ;;
             onnxruntime) step onnxruntime onnxruntime/libonnxruntime.so guest-examples/wheels.txt ;;
+            gpu) step gpu onnxruntime-gpu/libonnxruntime.so guest-examples/gpu-wheels.txt ;;
             iris) step iris models/iris/MLmodel guest-examples/iris/model/* ;;
             minilm) step minilm models/minilm/model.onnx guest-examples/{wheels.txt,requirements.txt} \
                 guest-examples/minilm/{convert.py,tessera.toml,weights.sha256} ;;
@@ -68,6 +70,16 @@ install_onnxruntime() {
     cp "$scratch"/wheels/onnxruntime/capi/libonnxruntime.so.* "$scratch/onnxruntime/libonnxruntime.so"
     cp "$scratch"/wheels/onnxruntime/capi/libonnxruntime_providers_shared.so "$scratch/onnxruntime/"
     publish onnxruntime onnxruntime
+}
+
+install_gpu() {
+    uv pip install --quiet --no-deps --target "$scratch/gpu" --requirement guest-examples/gpu-wheels.txt
+    mkdir -p "$scratch/onnxruntime-gpu/cuda"
+    cp "$scratch"/gpu/onnxruntime/capi/libonnxruntime.so.* "$scratch/onnxruntime-gpu/libonnxruntime.so"
+    cp "$scratch"/gpu/onnxruntime/capi/libonnxruntime_providers_{shared,cuda}.so "$scratch/onnxruntime-gpu/"
+    # Not nvblas: the server loads all of the folder, and that one looks for a BLAS to replace.
+    find "$scratch/gpu/nvidia" -type f -name 'lib*.so*' ! -name 'libnvblas*' -exec mv -t "$scratch/onnxruntime-gpu/cuda" {} +
+    publish onnxruntime-gpu onnxruntime-gpu
 }
 
 install_iris() {

@@ -179,8 +179,8 @@ impl ControlPlane {
         }
     }
 
-    /// Removes what deploys made for endpoints that are gone: laid-out packages, artifacts, build logs. All of it can be
-    /// made again. Only at a start, before any deploy runs.
+    /// Removes what deploys made for endpoints that are gone: laid-out packages, artifacts, converted graphs,
+    /// build logs. All of it can be made again. Only at a start, before any deploy runs.
     fn sweep(&self) {
         let endpoints = self.catalog.everything();
         let mut kept: HashSet<String> = endpoints.iter().map(|endpoint| endpoint.record.id.clone()).collect();
@@ -189,8 +189,9 @@ impl ControlPlane {
         {
             kept.insert(entity.plan.artifact.to_string());
             kept.extend(entity.plan.package_name());
+            kept.extend(entity.plan.converted_names());
         }
-        for folder in ["packages", "artifacts", "build-logs"] {
+        for folder in ["packages", "artifacts", "graphs", "build-logs"] {
             let entries = std::fs::read_dir(self.home.path(folder)).into_iter().flatten().flatten();
             for entry in entries {
                 let name = entry.file_name().to_string_lossy().into_owned();

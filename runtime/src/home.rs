@@ -9,6 +9,7 @@
 //! HOME/packages/     the same files under their names: links to the blobs
 //! HOME/artifacts/    compiled components
 //! HOME/profiles/     what deploys found out about graphs
+//! HOME/graphs/       models in the form that their backend loads fastest
 //! HOME/build-logs/   one file per deploy
 //! ```
 
@@ -33,7 +34,7 @@ impl Home {
     pub fn open(root: &Path) -> Result<Home> {
         create_private_dir(root).with_context(|| format!("failed to make the home folder {}", root.display()))?;
         let root = root.canonicalize().with_context(|| format!("failed to open {}", root.display()))?;
-        for name in ["store", "blobs", "packages", "artifacts", "profiles", "build-logs"] {
+        for name in ["store", "blobs", "packages", "artifacts", "profiles", "graphs", "build-logs"] {
             create_private_dir(&root.join(name))
                 .with_context(|| format!("failed to make {name} in the home folder"))?;
         }

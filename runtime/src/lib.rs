@@ -18,7 +18,7 @@
 //!
 //! - [`registry`]: models and their versions, uploaded file by file.
 //! - [`control`]: endpoints are made and changed, one change at a time.
-//! - [`deploy`]: package → capability check → compile worker → artifact → graphs → golden request.
+//! - [`deploy`]: package → capability check → compile worker → artifact → converted graphs → golden request.
 //! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything.
 //!
 //! Beside them: [`server`] puts the parts together, [`config`] and [`cli`] are what a person types, [`observe`] is what a

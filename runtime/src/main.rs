@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => report(serve(args)),
         Command::CompileWorker => deploy::worker::main(),
+        Command::Doctor(args) => cli::doctor::run(args),
         Command::Client(command) => cli::run(command),
     }
 }

@@ -193,3 +193,27 @@ fn settings_of_a_file_hold() {
     let answer = server.invoke("e", &serde_json::json!({ "do": "echo", "x": "y".repeat(2048) }));
     answer.is_error(413, "BAD_REQUEST", &["2048 bytes"]);
 }
+
+#[test]
+fn the_doctor_tells_what_the_machine_can_do_without_a_server() {
+    // given a machine, and a home in which there is nothing
+    let home = tempfile::tempdir().unwrap();
+
+    // then a person reads what a server would find, and a program gets the same
+    let shown = run(home.path(), &["doctor"]);
+    for part in ["tessera ", "cores", "kernel", "instance pool", "tract", "gpu", "warnings"] {
+        assert!(shown.ok().contains(part), "'{part}' is not in: {}", shown.out);
+    }
+    let report = run(home.path(), &["doctor", "--json"]).json();
+    assert!(report["cores"].as_u64() >= Some(1) && report["instances"]["pool"].as_u64() == Some(256), "{report:#}");
+    let backends = report["backends"].as_array().unwrap();
+    assert!(backends.iter().any(|backend| backend["name"] == "tract" && !backend["version"].is_null()), "{report:#}");
+    assert_eq!(report["gpu"]["usable"].as_bool().unwrap(), report["gpu"]["reason"].is_null(), "{report:#}");
+
+    // and a library that is not there is a warning, named, and no failure
+    let report = run(home.path(), &["doctor", "--json", "--onnxruntime", "/nowhere/libonnxruntime.so"]).json();
+    assert!(report["warnings"].to_string().contains("/nowhere/libonnxruntime.so"), "{report:#}");
+    // but a setting that is no setting is refused
+    run(home.path(), &["doctor", "--threads", "0"]).fails(1, &["threads"]);
+    assert!(fs::read_dir(home.path()).unwrap().next().is_none(), "it leaves nothing");
+}

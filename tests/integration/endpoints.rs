@@ -122,7 +122,7 @@ fn configs_that_cannot_be_are_refused_before_they_are_stored() {
         ),
         (
             "e",
-            json!({ "served_entities": [{ "entity_name": MODEL, "entity_version": "1", "workload_type": "GPU_SMALL" }] }),
+            json!({ "served_entities": [{ "entity_name": MODEL, "entity_version": "1", "workload_type": "GPU_TINY" }] }),
             invalid,
             "GPU_SMALL",
         ),

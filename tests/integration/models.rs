@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Package, Server, ask_python, guest, model, python, repository, send};
+use crate::harness::{Answer, Package, Server, ask_python, guest, model, python, repository, send, tessera};
 
 const COLUMNS: [&str; 4] = ["sepal_length", "sepal_width", "petal_length", "petal_width"];
 
@@ -296,4 +296,70 @@ fn models_with_their_weights_in_another_file_keep_them_apart() {
     bare.files.remove("weights.bin");
     let (_, answer) = server.register("main.default.bare", &bare);
     answer.is_error(400, "INVALID_PARAMETER_VALUE", &["weights.bin"]);
+}
+
+#[test]
+fn a_gpu_that_is_asked_for_and_absent_fails_the_deploy_and_says_what_is_missing() {
+    // given a machine whose doctor says why it has no GPU for graphs
+    let doctor = tessera().args(["doctor", "--json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let Some(missing) = report["gpu"]["reason"].as_str().and_then(|reasons| reasons.split("; ").next()) else {
+        return eprintln!("SKIPPED: this machine has a GPU");
+    };
+    let server = Server::start();
+    let iris = Package::of(&model("iris"));
+    let on_gpu = iris.clone().with("tessera.toml", "[graphs.model]\nfile = 'model.onnx'\ntarget = 'gpu'\n");
+    let version = server.push("main.default.iris", &iris);
+    let gpu_version = server.push("main.default.iris", &on_gpu);
+
+    // when a package or an endpoint asks for one, then the deploy fails and says the same
+    let entity = |version: &str, workload: &str| {
+        json!({ "served_entities": [{
+            "entity_name": "main.default.iris", "entity_version": version, "workload_type": workload,
+        }] })
+    };
+    for (name, config) in [("by-package", entity(&gpu_version, "CPU")), ("by-type", entity(&version, "GPU_SMALL"))] {
+        server.create(name, &config).ok();
+        let endpoint = server.settled(name);
+        assert_eq!(
+            endpoint["state"],
+            json!({ "ready": "NOT_READY", "config_update": "UPDATE_FAILED" }),
+            "{endpoint:#}"
+        );
+        let state = &endpoint["pending_config"]["served_entities"][0]["state"];
+        let message = state["deployment_state_message"].as_str().unwrap();
+        assert!(message.contains("gpu") && message.contains(missing), "'{missing}' is not in: {message}");
+    }
+}
+
+#[test]
+fn a_damaged_converted_graph_is_told_in_the_log_and_made_again_by_the_next_deploy() {
+    // given an endpoint, whose deploy left one converted graph
+    let mut server = Server::start();
+    let package = Package::of(&model("iris"));
+    server.deploy("iris", &package);
+    let folder = server.home().join("graphs");
+    let graphs = || fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let before = graphs();
+    assert_eq!(before.len(), 1, "{before:?}");
+    let good = fs::read(&before[0]).unwrap();
+    let flower = json!({ "dataframe_split": { "columns": COLUMNS, "data": [[5.1, 3.5, 1.4, 0.2]] } });
+    let expected = server.invoke("iris", &flower).ok();
+
+    // when it is damaged while the server is down
+    server.kill9();
+    fs::write(&before[0], &good[..good.len() / 2]).unwrap();
+    server.start_again();
+
+    // then the endpoint answers as before, and the log says what happened
+    assert_eq!(server.invoke("iris", &flower).ok(), expected);
+    assert!(server.log().contains("loads slowly until it is deployed again"), "{}", server.log());
+    assert!(graphs().is_empty());
+
+    // and the next deploy makes it again
+    let config = json!({ "served_entities": [{ "entity_name": "main.default.iris", "entity_version": "1" }] });
+    server.create("again", &config).ok();
+    server.settled("again");
+    assert_eq!(graphs(), before);
+    assert_eq!(server.invoke("again", &flower).ok(), expected);
 }

@@ -81,7 +81,16 @@ pub struct EntityConfig {
     pub creation_timestamp: u64,
 }
 
+/// What an entity's graphs may run on. One machine has one kind of GPU, so all GPU types are the same here.
+const WORKLOAD_TYPES: [&str; 5] = ["CPU", "GPU_SMALL", "GPU_MEDIUM", "GPU_LARGE", "MULTIGPU_MEDIUM"];
+
 impl EntityConfig {
+    /// Whether its graphs shall run on a GPU, also where the package does not say so. Whether there is one, the deploy
+    /// finds out.
+    pub fn wants_gpu(&self) -> bool {
+        self.workload_type != "CPU"
+    }
+
     /// Checks the parts that a caller chose.
     ///
     /// # Errors
@@ -91,11 +100,9 @@ impl EntityConfig {
         if !["Small", "Medium", "Large"].contains(&self.workload_size.as_str()) {
             return invalid(format!("workload_size '{}' is not one of Small, Medium, Large", self.workload_size));
         }
-        if self.workload_type != "CPU" {
-            return invalid(format!(
-                "workload_type '{}' is not available on this server: it has no GPU backend; use CPU",
-                self.workload_type
-            ));
+        if !WORKLOAD_TYPES.contains(&self.workload_type.as_str()) {
+            let known = WORKLOAD_TYPES.join(", ");
+            return invalid(format!("workload_type '{}' is not one of {known}", self.workload_type));
         }
         if self.environment_vars.len() > ENVIRONMENT_VARS_MAX {
             return invalid(format!(

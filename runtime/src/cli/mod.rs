@@ -1,9 +1,11 @@
 //! The command line. `tessera serve` is the server; every other command is a client of its REST API and nothing more:
-//! it knows addresses, tokens and JSON, and none of the server's types.
+//! it knows addresses, tokens and JSON, and none of the server's types. `tessera doctor` needs no server: it looks at the
+//! machine as one would.
 //!
 //! Answers go to stdout, notes and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod client;
+pub mod doctor;
 mod endpoint;
 mod invoke;
 mod json;
@@ -21,6 +23,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{DEFAULT_HOME, ServeArgs};
 use client::{Client, ClientError};
+use doctor::DoctorArgs;
 use endpoint::EndpointCommand;
 use invoke::{InvokeArgs, LogsArgs};
 use model::ModelCommand;
@@ -43,6 +46,8 @@ pub enum Command {
     /// Compile one component: the server starts this in a child process under limits.
     #[command(hide = true)]
     CompileWorker,
+    /// Tell what this machine can do: instances, backends, GPU, and what is missing for them
+    Doctor(DoctorArgs),
     /// A command that talks to a server.
     #[command(flatten)]
     Client(ClientCommand),

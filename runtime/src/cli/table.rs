@@ -95,6 +95,15 @@ pub(super) fn model(model: &RegisteredModel, versions: &[ModelVersion]) -> Strin
     format!("{}\n{}", block.0, text(&table))
 }
 
+/// Facts about one thing, a line or more each.
+pub(super) fn facts(title: &str, rows: &[(&str, String)]) -> String {
+    let mut block = Block(format!("{}\n", printable(title)));
+    for (label, value) in rows {
+        block.line(1, label, value);
+    }
+    block.0
+}
+
 /// A size for people, in the decimal units of file managers.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 4] = [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1000)];

@@ -2,11 +2,12 @@
 //!
 //! In order: [`package`] (what was uploaded, checked at registration) → [`ModelHost::plan`] (backend, limits, the
 //! artifact's key) → [`capability`] → [`worker`] (run `init`, freeze, compile, in a child process) → [`artifact`]
-//! (authenticated, on disk) → load graphs → [`golden`] request → the catalog publishes.
+//! (authenticated, on disk) → [`converted`] graphs → load them → [`golden`] request → the catalog publishes.
 
 pub mod artifact;
 pub mod build_log;
 pub mod capability;
+pub mod converted;
 pub mod golden;
 pub mod package;
 pub mod profiles;
@@ -24,6 +25,7 @@ use futures_util::future::{FutureExt, Shared};
 
 use self::artifact::{ArtifactKey, Artifacts};
 use self::build_log::BuildLog;
+use self::converted::ConvertedGraphs;
 use self::package::{ComponentSource, Golden, InitTime, Package, PackageFile, RequestBodyMode};
 use self::profiles::Profiles;
 use self::worker::{GraphFile, Job, Workers};
@@ -31,7 +33,9 @@ use crate::catalog::served::{PlannedGraph, ServedEntity};
 use crate::catalog::{EndpointRecord, EntityConfig, WorkspaceId};
 use crate::home::Home;
 use crate::nn::batcher;
-use crate::nn::{Backends, Executor, Graph, GraphKey, GraphSource, Graphs, NnError, NnErrorKind, Tenant};
+use crate::nn::{
+    Backends, ExecutionTarget, Executor, Graph, GraphKey, GraphSource, Graphs, NnError, NnErrorKind, Tenant,
+};
 use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits, Sandbox};
 use crate::store::blobs::Blobs;
 
@@ -101,6 +105,7 @@ pub struct ModelHost {
     pub worker_memory_bytes: u64,
     /// Limits of requests where a manifest does not say otherwise.
     pub limits: RequestLimits,
+    converted: ConvertedGraphs,
     home: Home,
     /// Runs compiles, which go on when whoever asked for them is gone.
     background: tokio::runtime::Handle,
@@ -142,6 +147,12 @@ impl Plan {
     pub fn package_name(&self) -> Option<String> {
         Some(self.dir.file_name()?.to_string_lossy().into_owned())
     }
+
+    /// Names of its graphs' converted files, without their endings.
+    pub fn converted_names(&self) -> impl Iterator<Item = String> {
+        let converted = self.graphs.iter().filter_map(|graph| graph.source.converted.as_ref()?.file_stem());
+        converted.map(|name| name.to_string_lossy().into_owned())
+    }
 }
 
 impl ModelHost {
@@ -158,6 +169,7 @@ impl ModelHost {
             workers: parts.workers,
             worker_memory_bytes: parts.worker_memory_bytes,
             limits: parts.limits,
+            converted: ConvertedGraphs::new(&parts.home),
             home: parts.home,
             background: parts.background,
             deploying: tokio::sync::Semaphore::new(DEPLOYS_MAX),
@@ -177,18 +189,19 @@ impl ModelHost {
         let mut graphs = Vec::new();
         for (name, spec) in &package.graphs {
             let file = package_file(package, &spec.file)?;
-            let backend = self
-                .backends
-                .select(spec.backend.into(), spec.target.into())
-                .map_err(|error| DeployError::graph(name, &error))?;
+            let target = if entity.wants_gpu() { ExecutionTarget::Gpu } else { spec.target.into() };
+            let backend =
+                self.backends.select(spec.backend.into(), target).map_err(|error| DeployError::graph(name, &error))?;
+            let digest = graph_digest(owner.workspace, package, file, name);
+            let form = backend.conversion(target);
             let source = GraphSource {
                 path: dir.join(&spec.file),
                 external_files: package.weights.get(name).cloned().unwrap_or_default(),
-                target: spec.target.into(),
+                target,
                 batch: spec.batch.clone(),
+                converted: form.map(|form| self.converted.path(&digest, form)),
             };
-            let digest = graph_digest(owner.workspace, package, file, name);
-            let key = GraphKey { digest, backend: backend.id(), target: spec.target.into(), batch: spec.batch.clone() };
+            let key = GraphKey { digest, backend: backend.id(), target, batch: spec.batch.clone() };
             graphs.push(PlannedGraph {
                 name: name.clone(),
                 key,
@@ -242,6 +255,9 @@ impl ModelHost {
             });
             log.lines(&self.compile(plan).await?);
         }
+        for graph in &plan.graphs {
+            self.convert(graph, log).await;
+        }
         log.step("loading");
         let ready = entity.ready(self).await?;
         let graphs = Arc::clone(&ready.graphs);
@@ -284,6 +300,32 @@ impl ModelHost {
             profile.finding
         });
         probing.await.map_err(|error| DeployError::host("measure a graph", &error))
+    }
+
+    /// Brings a graph into the form that loads fastest, if that is not done. A graph for which this fails is served all the
+    /// same, from its model file.
+    async fn convert(self: &Arc<Self>, planned: &PlannedGraph, log: &mut BuildLog) {
+        let Ok(backend) = self.backends.by_id(planned.key.backend) else { return };
+        let (host, source) = (Arc::clone(self), planned.source.clone());
+        let made = tokio::task::spawn_blocking(move || host.converted.make(&*backend, &source)).await;
+        match made.unwrap_or_else(|error| Err(error.into())) {
+            Ok(None) => {}
+            Ok(Some(bytes)) => {
+                // One that was loaded before, from the model file, is not what this deploy is to try.
+                self.graphs.forget(&planned.key);
+                log.step(&format!(
+                    "graph '{}' is converted to the form that loads fastest: {bytes} bytes",
+                    planned.name
+                ));
+            }
+            Err(error) => {
+                tracing::warn!(graph = planned.name, "failed to convert a graph, which loads slowly now: {error:#}");
+                log.step(&format!(
+                    "graph '{}' is not converted and loads slowly: the server's log says why",
+                    planned.name
+                ));
+            }
+        }
     }
 
     /// A graph, and whether this call had to wait for it to load.

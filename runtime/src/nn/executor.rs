@@ -89,8 +89,9 @@ impl Executor {
 
     /// Where a computation will run that is asked for on this thread.
     pub fn venue(&self, graph: &dyn Graph, rows: u32) -> Venue {
-        match graph.schedule().estimate(rows) {
-            Some(run) if run <= SHORT_RUN && turn::is_here() => Venue::EventLoop,
+        let schedule = graph.schedule();
+        match schedule.estimate(rows) {
+            Some(run) if run <= SHORT_RUN && schedule.is_for_event_loops() && turn::is_here() => Venue::EventLoop,
             _ => Venue::Thread,
         }
     }

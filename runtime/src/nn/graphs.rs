@@ -93,6 +93,18 @@ impl Graphs {
         }
     }
 
+    /// Lets go of a loaded graph, so that the next call loads it anew. Those who have it keep it.
+    pub fn forget(&self, key: &GraphKey) {
+        let mut state = self.lock();
+        let forgotten = match state.slots.get(key) {
+            Some(Slot::Ready { .. }) => state.slots.remove(key),
+            Some(Slot::Loading(_)) | None => None,
+        };
+        drop(state);
+        // Freed after the lock, as in `land`.
+        drop(forgotten);
+    }
+
     /// Drops graphs that are not in use and were not asked for since `older_than`. Gives their memory back, in bytes.
     pub fn drop_idle(&self, older_than: Duration) -> u64 {
         let now = Instant::now();

@@ -20,7 +20,7 @@ mod test_models;
 mod turn;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use backends::{BackendChoice, BackendId, Backends};
@@ -52,15 +52,8 @@ impl ExecutionTarget {
         }
     }
 
-    /// `UnsupportedOperation` for every target that no backend of this build has, so far all but the CPU.
-    fn supported(self) -> Result<(), NnError> {
-        match self {
-            Self::Cpu => Ok(()),
-            Self::Gpu | Self::Tpu => Err(NnError::unsupported(format!(
-                "execution target {} is not available: no backend for it is built in",
-                self.name()
-            ))),
-        }
+    fn unsupported_by(self, backend: BackendId) -> NnError {
+        NnError::unsupported(format!("backend {} has no execution target {}", backend.name(), self.name()))
     }
 }
 
@@ -72,9 +65,33 @@ pub trait Backend: Send + Sync {
     /// The library's version, for people.
     fn version(&self) -> &str;
 
+    /// The file it was loaded from; none when it is built in.
+    fn library(&self) -> Option<&Path> {
+        None
+    }
+
+    /// `UnsupportedOperation`, with what is missing, for a target on which graphs cannot run here.
+    fn check_target(&self, target: ExecutionTarget) -> Result<(), NnError> {
+        match target {
+            ExecutionTarget::Cpu => Ok(()),
+            ExecutionTarget::Gpu | ExecutionTarget::Tpu => Err(target.unsupported_by(self.id())),
+        }
+    }
+
     /// Loads a graph: blocks for as long as reading and optimising the model takes. `InvalidEncoding` when the file is
     /// not a good model, `UnsupportedOperation` when it asks for what this backend or `wasi:nn` does not have.
     fn load(&self, source: &GraphSource) -> Result<Arc<dyn Graph>, NnError>;
+
+    /// Names the form into which [`Backend::convert`] brings models for a target on this machine: two of the same name
+    /// are interchangeable. None when models are loaded as they are.
+    fn conversion(&self, _target: ExecutionTarget) -> Option<&str> {
+        None
+    }
+
+    /// Writes the form of a model that loads fastest: for [`GraphSource::converted`]. Blocks for longer than a load.
+    fn convert(&self, _source: &GraphSource, _to: &Path) -> Result<(), NnError> {
+        Err(NnError::unsupported("this backend loads models as they are"))
+    }
 }
 
 /// What to load.
@@ -88,6 +105,9 @@ pub struct GraphSource {
     pub target: ExecutionTarget,
     /// What its package says about batching.
     pub batch: BatchSpec,
+    /// Where [`Backend::convert`] wrote this model before. If nothing usable is there, the model file is loaded, and the
+    /// log says so.
+    pub converted: Option<PathBuf>,
 }
 
 /// A loaded model: immutable, shared, safe to run from many threads at once.

@@ -112,6 +112,16 @@ pub(crate) fn linear() -> Vec<u8> {
     model(&graph(&nodes, &inputs, &[value("y", FLOAT, &["batch", "2"])], &weights))
 }
 
+/// `y = tanh(x · w)`: x `[batch, 512]`, y `[batch, 600]`, with random weights of more than a megabyte.
+pub(crate) fn wide() -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(3);
+    let weights: Vec<f32> = (0..512 * 600).map(|_| random.f32() * 0.1 - 0.05).collect();
+    let nodes = [node("MatMul", &["x", "w"], &["xw"], &[]), node("Tanh", &["xw"], &["y"], &[])];
+    let weights = [tensor("w", FLOAT, &[512, 600], &f32s(&weights))];
+    let (x, y) = (value("x", FLOAT, &["batch", "512"]), value("y", FLOAT, &["batch", "600"]));
+    model(&graph(&nodes, &[x], &[y], &weights))
+}
+
 pub(crate) const LINEAR_W: [f32; 6] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
 pub(crate) const LINEAR_B: [f32; 2] = [0.5, -0.5];
 

@@ -129,6 +129,6 @@ fn pooled(instances_max: u32, pagemap_scan: bool) -> wasmtime::Result<Engine> {
 }
 
 /// Whether the kernel has swap in use; true when it cannot be told, which is the safe answer.
-fn swap_is_active() -> bool {
+pub(crate) fn swap_is_active() -> bool {
     std::fs::read_to_string("/proc/swaps").map_or(true, |swaps| swaps.lines().count() > 1)
 }

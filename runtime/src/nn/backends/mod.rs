@@ -1,5 +1,6 @@
 //! Which backends this process has, and which one runs a graph.
 
+mod cuda;
 mod onnx_file;
 mod onnxruntime;
 #[cfg(test)]
@@ -10,7 +11,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use cuda::{CudaDriver, GpuDevice};
 pub use onnx_file::inspect;
+
+use self::onnxruntime::OnnxRuntime;
 
 use super::{Backend, ExecutionTarget, GraphSource, NnError};
 
@@ -49,7 +53,15 @@ pub enum BackendChoice {
 pub struct Backends {
     tract: Arc<dyn Backend>,
     /// Absent with the reason, to be shown to whoever asks for it.
-    onnxruntime: Result<Arc<dyn Backend>, String>,
+    onnxruntime: Result<Arc<OnnxRuntime>, String>,
+}
+
+/// What there is for graphs on a GPU, each part or why it is missing.
+pub struct GpuParts {
+    /// ONNX Runtime's library for it.
+    pub provider: Result<PathBuf, String>,
+    /// The driver and its devices.
+    pub driver: Result<&'static CudaDriver, &'static str>,
 }
 
 impl Backends {
@@ -69,22 +81,23 @@ impl Backends {
             OnnxRuntimePlace::Cache(path) => Err(format!("no ONNX Runtime library at {}", path.display())),
             OnnxRuntimePlace::Nowhere => Err("no ONNX Runtime path is set and there is no home directory".to_owned()),
         };
-        Ok(Self {
-            tract: Arc::new(tract::Tract),
-            onnxruntime: onnxruntime.map(|backend| Arc::new(backend) as Arc<dyn Backend>),
-        })
+        Ok(Self { tract: Arc::new(tract::Tract), onnxruntime: onnxruntime.map(Arc::new) })
     }
 
     /// The backend for a served entity. `UnsupportedOperation` when the one it asks for is absent, or the target.
     pub fn select(&self, choice: BackendChoice, target: ExecutionTarget) -> Result<Arc<dyn Backend>, NnError> {
-        target.supported()?;
-        match (choice, &self.onnxruntime) {
-            (BackendChoice::Tract, _) | (BackendChoice::Auto, Err(_)) => Ok(self.tract.clone()),
-            (BackendChoice::Auto | BackendChoice::OnnxRuntime, Ok(onnxruntime)) => Ok(onnxruntime.clone()),
-            (BackendChoice::OnnxRuntime, Err(reason)) => {
-                Err(NnError::unsupported(format!("backend onnxruntime is not available: {reason}")))
+        let backend: Arc<dyn Backend> = match (choice, target, &self.onnxruntime) {
+            (BackendChoice::Tract, ..) | (BackendChoice::Auto, ExecutionTarget::Cpu, Err(_)) => self.tract.clone(),
+            (_, _, Ok(onnxruntime)) => onnxruntime.clone(),
+            (_, _, Err(reason)) => {
+                let target = target.name();
+                return Err(NnError::unsupported(format!(
+                    "backend onnxruntime (execution target {target}) is not available: {reason}"
+                )));
             }
-        }
+        };
+        backend.check_target(target)?;
+        Ok(backend)
     }
 
     /// A backend that [`Backends::select`] gave before. `UnsupportedOperation` when it is absent.
@@ -97,8 +110,18 @@ impl Backends {
     }
 
     /// The backends that are there, the preferred one first.
-    pub fn available(&self) -> impl Iterator<Item = &Arc<dyn Backend>> {
-        self.onnxruntime.iter().chain([&self.tract])
+    pub fn available(&self) -> impl Iterator<Item = Arc<dyn Backend>> {
+        let onnxruntime = self.onnxruntime.iter().map(|backend| backend.clone() as Arc<dyn Backend>);
+        onnxruntime.chain([self.tract.clone()])
+    }
+
+    /// What there is for graphs on a GPU. Loads the driver.
+    pub fn gpu(&self) -> GpuParts {
+        let provider = match &self.onnxruntime {
+            Ok(onnxruntime) => onnxruntime.cuda_provider(),
+            Err(reason) => Err(reason.clone()),
+        };
+        GpuParts { provider, driver: cuda::driver() }
     }
 
     /// Why ONNX Runtime is absent, if it is.

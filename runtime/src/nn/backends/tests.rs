@@ -17,7 +17,7 @@ fn backends() -> Vec<Arc<dyn Backend>> {
         assert!(std::env::var_os("CI").is_none(), "CI must test ONNX Runtime: {reason}");
         eprintln!("SKIPPED for ONNX Runtime: {reason}");
     }
-    backends.available().cloned().collect()
+    backends.available().collect()
 }
 
 fn onnxruntime() -> Option<Arc<dyn Backend>> {
@@ -25,7 +25,13 @@ fn onnxruntime() -> Option<Arc<dyn Backend>> {
 }
 
 fn source(file: &ModelFile) -> GraphSource {
-    GraphSource { path: file.path(), external_files: vec![], target: ExecutionTarget::Cpu, batch: BatchSpec::default() }
+    GraphSource {
+        path: file.path(),
+        external_files: vec![],
+        target: ExecutionTarget::Cpu,
+        converted: None,
+        batch: BatchSpec::default(),
+    }
 }
 
 fn load(backend: &Arc<dyn Backend>, model: &[u8]) -> Result<Arc<dyn Graph>, NnError> {
@@ -367,10 +373,32 @@ fn a_choice_or_target_that_is_not_there_is_an_error_and_auto_takes_what_is() {
         assert_eq!(error.kind(), NnErrorKind::UnsupportedOperation);
         assert!(error.to_string().contains(name), "{error}");
     }
+    let error = without.select(BackendChoice::Tract, ExecutionTarget::Gpu).err().unwrap();
+    assert_eq!(error.to_string(), "backend tract has no execution target gpu");
     if onnxruntime().is_some() {
         let with = Backends::discover(None).unwrap();
         let chosen = with.select(BackendChoice::Auto, ExecutionTarget::Cpu).unwrap();
         assert_eq!(chosen.id(), BackendId::OnnxRuntime);
         assert!(chosen.version().starts_with("1."));
+    }
+}
+
+#[test]
+fn a_gpu_that_is_asked_for_and_absent_is_an_error_that_says_what_is_missing() {
+    let Some(onnxruntime) = onnxruntime() else { return };
+    let parts = Backends::discover(None).unwrap().gpu();
+    let missing = match (&parts.provider, &parts.driver) {
+        (Err(reason), _) => reason.as_str(),
+        (Ok(_), Err(reason)) => reason,
+        (Ok(_), Ok(_)) => return eprintln!("SKIPPED: this machine has a GPU"),
+    };
+    let file = ModelFile::new(&linear());
+    let gpu = GraphSource { target: ExecutionTarget::Gpu, ..source(&file) };
+    for error in [onnxruntime.check_target(ExecutionTarget::Gpu).unwrap_err(), onnxruntime.load(&gpu).err().unwrap()] {
+        assert_eq!(error.kind(), NnErrorKind::UnsupportedOperation);
+        assert!(error.to_string().contains("gpu") && error.to_string().contains(missing), "{error}");
+    }
+    if parts.provider.is_err() {
+        assert!(missing.contains("libonnxruntime_providers_cuda.so"), "{missing}");
     }
 }

@@ -34,7 +34,7 @@ impl Backend for Tract {
     }
 
     fn load(&self, source: &GraphSource) -> Result<Arc<dyn Graph>, NnError> {
-        source.target.supported()?;
+        self.check_target(source.target)?;
         // tract would follow references to other files.
         let info = onnx_file::inspect(&source.path, &source.external_files)?;
         for tensor in info.inputs.iter().chain(&info.outputs) {

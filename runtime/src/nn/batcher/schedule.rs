@@ -29,6 +29,7 @@ const RETRY_EVERY: u32 = 4096;
 #[derive(Debug)]
 pub struct Schedule {
     spec: BatchSpec,
+    threads_only: bool,
     proved: AtomicBool,
     /// Nanoseconds per row by size of the run; 0 where there was none yet.
     row_ns: [AtomicU64; CLASSES],
@@ -57,6 +58,7 @@ impl Schedule {
     pub fn new(spec: BatchSpec) -> Schedule {
         Schedule {
             spec,
+            threads_only: false,
             proved: AtomicBool::new(false),
             row_ns: Default::default(),
             runs: AtomicU32::new(0),
@@ -64,6 +66,16 @@ impl Schedule {
             wants_sample: AtomicBool::new(false),
             sample: Mutex::default(),
         }
+    }
+
+    /// A schedule for a graph whose runs wait for a device: an event loop must not wait with them.
+    pub fn threads_only(spec: BatchSpec) -> Schedule {
+        Schedule { threads_only: true, ..Schedule::new(spec) }
+    }
+
+    /// Whether an event loop may run it, were it short.
+    pub(in crate::nn) fn is_for_event_loops(&self) -> bool {
+        !self.threads_only
     }
 
     /// Takes over what a deploy found out.
