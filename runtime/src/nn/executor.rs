@@ -96,8 +96,8 @@ impl Executor {
         }
     }
 
-    /// Checks the inputs, runs the graph, together with whatever else waits for it. `alone` says that no other request is
-    /// in work on this thread, so that there is nothing to wait for.
+    /// Checks the inputs, runs the graph, together with whatever else waits for it. `alone` says that no other request has
+    /// begun its work on this thread.
     ///
     /// `InvalidArgument` before anything is queued, `Overloaded` when the queue is full, `Timeout` when the deadline
     /// passes first; then, and when this future is dropped, work that waits never runs, and work that runs on a thread is
@@ -108,7 +108,7 @@ impl Executor {
         graph.schedule().offer_sample(&inputs);
         let rows = inputs.rows();
         let venue = self.venue(&*graph, rows);
-        if venue == Venue::EventLoop && alone {
+        if venue == Venue::EventLoop && alone && turn::is_lone() {
             return batcher::run_graph(&*graph, inputs, rows, &Cancel::never(), &self.shared.counters);
         }
         let (tx, rx) = oneshot::channel();

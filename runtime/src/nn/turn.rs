@@ -12,6 +12,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::batcher::queue::{BatchLimit, FairQueue};
 use super::batcher::{self, Counters, Stop, Work};
 
+/// Works that run at once after a turn that had only one. What is ready beside it cannot be seen without ending the turn,
+/// which costs a system call; so it is looked at now and then.
+const LONE_WORKS: u32 = 8;
+
 /// Batches that one turn's end runs before it lets the requests that it answered go on.
 const BATCHES_PER_TURN: usize = 4;
 
@@ -25,16 +29,27 @@ struct Turn {
     counters: Arc<Counters>,
     /// Whether the end of this turn is coming.
     ending: bool,
+    /// Works that may run without waiting for the end of their turn.
+    lone: u32,
 }
 
 /// Makes this thread one that runs short work itself.
 pub(super) fn start(limit: BatchLimit, counters: Arc<Counters>) {
-    TURN.set(Some(Turn { works: FairQueue::default(), limit, counters, ending: false }));
+    TURN.set(Some(Turn { works: FairQueue::default(), limit, counters, ending: false, lone: 0 }));
 }
 
 /// Whether this thread is one.
 pub(super) fn is_here() -> bool {
     TURN.with_borrow(Option::is_some)
+}
+
+/// Whether work may run at once, because lately there was no other to run it with.
+pub(super) fn is_lone() -> bool {
+    TURN.with_borrow_mut(|turn| {
+        let Some(turn) = turn.as_mut().filter(|turn| turn.lone > 0 && !turn.ending) else { return false };
+        turn.lone -= 1;
+        true
+    })
 }
 
 /// Puts work down for the end of this turn. Dropped, so that whoever waits hears of it, where [`start`] was not called.
@@ -69,7 +84,9 @@ fn take() -> Option<(Vec<Work>, Arc<Counters>)> {
         let batch = turn.works.take(turn.limit, &mut unwanted);
         turn.counters.dropped.fetch_add(unwanted.len() as u64, Relaxed);
         turn.ending = batch.is_some();
-        Some((batch?, turn.counters.clone()))
+        let batch = batch?;
+        turn.lone = if batch.len() == 1 && turn.works.len() == 0 { LONE_WORKS } else { 0 };
+        Some((batch, turn.counters.clone()))
     })
 }
 
