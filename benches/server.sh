@@ -4,9 +4,9 @@
 
 cache=${TESSERA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tessera}
 target=${CARGO_TARGET_DIR:-$PWD/target}
-tessera=${TESSERA_BIN:-$target/release/tessera}
+tessera=${TESSERA_BIN:-$target/dist/tessera}
 # Not TESSERA_…: the server refuses variables of that kind that it does not know.
-bare=${BARE_BIN:-$target/release/tessera-bare}
+bare=${BARE_BIN:-$target/dist/tessera-bare}
 # One library for the server and the baselines.
 onnxruntime=${TESSERA_ONNXRUNTIME:-$cache/onnxruntime/libonnxruntime.so}
 models=${TESSERA_MODELS:-$cache/models}
@@ -33,7 +33,7 @@ trap 'exit 130' INT TERM
 
 # start_server FLAG...: sets `server` (process id), `url` and `token`.
 start_server() {
-    need "$tessera" "cargo build --release -p tessera"
+    need "$tessera" "cargo build --profile dist -p tessera"
     mkdir -p "$home"
     # On a busy machine a deploy may take long; how long is not measured here.
     TESSERA_COMPILE_TIMEOUT_MS=600000 "$tessera" serve --home "$home" --listen 127.0.0.1:0 "$@" \
@@ -45,7 +45,7 @@ start_server() {
 
 # start_bare ARGUMENT...: a baseline of benches/bare; sets `server` and `url`.
 start_bare() {
-    need "$bare" "cargo build --release -p tessera-bare"
+    need "$bare" "cargo build --profile dist -p tessera-bare"
     rm -f "$scratch/address"
     "$bare" "$@" >"$scratch/address" 2>>"$results/server.log" &
     await_address "$scratch/address"

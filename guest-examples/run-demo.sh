@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 checkout=$PWD
 cache=${TESSERA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tessera}
 target=${CARGO_TARGET_DIR:-$checkout/target}
-tessera=$target/release/tessera
+tessera=${TESSERA_BIN:-$target/dist/tessera}
 listen=${TESSERA_LISTEN:-127.0.0.1:8080}
 mkdir -p "${TESSERA_HOME:-.tessera}"
 home=$(cd "${TESSERA_HOME:-.tessera}" && pwd)
