@@ -38,10 +38,11 @@ test: setup build ## Run all tests: native, over HTTP, through real Python clien
 	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings -p filetype
 	cargo test --release -p tessera-tests
 
-bench: build ## Measure requests per second, latency, cold start and memory (installs wrk)
+bench: build ## Measure requests per second, latency, cold start, memory, density (installs wrk)
 	@$(SETUP) onnxruntime iris bench
 	@benches/http.sh
 	@benches/idle.sh
+	@benches/density.sh
 
 setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients
 	@$(SETUP) rust onnxruntime iris minilm filetype python

@@ -9,6 +9,7 @@
 //! HOME/packages/     the same files under their names: links to the blobs
 //! HOME/artifacts/    compiled components
 //! HOME/build-logs/   one file per deploy
+//! HOME/logs/         what guests wrote, one file per served entity that has left memory
 //! ```
 
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -32,7 +33,7 @@ impl Home {
     pub fn open(root: &Path) -> Result<Home> {
         create_private_dir(root).with_context(|| format!("failed to make the home folder {}", root.display()))?;
         let root = root.canonicalize().with_context(|| format!("failed to open {}", root.display()))?;
-        for name in ["store", "blobs", "packages", "artifacts", "build-logs"] {
+        for name in ["store", "blobs", "packages", "artifacts", "build-logs", "logs"] {
             create_private_dir(&root.join(name))
                 .with_context(|| format!("failed to make {name} in the home folder"))?;
         }

@@ -127,13 +127,6 @@ pub struct Plan {
     assets: Vec<String>,
 }
 
-impl Plan {
-    /// Name of the folder in which the package is laid out.
-    pub fn package_name(&self) -> Option<String> {
-        Some(self.dir.file_name()?.to_string_lossy().into_owned())
-    }
-}
-
 impl ModelHost {
     /// Puts the parts together.
     pub fn new(parts: HostParts) -> ModelHost {
@@ -155,14 +148,14 @@ impl ModelHost {
         }
     }
 
-    /// Decides how an entity is served, without doing any of it: quick enough for every entity at a restart.
+    /// Decides how an entity is served, and makes sure that the files of its package lie where it says. Quick enough for
+    /// an endpoint's first request. Blocks.
     ///
     /// # Errors
     /// When a backend or target is not available here, a limit is over the server's, or the files cannot be laid out.
     pub fn plan(&self, owner: &EndpointRecord, entity: &EntityConfig, package: &Package) -> Result<Plan, DeployError> {
         let dir = self.lay_out(package)?;
-        let mut settings = package.settings.clone();
-        settings.extend(entity.environment_vars.clone());
+        let mut settings = settings(entity, package);
         let mut graphs = Vec::new();
         for (name, spec) in &package.graphs {
             let file = package_file(package, &spec.file)?;
@@ -202,6 +195,21 @@ impl ModelHost {
             dir,
             assets: package.assets.iter().cloned().collect(),
         })
+    }
+
+    /// Names of what a deploy of an entity leaves on disk: the compiled component and the laid-out package.
+    ///
+    /// # Errors
+    /// When a limit is over the server's or the package does not fit together: then there is nothing.
+    pub fn leaves(
+        &self,
+        workspace: WorkspaceId,
+        entity: &EntityConfig,
+        package: &Package,
+    ) -> Result<[String; 2], DeployError> {
+        let limits = self.limits_of(package)?;
+        let artifact = self.artifact_key(workspace, package, &settings(entity, package), &limits)?;
+        Ok([artifact.to_string(), package_name(package)?])
     }
 
     /// Does all the slow work for an entity, so that its first request finds it done.
@@ -433,8 +441,7 @@ impl ModelHost {
     /// them need it.
     fn lay_out(&self, package: &Package) -> Result<PathBuf, DeployError> {
         let failed = |error: std::io::Error| DeployError::host("lay out the files of a package", &error);
-        let listing = serde_json::to_vec(&package.files).map_err(|error| failed(error.into()))?;
-        let dir = self.home.path("packages").join(blake3::hash(&listing).to_hex().as_str());
+        let dir = self.home.path("packages").join(package_name(package)?);
         if dir.exists() {
             return Ok(dir);
         }
@@ -489,6 +496,20 @@ impl Drop for RemoveOnDrop<'_> {
     fn drop(&mut self) {
         self.host.compiling().remove(&self.key);
     }
+}
+
+/// The package's settings, overridden by the entity's.
+fn settings(entity: &EntityConfig, package: &Package) -> BTreeMap<String, String> {
+    let mut settings = package.settings.clone();
+    settings.extend(entity.environment_vars.clone());
+    settings
+}
+
+/// Name of the folder in which a package is laid out: what is in it decides it.
+fn package_name(package: &Package) -> Result<String, DeployError> {
+    let listing =
+        serde_json::to_vec(&package.files).map_err(|error| DeployError::host("name a package's folder", &error))?;
+    Ok(blake3::hash(&listing).to_hex().to_string())
 }
 
 fn package_file<'a>(package: &'a Package, name: &str) -> Result<&'a PackageFile, DeployError> {

@@ -46,8 +46,9 @@ const GROUP_FILL_MAX: Duration = Duration::from_millis(2);
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(5);
 const CLOSE_POLL: Duration = Duration::from_millis(1);
 
-/// sled's page cache; the whole state of a usual installation fits.
-const CACHE_BYTES: u64 = 64 << 20;
+/// sled's page cache. Small, because what thousands of idle endpoints are asked for comes from it and would fill it; what
+/// it lacks is in the kernel's page cache.
+const CACHE_BYTES: u64 = 2 << 20;
 
 /// sled's background thread: what we rely on is garbage collection, not its flushing.
 const SLED_FLUSH_EVERY_MS: u64 = 500;
