@@ -7,8 +7,8 @@
 #   1. deploy: from the first request until the last endpoint is ready, created by 16 connections.
 #   2. memory per endpoint: RssAnon, which is no file's page, and VmRSS, which is all, less the same of another server,
 #      divided by ENDPOINTS. After a restart and after a list: less that of an empty server. When all have been deployed,
-#      and when CALLED of them have been called: less that of a server with one endpoint, which has been called; so
-#      without the libraries that the first call brings into memory. All endpoints are asleep each time.
+#      and when CALLED of them have been called: less that of a server with one endpoint, which was called CALLED times;
+#      so without what the calls themselves leave (libraries, the pool of instances). All endpoints are asleep each time.
 #   3. restart: from starting the process until it says that it is ready.
 #   4. list and metrics: from connecting to the last byte; size of the answer.
 #   5. first answer of SAMPLES random endpoints, each 200: from connecting to the last byte.
@@ -116,10 +116,14 @@ data = "{\"name\": \"iris-@\", \"config\": {\"served_entities\": [{\"entity_name
         send_all
 }
 
-# all_ready COUNT: nothing is left to deploy, and nothing failed.
+# all_ready COUNT: nothing is left to deploy. Ends the bench if something failed.
 all_ready() {
     local list
     list=$(curl --fail --silent --header "Authorization: Bearer $token" "$api/serving-endpoints")
+    if [[ $list == *UPDATE_FAILED* ]]; then
+        echo "an endpoint could not be deployed: see $results/server.log" >&2
+        exit 1
+    fi
     [ "$(grep -o '"ready":"READY","config_update":"NOT_UPDATING"' <<<"$list" | wc -l)" = "$1" ]
 }
 
@@ -129,9 +133,10 @@ fetch() {
         --header "Authorization: Bearer $token" "$1"
 }
 
-call_some() {
+# call NAME: CALLED calls; the endpoint is NAME, in which @ is the number of the call.
+call() {
     local escaped=${one_flower//\"/\\\"}
-    each 1 "$CALLED" 'url = "'"$url"'/iris-@/invocations"
+    each 1 "$CALLED" 'url = "'"$url/$1"'/invocations"
 header = "Content-Type: application/json"
 data = "'"$escaped"'"' | send_all
 }
@@ -159,7 +164,7 @@ empty_anonymous=$anonymous empty_resident=$resident
 push_models
 create_endpoints 1 1
 until all_ready 1; do sleep 0.1; done
-first_answer_ms 1 >/dev/null
+call iris-1
 baseline
 
 begun=$(now)
@@ -186,7 +191,7 @@ for number in $(shuf --input-range="1-$ENDPOINTS" --head-count="$SAMPLES"); do f
 report 'first answer, median ms' "$(median <"$home/first")"
 report 'first answer, worst ms' "$(sort -g "$home/first" | tail -n 1)"
 
-call_some
+call 'iris-@'
 read -r seconds bytes < <(fetch "${url%/serving-endpoints}/metrics")
 report 'metrics, s' "$seconds"
 report 'metrics, bytes' "$bytes"

@@ -7,6 +7,7 @@
 //! What is read of endpoints that sleep is read from the store: one record to wake one, all of them for a list.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -26,6 +27,7 @@ use crate::deploy::build_log::BuildLog;
 use crate::deploy::{DeployError, ModelHost};
 use crate::error::{ApiError, ErrorCode, chain};
 use crate::home::Home;
+use crate::memory;
 use crate::observe::log_ring::LogRing;
 use crate::observe::metrics::Metrics;
 use crate::registry::Registry;
@@ -77,6 +79,13 @@ const MESSAGE_BYTES_MAX: usize = 2 << 10;
 
 /// A config as JSON: a record holds up to two of them.
 const CONFIG_BYTES_MAX: usize = 24 << 10;
+
+/// Endpoints that may wait out their idle time in memory. The component of each takes a few of the mappings of memory that
+/// Linux lets a process have, 65,530 by default; without them no instance can start.
+const AWAKE_MAX: usize = 2000;
+
+/// Idle time of endpoints while there are more: long enough for the requests of one caller to find a component again.
+const CROWDED_IDLE: Duration = Duration::from_secs(1);
 
 /// Endpoints that are read from disk at one time: each takes a thread for a moment.
 const WAKING_MAX: usize = 8;
@@ -160,6 +169,7 @@ impl ControlPlane {
             }
             Ok::<_, StoreError>(())
         })?;
+        memory::give_back();
         Ok(self.catalog.len())
     }
 
@@ -184,12 +194,16 @@ impl ControlPlane {
     /// Gives back the memory of what nobody has asked for in a while: components of served entities, then all else of the
     /// endpoints. Blocks.
     pub fn sleep_idle(&self, idle: Duration) {
-        for endpoint in self.catalog.all_awake() {
+        let awake = self.catalog.all_awake();
+        let idle = if awake.len() > AWAKE_MAX { idle.min(CROWDED_IDLE) } else { idle };
+        for endpoint in awake {
             for entity in endpoint.serving.iter().flat_map(|serving| &serving.entities) {
                 entity.drop_idle(idle);
             }
         }
-        self.catalog.sleep_idle(idle, |endpoint| self.save_logs(endpoint));
+        if self.catalog.sleep_idle(idle, |endpoint| self.save_logs(endpoint)) > 0 {
+            memory::give_back();
+        }
     }
 
     /// Saves the logs of all guests that are in memory, before the server ends. Blocks.
@@ -234,27 +248,28 @@ impl ControlPlane {
     }
 
     fn leftovers(&self) -> Result<Vec<PathBuf>, StoreError> {
-        // Listed first: what is made after this is not a leftover.
-        let folders =
-            ["packages", "artifacts", "build-logs", "logs"].map(|name| std::fs::read_dir(self.home.path(name)));
-        let entries: Vec<_> = folders.into_iter().flatten().flatten().flatten().collect();
-        let mut kept: HashSet<String> = HashSet::new();
+        // By a hash, which is small; two names with one hash keep a leftover.
+        let hashes = RandomState::new();
+        let mut kept: HashSet<u64> = HashSet::new();
         visit_documents(&*self.store, "endpoint/", |_, record: EndpointRecord| {
+            kept.insert(hashes.hash_one(record.id.as_str()));
             for entity in record.config.iter().chain(&record.pending).flat_map(|config| &config.entities) {
                 // What cannot be read now has nothing that could be told from a leftover.
                 let package = self.registry.package(record.workspace, &entity.entity_name, entity.entity_version).ok();
                 let leaves = package.and_then(|package| self.host.leaves(record.workspace, entity, &package).ok());
-                kept.extend(leaves.into_iter().flatten());
+                kept.extend(leaves.iter().flatten().map(|name| hashes.hash_one(name.as_str())));
             }
-            kept.insert(record.id);
             Ok::<_, StoreError>(())
         })?;
+        let folders =
+            ["packages", "artifacts", "build-logs", "logs"].map(|name| std::fs::read_dir(self.home.path(name)));
         let is_leftover = |entry: &std::fs::DirEntry| {
             let name = entry.file_name().to_string_lossy().into_owned();
             // Names begin with what they belong to: a digest, a key, an endpoint's id.
-            !kept.contains(name.split(['.', '-']).next().unwrap_or(&name))
+            !kept.contains(&hashes.hash_one(name.split(['.', '-']).next().unwrap_or(&name)))
         };
-        Ok(entries.into_iter().filter(is_leftover).map(|entry| entry.path()).collect())
+        let entries = folders.into_iter().flatten().flatten().flatten();
+        Ok(entries.filter(is_leftover).map(|entry| entry.path()).collect())
     }
 
     /// Makes an endpoint and starts its first deploy.

@@ -22,7 +22,7 @@
 //! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything.
 //!
 //! Beside them: [`server`] puts the parts together, [`config`] and [`cli`] are what a person types, [`observe`] is what a
-//! person sees, [`error`] is what a caller gets.
+//! person sees, [`error`] is what a caller gets; [`memory`] gives back what is free.
 //!
 //! # Invariants
 //!
@@ -46,6 +46,7 @@ pub mod deploy;
 pub mod error;
 pub mod home;
 pub mod http;
+pub mod memory;
 pub mod nn;
 pub mod observe;
 pub mod registry;

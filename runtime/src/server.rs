@@ -22,6 +22,7 @@ use crate::error::chain;
 use crate::home::{Home, Keys};
 use crate::http::body::BodyLimits;
 use crate::http::{HttpLimits, Listeners, Servers};
+use crate::memory;
 use crate::nn::{Backends, Executor, Graphs};
 use crate::observe::metrics::Metrics;
 use crate::registry::Registry;
@@ -251,7 +252,12 @@ fn start_sweeps(background: &Runtime, control: &Arc<ControlPlane>, blobs: Arc<Bl
     let registry = Arc::clone(&control.registry);
     background.spawn_blocking({
         let control = Arc::clone(control);
-        move || control.sweep().inspect_err(|error| tracing::warn!("failed to look for leftovers: {}", chain(error)))
+        move || {
+            if let Err(error) = control.sweep() {
+                tracing::warn!("failed to look for leftovers: {}", chain(&error));
+            }
+            memory::give_back();
+        }
     });
     background.spawn(async move {
         loop {

@@ -179,10 +179,10 @@ impl Catalog {
     }
 
     /// Sends those endpoints to sleep that have been idle for a while and are not in use. `save` keeps what must not be
-    /// lost with one; where it fails, the endpoint stays. Blocks as long as `save` does.
-    pub fn sleep_idle(&self, idle: Duration, save: impl Fn(&Endpoint) -> bool) {
+    /// lost with one; where it fails, the endpoint stays. The number of those that sleep now. Blocks as long as `save` does.
+    pub fn sleep_idle(&self, idle: Duration, save: impl Fn(&Endpoint) -> bool) -> usize {
         let slots: Vec<Arc<Slot>> = self.slots.pin().values().filter(|slot| slot.is_idle(idle)).cloned().collect();
-        slots.iter().for_each(|slot| slot.sleep(&save));
+        slots.iter().filter(|slot| slot.sleep(&save)).count()
     }
 }
 
@@ -191,17 +191,19 @@ impl Slot {
         self.awake.load().as_ref().is_some_and(|endpoint| endpoint.is_idle(idle))
     }
 
-    fn sleep(&self, save: impl Fn(&Endpoint) -> bool) {
+    /// Whether the endpoint sleeps now.
+    fn sleep(&self, save: impl Fn(&Endpoint) -> bool) -> bool {
         // Held: the endpoint wakes just now.
-        let Ok(mut traces) = self.asleep.try_lock() else { return };
+        let Ok(mut traces) = self.asleep.try_lock() else { return false };
         // Out of reach first: from here on who asks for it waits for the lock, so that nobody can begin to use it.
-        let Some(mut endpoint) = self.awake.swap(None) else { return };
+        let Some(mut endpoint) = self.awake.swap(None) else { return false };
         if endpoint.is_unused() && save(&endpoint) {
             *traces = endpoint.traces();
-            return;
+            return true;
         }
         // Not a store: what was published meanwhile is newer.
         self.awake.compare_and_swap(&None::<Arc<Endpoint>>, Some(endpoint));
+        false
     }
 }
 
