@@ -42,13 +42,14 @@ test: setup build ## Run all tests: native, over HTTP, through real Python clien
 	cargo test --release -p tessera-tests
 
 # The baselines are built apart from the server, so that neither gets features of the other's dependencies.
-bench: dist ## Measure speed beside bare baselines, cold starts, batching (installs wrk)
+bench: dist ## Measure speed beside bare baselines, cold starts, batching, density (installs wrk)
 	cargo build --profile dist -p tessera-bare
 	@$(SETUP) onnxruntime iris minilm bench
 	@benches/ladder.sh
 	@benches/embeddings.sh
 	@benches/cold.sh
 	@benches/batching.sh
+	@benches/density.sh
 	cargo bench --profile dist -p tessera --bench sandbox
 
 setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients

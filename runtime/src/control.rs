@@ -1,31 +1,39 @@
-//! The control plane: endpoints are made, changed and removed here, one change at a time, and deployed in the background.
+//! The control plane: endpoints are made, changed and removed here, each by one change at a time, and deployed in the
+//! background.
 //!
 //! Every change is first in the store, then in the catalog, then acknowledged. A config is published only when all of its
 //! entities are ready; until then, and when it fails, the one before it serves.
+//!
+//! What is read of endpoints that sleep is read from the store: one record to wake one, all of them for a list.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::{MutexGuard, RwLock, RwLockReadGuard, Semaphore};
 
-use crate::catalog::served::ServedEntity;
+use crate::catalog::served::{PlannedGraph, ServedEntity};
 use crate::catalog::{
-    Catalog, Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Serving, Tag, WorkspaceId,
-    check_endpoint_name,
+    Catalog, DeployedGraph, Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Serving, Tag, Traces,
+    WorkspaceId, check_endpoint_name,
 };
 use crate::clock::now_ms;
 use crate::deploy::build_log::BuildLog;
 use crate::deploy::{DeployError, ModelHost};
 use crate::error::{ApiError, ErrorCode, chain};
 use crate::home::Home;
+use crate::memory;
 use crate::observe::log_ring::LogRing;
 use crate::observe::metrics::Metrics;
 use crate::registry::Registry;
-use crate::store::documents::scan_documents;
+use crate::store::documents::{document, read_document, visit_documents};
 use crate::store::{StateStore, StoreError, Transaction};
+use crate::turns::Turns;
 
 /// What a caller asks for.
 pub struct NewEndpoint {
@@ -52,7 +60,10 @@ pub struct ControlPlane {
     home: Home,
     /// Runs deploys, apart from the threads that answer requests.
     background: Handle,
-    writing: Mutex<()>,
+    /// Shared by changes of endpoints; alone is who removes what no endpoint may serve meanwhile.
+    changes: RwLock<()>,
+    turns: Turns,
+    waking: Semaphore,
     /// Running deploys by endpoint id, so that a delete can stop its own.
     deploys: std::sync::Mutex<HashMap<String, tokio::task::AbortHandle>>,
 }
@@ -69,8 +80,21 @@ const MESSAGE_BYTES_MAX: usize = 2 << 10;
 /// A config as JSON: a record holds up to two of them.
 const CONFIG_BYTES_MAX: usize = 24 << 10;
 
+/// Endpoints that may wait out their idle time in memory. The component of each takes a few of the mappings of memory that
+/// Linux lets a process have, 65,530 by default; without them no instance can start.
+const AWAKE_MAX: usize = 2000;
+
+/// Idle time of endpoints while there are more: long enough for the requests of one caller to find a component again.
+const CROWDED_IDLE: Duration = Duration::from_secs(1);
+
+/// Endpoints that are read from disk at one time: each takes a thread for a moment.
+const WAKING_MAX: usize = 8;
+
 /// Times that the outcome of a deploy is offered to a store whose queue is full.
 const COMMIT_TRIES: u32 = 10;
+
+/// One endpoint's turn to change.
+type Turn<'a> = (RwLockReadGuard<'a, ()>, MutexGuard<'a, ()>);
 
 impl FailedDeploy {
     fn new(entity: &str, mut message: String) -> FailedDeploy {
@@ -122,91 +146,130 @@ impl ControlPlane {
             metrics,
             home,
             background,
-            writing: Mutex::new(()),
+            changes: RwLock::new(()),
+            turns: Turns::default(),
+            waking: Semaphore::new(WAKING_MAX),
             deploys: std::sync::Mutex::default(),
         }
     }
 
-    /// Puts every stored endpoint into the catalog, with nothing in memory yet, and takes up the deploys that were
-    /// running when the server stopped. Blocks.
+    /// Puts every stored endpoint into the catalog, asleep, wakes those that do not scale to zero, and takes up the deploys
+    /// that were running when the server stopped. Blocks; reads the records and nothing else.
     ///
     /// # Errors
     /// When the records cannot be read.
-    pub fn restore(self: &Arc<ControlPlane>) -> anyhow::Result<usize> {
-        let mut endpoints = Vec::new();
-        let mut unfinished = Vec::new();
-        for (_, mut record) in scan_documents::<EndpointRecord>(&*self.store, "endpoint/")? {
-            let serving = match record.config.as_ref().map(|config| self.serving(&record, config, None)) {
-                None => None,
-                Some(Ok(serving)) => Some(Arc::new(serving)),
-                Some(Err(failed)) => {
-                    tracing::error!(endpoint = record.name, entity = failed.entity, "cannot serve: {}", failed.message);
-                    if let Some(config) = record.config.clone() {
-                        record.failed = Some(FailedConfig { config, entity: failed.entity, message: failed.message });
-                    }
-                    None
-                }
-            };
+    pub fn restore(self: &Arc<ControlPlane>) -> Result<usize, StoreError> {
+        visit_documents(&*self.store, "endpoint/", |_, record: EndpointRecord| {
+            self.catalog.put_asleep(record.workspace, &record.name);
+            if record.config.iter().flat_map(|config| &config.entities).any(|entity| !entity.scale_to_zero_enabled) {
+                self.warm_up(record.workspace, record.name.clone());
+            }
             if record.pending.is_some() {
-                unfinished.push((record.workspace, record.name.clone(), record.id.clone()));
+                self.start_deploy(record.workspace, record.name, record.id);
             }
-            endpoints.push(Endpoint { record, serving });
-        }
-        let count = endpoints.len();
-        self.catalog.put_all(endpoints);
-        self.sweep();
-        self.warm_up();
-        for (workspace, name, id) in unfinished {
-            self.start_deploy(workspace, name, id);
-        }
-        Ok(count)
+            Ok::<_, StoreError>(())
+        })?;
+        memory::give_back();
+        Ok(self.catalog.len())
     }
 
-    /// Brings those back into memory that do not scale to zero.
-    fn warm_up(&self) {
-        for endpoint in self.catalog.everything() {
+    /// Brings those entities of an endpoint back into memory that do not scale to zero.
+    fn warm_up(self: &Arc<ControlPlane>, workspace: WorkspaceId, name: String) {
+        let control = Arc::clone(self);
+        self.background.spawn(async move {
+            let failed = |cause: String| tracing::warn!(endpoint = name, cause, "failed to bring an endpoint back");
+            let endpoint = match control.endpoint(workspace, &name).await {
+                Ok(endpoint) => endpoint,
+                Err(error) => return failed(error.message),
+            };
+            let entities = endpoint.serving.iter().flat_map(|serving| &serving.entities);
+            for entity in entities.filter(|entity| !entity.config.scale_to_zero_enabled) {
+                if let Err(error) = entity.ready(&control.host).await {
+                    failed(error.to_string());
+                }
+            }
+        });
+    }
+
+    /// Gives back the memory of what nobody has asked for in a while: components of served entities, then all else of the
+    /// endpoints. Blocks.
+    pub fn sleep_idle(&self, idle: Duration) {
+        let awake = self.catalog.all_awake();
+        let idle = if awake.len() > AWAKE_MAX { idle.min(CROWDED_IDLE) } else { idle };
+        for endpoint in awake {
             for entity in endpoint.serving.iter().flat_map(|serving| &serving.entities) {
-                if entity.config.scale_to_zero_enabled {
-                    continue;
-                }
-                let (entity, host, name) = (Arc::clone(entity), Arc::clone(&self.host), endpoint.record.name.clone());
-                self.background.spawn(async move {
-                    if let Err(error) = entity.ready(&host).await {
-                        tracing::warn!(endpoint = name, cause = %error, "failed to bring an endpoint back into memory");
-                    }
-                });
+                entity.drop_idle(idle);
             }
+        }
+        if self.catalog.sleep_idle(idle, |endpoint| self.save_logs(endpoint)) > 0 {
+            memory::give_back();
         }
     }
 
-    /// Removes what deploys made for endpoints that are gone: laid-out packages, artifacts, converted graphs,
-    /// build logs. All of it can be made again. Only at a start, before any deploy runs.
-    fn sweep(&self) {
-        let endpoints = self.catalog.everything();
-        let mut kept: HashSet<String> = endpoints.iter().map(|endpoint| endpoint.record.id.clone()).collect();
-        for entity in
-            endpoints.iter().filter_map(|endpoint| endpoint.serving.as_ref()).flat_map(|serving| &serving.entities)
-        {
-            kept.insert(entity.plan.artifact.to_string());
-            kept.extend(entity.plan.package_name());
-            kept.extend(entity.plan.converted_names());
+    /// Saves the logs of all guests that are in memory, before the server ends. Blocks.
+    pub fn save_all_logs(&self) {
+        for endpoint in self.catalog.all_awake() {
+            self.save_logs(&endpoint);
         }
-        for folder in ["packages", "artifacts", "graphs", "build-logs"] {
-            let entries = std::fs::read_dir(self.home.path(folder)).into_iter().flatten().flatten();
-            for entry in entries {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                // Names begin with what they belong to: a digest, a key, an endpoint's id.
-                let owner = name.split(['.', '-']).next().unwrap_or(&name);
-                if kept.contains(owner) {
-                    continue;
-                }
-                let path = entry.path();
-                let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-                if let Err(error) = removed {
-                    tracing::warn!(path = %path.display(), "failed to remove a leftover: {error}");
-                }
+    }
+
+    /// Whether nothing that the guests of an endpoint wrote would be lost with it.
+    fn save_logs(&self, endpoint: &Endpoint) -> bool {
+        let save = |entity: &Arc<ServedEntity>| entity.log.save(&self.log_path(&endpoint.record, &entity.config));
+        let saved = endpoint.serving.iter().flat_map(|serving| &serving.entities).try_for_each(save);
+        if let Err(error) = &saved {
+            tracing::warn!(endpoint = endpoint.record.name, "failed to save what its guest wrote: {error}");
+        }
+        saved.is_ok()
+    }
+
+    fn log_path(&self, record: &EndpointRecord, entity: &EntityConfig) -> PathBuf {
+        self.home.path(&format!("logs/{}-{}.log", record.id, entity.name))
+    }
+
+    /// Removes what was made for endpoints that are gone: laid-out packages, artifacts, converted graphs, logs. Blocks, and reads every
+    /// package that is served: once, some time after a start.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn sweep(&self) -> Result<(), StoreError> {
+        if self.leftovers()?.is_empty() {
+            return Ok(());
+        }
+        // Looked for again while nothing can be made or changed: a deploy may have found use for one meanwhile.
+        let _alone = self.changes.blocking_write();
+        for path in self.leftovers()? {
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), "failed to remove a leftover: {error}");
             }
         }
+        Ok(())
+    }
+
+    fn leftovers(&self) -> Result<Vec<PathBuf>, StoreError> {
+        // By a hash, which is small; two names with one hash keep a leftover.
+        let hashes = RandomState::new();
+        let mut kept: HashSet<u64> = HashSet::new();
+        visit_documents(&*self.store, "endpoint/", |_, record: EndpointRecord| {
+            kept.insert(hashes.hash_one(record.id.as_str()));
+            for entity in record.config.iter().chain(&record.pending).flat_map(|config| &config.entities) {
+                // What cannot be read now has nothing that could be told from a leftover.
+                let package = self.registry.package(record.workspace, &entity.entity_name, entity.entity_version).ok();
+                let leaves = package.and_then(|package| self.host.leaves(record.workspace, entity, &package).ok());
+                kept.extend(leaves.iter().flatten().map(|name| hashes.hash_one(name.as_str())));
+            }
+            Ok::<_, StoreError>(())
+        })?;
+        let folders = ["packages", "artifacts", "graphs", "profiles", "build-logs", "logs"]
+            .map(|name| std::fs::read_dir(self.home.path(name)));
+        let is_leftover = |entry: &std::fs::DirEntry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // Names begin with what they belong to: a digest, a key, an endpoint's id.
+            !kept.contains(&hashes.hash_one(name.split(['.', '-']).next().unwrap_or(&name)))
+        };
+        let entries = folders.into_iter().flatten().flatten().flatten();
+        Ok(entries.filter(is_leftover).map(|entry| entry.path()).collect())
     }
 
     /// Makes an endpoint and starts its first deploy.
@@ -222,12 +285,12 @@ impl ControlPlane {
         check_endpoint_name(&new.name)?;
         new.config.check()?;
         check_size(&new.config)?;
-        let _alone = self.writing.lock().await;
-        if self.catalog.endpoint(workspace, &new.name).is_some() {
+        let _turn = self.turn(workspace, &new.name).await;
+        if self.catalog.contains(workspace, &new.name) {
             let message = format!("Endpoint with name '{}' already exists.", new.name);
             return Err(ApiError::new(ErrorCode::ResourceAlreadyExists, message));
         }
-        self.check_versions(workspace, &new.config)?;
+        self.check_versions(workspace, &new.config).await?;
         let now = now_ms();
         let record = EndpointRecord {
             workspace,
@@ -241,6 +304,7 @@ impl ControlPlane {
             config: None,
             pending: Some(EndpointConfig { version: 1, start_time: now, ..new.config }),
             failed: None,
+            graphs: Vec::new(),
         };
         self.publish(record, None).await
     }
@@ -255,8 +319,8 @@ impl ControlPlane {
         name: &str,
         make: impl FnOnce(&EndpointRecord) -> Result<EndpointConfig, ApiError>,
     ) -> Result<Arc<Endpoint>, ApiError> {
-        let _alone = self.writing.lock().await;
-        let current = self.endpoint(workspace, name)?;
+        let _turn = self.turn(workspace, name).await;
+        let current = self.endpoint(workspace, name).await?;
         let mut record = current.record.clone();
         if record.pending.is_some() {
             return Err(ApiError::new(
@@ -267,7 +331,7 @@ impl ControlPlane {
         let config = make(&record)?;
         config.check()?;
         check_size(&config)?;
-        self.check_versions(workspace, &config)?;
+        self.check_versions(workspace, &config).await?;
         let now = now_ms();
         let version = record.next_version();
         record.pending = Some(EndpointConfig { version, start_time: now, ..config });
@@ -282,26 +346,37 @@ impl ControlPlane {
     /// # Errors
     /// `RESOURCE_DOES_NOT_EXIST`.
     pub async fn delete(&self, workspace: WorkspaceId, name: &str) -> Result<(), ApiError> {
-        let _alone = self.writing.lock().await;
-        let endpoint = self.endpoint(workspace, name)?;
-        self.store.commit(Transaction::new().delete_document(&endpoint_key(workspace, name))).await?;
+        let _turn = self.turn(workspace, name).await;
+        let key = endpoint_key(workspace, name);
+        let record: Option<EndpointRecord> = read_document(&self.store, key.clone()).await?;
+        let record = record.ok_or_else(|| no_endpoint(name))?;
+        self.store.commit(Transaction::new().delete_document(&key)).await?;
         self.catalog.remove(workspace, name);
         let mut deploys = self.deploys.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(deploy) = deploys.remove(&endpoint.record.id) {
+        if let Some(deploy) = deploys.remove(&record.id) {
             deploy.abort();
         }
         self.metrics.forget(name);
         Ok(())
     }
 
+    async fn turn(&self, workspace: WorkspaceId, name: &str) -> Turn<'_> {
+        (self.changes.read().await, self.turns.of(workspace, name).await)
+    }
+
     /// Removes a model version that no endpoint serves or is about to.
     ///
     /// # Errors
     /// `RESOURCE_CONFLICT` when one does.
-    pub async fn delete_version(&self, workspace: WorkspaceId, model: &str, version: u64) -> Result<(), ApiError> {
+    pub async fn delete_version(
+        self: &Arc<ControlPlane>,
+        workspace: WorkspaceId,
+        model: &str,
+        version: u64,
+    ) -> Result<(), ApiError> {
         // No endpoint can be made or changed until the version is gone.
-        let _alone = self.writing.lock().await;
-        let in_use = self.user_of(workspace, model, version);
+        let _alone = self.changes.write().await;
+        let in_use = self.users_of(workspace, model).await?.remove(&version);
         self.registry.delete_version(workspace, model, version, in_use).await
     }
 
@@ -309,30 +384,104 @@ impl ControlPlane {
     ///
     /// # Errors
     /// `RESOURCE_CONFLICT` when one does.
-    pub async fn delete_model(&self, workspace: WorkspaceId, model: &str) -> Result<(), ApiError> {
-        let _alone = self.writing.lock().await;
-        self.registry.delete_model(workspace, model, |version| self.user_of(workspace, model, version)).await
+    pub async fn delete_model(self: &Arc<ControlPlane>, workspace: WorkspaceId, model: &str) -> Result<(), ApiError> {
+        let _alone = self.changes.write().await;
+        let users = self.users_of(workspace, model).await?;
+        self.registry.delete_model(workspace, model, |version| users.get(&version).cloned()).await
     }
 
-    /// An endpoint of a workspace.
+    /// An endpoint of a workspace. Without waiting when it is awake.
     ///
     /// # Errors
     /// `RESOURCE_DOES_NOT_EXIST`, also for another workspace's.
-    pub fn endpoint(&self, workspace: WorkspaceId, name: &str) -> Result<Arc<Endpoint>, ApiError> {
-        self.catalog
-            .endpoint(workspace, name)
-            .ok_or_else(|| ApiError::missing(format!("Endpoint with name '{name}' does not exist.")))
+    pub async fn endpoint(
+        self: &Arc<ControlPlane>,
+        workspace: WorkspaceId,
+        name: &str,
+    ) -> Result<Arc<Endpoint>, ApiError> {
+        if let Some(awake) = self.catalog.awake(workspace, name) {
+            return Ok(awake);
+        }
+        let woken = self.catalog.wake(workspace, name, async |traces| {
+            let (control, name) = (Arc::clone(self), name.to_owned());
+            self.off_the_event_loop(move || control.read_endpoint(workspace, &name, &traces)).await
+        });
+        woken.await?.ok_or_else(|| no_endpoint(name))
     }
 
-    /// The endpoint that serves a model version, or is about to.
-    fn user_of(&self, workspace: WorkspaceId, model: &str, version: u64) -> Option<String> {
-        let uses = |config: &EndpointConfig| {
-            config.entities.iter().any(|entity| entity.entity_name == model && entity.entity_version == version)
+    /// An endpoint made of what is stored. One that cannot serve what it is configured to says why, as after a failed
+    /// deploy; it is tried again when it has slept. Blocks.
+    fn read_endpoint(
+        &self,
+        workspace: WorkspaceId,
+        name: &str,
+        traces: &Traces,
+    ) -> Result<Option<Endpoint>, StoreError> {
+        let Some(mut record) = document::<EndpointRecord>(&*self.store, &endpoint_key(workspace, name))? else {
+            return Ok(None);
         };
-        let endpoints = self.catalog.endpoints(workspace);
-        let user =
-            endpoints.iter().find(|endpoint| endpoint.record.config.iter().chain(&endpoint.record.pending).any(uses));
-        user.map(|endpoint| endpoint.record.name.clone())
+        let Some(config) = record.config.clone() else {
+            return Ok(Some(Endpoint { record, serving: None }));
+        };
+        let serving = match self.serving(&record, &config, None, traces) {
+            Ok(serving) => Some(Arc::new(serving)),
+            Err(FailedDeploy { entity, message }) => {
+                tracing::error!(endpoint = name, entity, "cannot serve: {message}");
+                record.failed = Some(FailedConfig { config, entity, message });
+                None
+            }
+        };
+        Ok(Some(Endpoint { record, serving }))
+    }
+
+    /// Shows all endpoints of a workspace, by name: what is stored, and the endpoint where it is awake. Wakes none. Blocks.
+    ///
+    /// # Errors
+    /// When the records cannot be read, and the visitor's first error.
+    pub fn visit_endpoints<E: From<StoreError>>(
+        &self,
+        workspace: WorkspaceId,
+        mut visit: impl FnMut(&EndpointRecord, Option<&Endpoint>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        visit_documents(&*self.store, &endpoint_key(workspace, ""), |_, record: EndpointRecord| {
+            // Made again meanwhile under the same name, it is another one.
+            let awake = self.catalog.awake(workspace, &record.name).filter(|awake| awake.record.id == record.id);
+            match awake {
+                Some(awake) => visit(&awake.record, Some(&awake)),
+                None => visit(&record, None),
+            }
+        })
+    }
+
+    /// The versions of a model that endpoints serve or are about to, each with the first of them.
+    async fn users_of(
+        self: &Arc<ControlPlane>,
+        workspace: WorkspaceId,
+        model: &str,
+    ) -> Result<HashMap<u64, String>, ApiError> {
+        let (control, model) = (Arc::clone(self), model.to_owned());
+        let users = self.off_the_event_loop(move || {
+            let mut users = HashMap::new();
+            control.visit_endpoints(workspace, |record, _| {
+                let entities = record.config.iter().chain(&record.pending).flat_map(|config| &config.entities);
+                for entity in entities.filter(|entity| entity.entity_name == model) {
+                    users.entry(entity.entity_version).or_insert_with(|| record.name.clone());
+                }
+                Ok::<_, StoreError>(())
+            })?;
+            Ok(users)
+        });
+        users.await
+    }
+
+    /// Reads from disk on another thread, a few at a time.
+    async fn off_the_event_loop<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let _turn = self.waking.acquire().await.map_err(|error| ApiError::internal("take a turn", &error))?;
+        let read = tokio::task::spawn_blocking(read).await;
+        Ok(read.map_err(|error| ApiError::internal("read the endpoints", &error))??)
     }
 
     /// Whether changes can be kept.
@@ -353,7 +502,7 @@ impl ControlPlane {
         versions.into_iter().find_map(read)
     }
 
-    /// Commits a record with a pending config, shows it, and starts the deploy. Called under the write lock.
+    /// Commits a record with a pending config, shows it, and starts the deploy. Called in the endpoint's turn.
     async fn publish(
         self: &Arc<ControlPlane>,
         record: EndpointRecord,
@@ -361,9 +510,9 @@ impl ControlPlane {
     ) -> Result<Arc<Endpoint>, ApiError> {
         let (workspace, name, id) = (record.workspace, record.name.clone(), record.id.clone());
         self.store.commit(Transaction::new().put_document(&endpoint_key(workspace, &name), &record)?).await?;
-        self.catalog.put(Endpoint { record, serving });
-        self.start_deploy(workspace, name.clone(), id);
-        self.endpoint(workspace, &name)
+        let endpoint = self.catalog.put(Endpoint { record, serving });
+        self.start_deploy(workspace, name, id);
+        Ok(endpoint)
     }
 
     fn start_deploy(self: &Arc<ControlPlane>, workspace: WorkspaceId, name: String, id: String) {
@@ -376,22 +525,18 @@ impl ControlPlane {
     }
 
     /// Deploys the pending config of an endpoint and records the outcome.
-    async fn deploy(&self, workspace: WorkspaceId, name: &str, id: &str) {
-        let Some(endpoint) = self.catalog.endpoint(workspace, name).filter(|endpoint| endpoint.record.id == id) else {
-            return;
-        };
+    async fn deploy(self: &Arc<ControlPlane>, workspace: WorkspaceId, name: &str, id: &str) {
+        let Some(endpoint) = self.deploying(workspace, name, id).await else { return };
         let Some(config) = endpoint.record.pending.clone() else { return };
-        let outcome = match self.serving(&endpoint.record, &config, endpoint.serving.as_deref()) {
+        let outcome = match self.serving(&endpoint.record, &config, endpoint.serving.as_deref(), &Traces::default()) {
             Ok(serving) => self.ready_all(&endpoint.record, &config, &serving).await.map(|()| serving),
             Err(failed) => Err(failed),
         };
 
-        let _alone = self.writing.lock().await;
+        let _turn = self.turn(workspace, name).await;
         self.deploys.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         // Deleted, or deleted and made again, while this ran: then there is nothing to record.
-        let Some(endpoint) = self.catalog.endpoint(workspace, name).filter(|endpoint| endpoint.record.id == id) else {
-            return;
-        };
+        let Some(endpoint) = self.deploying(workspace, name, id).await else { return };
         let mut record = endpoint.record.clone();
         record.pending = None;
         record.last_updated_timestamp = now_ms();
@@ -400,6 +545,7 @@ impl ControlPlane {
                 tracing::info!(endpoint = name, config_version = config.version, "deployed");
                 record.config = Some(config);
                 record.failed = None;
+                record.graphs = deployed_graphs(&serving);
                 Some(Arc::new(serving))
             }
             Err(FailedDeploy { entity, message }) => {
@@ -420,6 +566,16 @@ impl ControlPlane {
         }
     }
 
+    /// The endpoint of a deploy, if it is still the one that the deploy was started for.
+    async fn deploying(
+        self: &Arc<ControlPlane>,
+        workspace: WorkspaceId,
+        name: &str,
+        id: &str,
+    ) -> Option<Arc<Endpoint>> {
+        self.endpoint(workspace, name).await.ok().filter(|endpoint| endpoint.record.id == id)
+    }
+
     /// Commits a record. Tries again while the store's queue is full: nobody else would record this.
     async fn record_outcome(&self, record: &EndpointRecord) -> Result<(), StoreError> {
         let key = endpoint_key(record.workspace, &record.name);
@@ -435,20 +591,20 @@ impl ControlPlane {
         }
     }
 
-    /// The entities of a config with their plans. Those that `current` has with the same plan are taken over, with what
-    /// they have in memory and their logs.
+    /// The entities of a config with their plans. Those that `current` has with the same plan are taken over with what
+    /// they have in memory; the log goes on under an entity's name. Blocks.
     fn serving(
         &self,
         record: &EndpointRecord,
         config: &EndpointConfig,
         current: Option<&Serving>,
+        traces: &Traces,
     ) -> Result<Serving, FailedDeploy> {
         let mut entities = Vec::with_capacity(config.entities.len());
         for entity in &config.entities {
             let failed = |message: String| FailedDeploy::new(&entity.name, message);
-            let kept =
-                current.and_then(|current| current.entity(&entity.name)).filter(|kept| same(&kept.config, entity));
-            if let Some(kept) = kept {
+            let current = current.and_then(|current| current.entity(&entity.name));
+            if let Some(kept) = current.filter(|current| same(&current.config, entity)) {
                 entities.push(Arc::clone(kept));
                 continue;
             }
@@ -461,7 +617,12 @@ impl ControlPlane {
                 .plan(record, entity, &package)
                 .map_err(|error| failed(deploy_message(&record.name, &error)))?;
             let metrics = self.metrics.entity(&record.name, &entity.name);
-            entities.push(Arc::new(ServedEntity::new(entity.clone(), plan, LogRing::default(), metrics)));
+            let log = match current {
+                Some(current) => current.log.clone(),
+                None => LogRing::open(&self.log_path(record, entity)),
+            };
+            let cold_start = traces.iter().find(|(name, _)| **name == *entity.name).map(|(_, cold)| *cold);
+            entities.push(Arc::new(ServedEntity::new(entity.clone(), plan, log, metrics, cold_start)));
         }
         Ok(Serving::new(entities, config.traffic.clone()))
     }
@@ -486,21 +647,39 @@ impl ControlPlane {
                 log.step(&format!("failed: {message}"));
             }
             let name = build_log_name(&record.id, config.version, &entity.config.name);
-            // A build log that cannot be written must not fail the deploy it describes.
-            if let Err(error) = self.home.write(&name, log.text().as_bytes()) {
-                tracing::warn!("failed to keep a build log: {error:#}");
+            // Not synced: it is a log. One that cannot be written must not fail the deploy it describes.
+            if let Err(error) = std::fs::write(self.home.path(&name), log.text()) {
+                tracing::warn!("failed to keep a build log: {error}");
             }
             outcome.map_err(|message| FailedDeploy::new(&entity.config.name, message))?;
         }
         Ok(())
     }
 
-    fn check_versions(&self, workspace: WorkspaceId, config: &EndpointConfig) -> Result<(), ApiError> {
+    async fn check_versions(&self, workspace: WorkspaceId, config: &EndpointConfig) -> Result<(), ApiError> {
         for entity in &config.entities {
-            self.registry.package(workspace, &entity.entity_name, entity.entity_version)?;
+            self.registry.check_ready(workspace, &entity.entity_name, entity.entity_version).await?;
         }
         Ok(())
     }
+}
+
+fn no_endpoint(name: &str) -> ApiError {
+    ApiError::missing(format!("Endpoint with name '{name}' does not exist."))
+}
+
+fn deployed_graphs(serving: &Serving) -> Vec<DeployedGraph> {
+    let of_entity = |entity: &Arc<ServedEntity>| -> Vec<DeployedGraph> {
+        let describe = |graph: &PlannedGraph| DeployedGraph {
+            entity: entity.config.name.clone(),
+            name: graph.name.clone(),
+            backend: graph.key.backend.name().to_owned(),
+            backend_version: graph.backend_version.clone(),
+            target: graph.key.target.name().to_owned(),
+        };
+        entity.plan.graphs.iter().map(describe).collect()
+    };
+    serving.entities.iter().flat_map(of_entity).collect()
 }
 
 /// Whether two configs of an entity need the same in memory.

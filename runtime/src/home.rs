@@ -11,6 +11,7 @@
 //! HOME/profiles/     what deploys found out about graphs
 //! HOME/graphs/       models in the form that their backend loads fastest
 //! HOME/build-logs/   one file per deploy
+//! HOME/logs/         what guests wrote, one file per served entity that has left memory
 //! ```
 
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -34,7 +35,7 @@ impl Home {
     pub fn open(root: &Path) -> Result<Home> {
         create_private_dir(root).with_context(|| format!("failed to make the home folder {}", root.display()))?;
         let root = root.canonicalize().with_context(|| format!("failed to open {}", root.display()))?;
-        for name in ["store", "blobs", "packages", "artifacts", "profiles", "graphs", "build-logs"] {
+        for name in ["store", "blobs", "packages", "artifacts", "profiles", "graphs", "build-logs", "logs"] {
             create_private_dir(&root.join(name))
                 .with_context(|| format!("failed to make {name} in the home folder"))?;
         }

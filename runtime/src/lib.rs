@@ -8,8 +8,8 @@
 //! - [`http`]: sockets, event loops, limits of connections and bodies.
 //! - [`api`]: the route table, the wire's JSON, error bodies. The only place that knows both HTTP and the domain.
 //! - [`auth`]: a token becomes a principal.
-//! - [`catalog`]: endpoint → traffic → served entity, from one immutable snapshot; [`catalog::served`] is the ladder from
-//!   disk to memory.
+//! - [`catalog`]: endpoint → traffic → served entity. An endpoint that nobody calls is a name here, and wakes from its
+//!   record; [`catalog::served`] is the ladder from disk to memory.
 //! - [`admission`]: a place for an instance, or a bounded wait for one.
 //! - [`sandbox`]: a fresh instance with its limits; the host's side of the guest contract in `wit/`.
 //! - [`nn`]: tensors, graphs, backends, and the executor that runs them.
@@ -17,16 +17,17 @@
 //! A deploy meets:
 //!
 //! - [`registry`]: models and their versions, uploaded file by file.
-//! - [`control`]: endpoints are made and changed, one change at a time.
+//! - [`control`]: endpoints are made, changed and woken; [`turns`] gives each one change at a time.
 //! - [`deploy`]: package → capability check → compile worker → artifact → converted graphs → golden request.
 //! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything.
 //!
 //! Beside them: [`server`] puts the parts together, [`config`] and [`cli`] are what a person types, [`observe`] is what a
-//! person sees, [`error`] is what a caller gets.
+//! person sees, [`error`] is what a caller gets; [`memory`] gives back what is free.
 //!
 //! # Invariants
 //!
-//! - The invocation path touches neither the store nor, when warm, the disk; it compiles nothing.
+//! - The invocation path, when warm, touches neither the store nor the disk; it compiles nothing.
+//! - An idle endpoint costs its name and some hundred bytes; restart, list and sweep read records one after the other.
 //! - An instance answers one request and is gone. What `init` left in memory is the only thing requests share.
 //! - wasmtime is known to [`sandbox`] and [`deploy`] alone, ML libraries to [`nn::backends`], sled to [`store`], HTTP to
 //!   [`http`] and [`api`].
@@ -45,9 +46,11 @@ pub mod deploy;
 pub mod error;
 pub mod home;
 pub mod http;
+pub mod memory;
 pub mod nn;
 pub mod observe;
 pub mod registry;
 pub mod sandbox;
 pub mod server;
 pub mod store;
+pub mod turns;

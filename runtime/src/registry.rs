@@ -1,21 +1,25 @@
 //! Registered models and their versions. A version is filled file by file, then finalized: checked, and immutable from
 //! then on.
+//!
+//! Nothing of them is kept in memory: they are read from the store where they are asked for, and no request to a model
+//! that is awake asks.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 
 use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
 use crate::deploy::package::{FILES_MAX, Package, PackageFile, check_path};
 use crate::error::{ApiError, ErrorCode};
 use crate::store::blobs::{Blobs, Digest};
-use crate::store::documents::scan_documents;
-use crate::store::{StateStore, Transaction};
+use crate::store::documents::{document, read_document, scan_documents, visit_documents};
+use crate::store::{StateStore, StoreError, Transaction};
+use crate::turns::Turns;
 
 /// A registered model.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -87,21 +91,12 @@ pub struct NewVersion {
     pub run_id: Option<String>,
 }
 
-type ModelKey = (WorkspaceId, String);
-
-#[derive(Debug, Clone)]
-struct Model {
-    record: ModelRecord,
-    versions: BTreeMap<u64, Arc<VersionRecord>>,
-}
-
-/// All models of all workspaces: in memory for reading, in the store for good.
+/// All models of all workspaces.
 pub struct Registry {
     store: Arc<dyn StateStore>,
     blobs: Arc<Blobs>,
-    models: RwLock<BTreeMap<ModelKey, Model>>,
-    /// Changes happen one at a time; what is read under it stays true until the commit.
-    writing: Mutex<()>,
+    /// To change a model or one of its versions.
+    turns: Turns,
 }
 
 /// `catalog.schema.model`, checked.
@@ -123,21 +118,9 @@ pub fn check_model_name(name: &str) -> Result<(), ApiError> {
 }
 
 impl Registry {
-    /// Reads all records. Blocks.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn load(store: Arc<dyn StateStore>, blobs: Arc<Blobs>) -> anyhow::Result<Registry> {
-        let mut models = BTreeMap::new();
-        for (_, record) in scan_documents::<ModelRecord>(&*store, "model/")? {
-            models.insert((record.workspace, record.name.clone()), Model { record, versions: BTreeMap::new() });
-        }
-        for (_, version) in scan_documents::<VersionRecord>(&*store, "version/")? {
-            if let Some(model) = models.get_mut(&(version.workspace, version.name.clone())) {
-                model.versions.insert(version.version, Arc::new(version));
-            }
-        }
-        Ok(Registry { store, blobs, models: RwLock::new(models), writing: Mutex::new(()) })
+    /// The models in a store.
+    pub fn new(store: Arc<dyn StateStore>, blobs: Arc<Blobs>) -> Registry {
+        Registry { store, blobs, turns: Turns::default() }
     }
 
     /// Makes a model.
@@ -152,8 +135,8 @@ impl Registry {
         creator: &str,
     ) -> Result<ModelRecord, ApiError> {
         check_model_name(name)?;
-        let _alone = self.writing.lock().await;
-        if self.read().contains_key(&(workspace, name.to_owned())) {
+        let _turn = self.turns.of(workspace, name).await;
+        if read_document::<ModelRecord>(&self.store, model_key(workspace, name)).await?.is_some() {
             let message = format!("Registered model '{name}' already exists.");
             return Err(ApiError::new(ErrorCode::ResourceAlreadyExists, message));
         }
@@ -168,8 +151,6 @@ impl Registry {
             next_version: 1,
         };
         self.store.commit(Transaction::new().put_document(&model_key(workspace, name), &record)?).await?;
-        let model = Model { record: record.clone(), versions: BTreeMap::new() };
-        self.write().insert((workspace, name.to_owned()), model);
         Ok(record)
     }
 
@@ -177,15 +158,17 @@ impl Registry {
     ///
     /// # Errors
     /// `RESOURCE_DOES_NOT_EXIST`.
-    pub fn model(&self, workspace: WorkspaceId, name: &str) -> Result<ModelRecord, ApiError> {
-        self.with_model(workspace, name, |model| model.record.clone())
+    pub async fn model(&self, workspace: WorkspaceId, name: &str) -> Result<ModelRecord, ApiError> {
+        let model = read_document(&self.store, model_key(workspace, name)).await?;
+        model.ok_or_else(|| ApiError::missing(format!("Registered model '{name}' does not exist.")))
     }
 
     /// All models of a workspace, by name.
-    pub fn models(&self, workspace: WorkspaceId) -> Vec<ModelRecord> {
-        let range = (Bound::Included((workspace, String::new())), Bound::Unbounded);
-        let models = self.read();
-        models.range(range).take_while(|((owner, _), _)| *owner == workspace).map(|(_, m)| m.record.clone()).collect()
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn models(&self, workspace: WorkspaceId) -> Result<Vec<ModelRecord>, ApiError> {
+        self.scan(model_key(workspace, "")).await
     }
 
     /// Changes a model's description.
@@ -198,14 +181,11 @@ impl Registry {
         name: &str,
         description: Option<String>,
     ) -> Result<ModelRecord, ApiError> {
-        let _alone = self.writing.lock().await;
-        let mut record = self.model(workspace, name)?;
+        let _turn = self.turns.of(workspace, name).await;
+        let mut record = self.model(workspace, name).await?;
         record.description = description;
         record.last_updated_timestamp = now_ms();
         self.store.commit(Transaction::new().put_document(&model_key(workspace, name), &record)?).await?;
-        if let Some(model) = self.write().get_mut(&(workspace, name.to_owned())) {
-            model.record = record.clone();
-        }
         Ok(record)
     }
 
@@ -219,8 +199,8 @@ impl Registry {
         name: &str,
         in_use: impl Fn(u64) -> Option<String>,
     ) -> Result<(), ApiError> {
-        let _alone = self.writing.lock().await;
-        let versions = self.with_model(workspace, name, |model| model.versions.keys().copied().collect::<Vec<_>>())?;
+        let _turn = self.turns.of(workspace, name).await;
+        let versions: Vec<u64> = self.versions(workspace, name).await?.iter().map(|version| version.version).collect();
         for version in &versions {
             refuse_if_used(name, *version, in_use(*version))?;
         }
@@ -229,7 +209,6 @@ impl Registry {
             self.remove_version(workspace, name, version).await?;
         }
         self.store.commit(Transaction::new().delete_document(&model_key(workspace, name))).await?;
-        self.write().remove(&(workspace, name.to_owned()));
         Ok(())
     }
 
@@ -243,9 +222,9 @@ impl Registry {
         name: &str,
         new: NewVersion,
         creator: &str,
-    ) -> Result<Arc<VersionRecord>, ApiError> {
-        let _alone = self.writing.lock().await;
-        let mut model = self.model(workspace, name)?;
+    ) -> Result<VersionRecord, ApiError> {
+        let _turn = self.turns.of(workspace, name).await;
+        let mut model = self.model(workspace, name).await?;
         let now = now_ms();
         let version = VersionRecord {
             workspace,
@@ -267,11 +246,6 @@ impl Registry {
             .put_document(&model_key(workspace, name), &model)?
             .put_document(&version_key(workspace, name, version.version), &version)?;
         self.store.commit(transaction).await?;
-        let version = Arc::new(version);
-        if let Some(kept) = self.write().get_mut(&(workspace, name.to_owned())) {
-            kept.record = model;
-            kept.versions.insert(version.version, Arc::clone(&version));
-        }
         Ok(version)
     }
 
@@ -279,27 +253,40 @@ impl Registry {
     ///
     /// # Errors
     /// `RESOURCE_DOES_NOT_EXIST`.
-    pub fn version(&self, workspace: WorkspaceId, name: &str, version: u64) -> Result<Arc<VersionRecord>, ApiError> {
-        self.with_model(workspace, name, |model| model.versions.get(&version).cloned())?.ok_or_else(|| {
-            ApiError::missing(format!("Model version '{version}' of registered model '{name}' does not exist."))
-        })
+    pub async fn version(&self, workspace: WorkspaceId, name: &str, version: u64) -> Result<VersionRecord, ApiError> {
+        match read_document(&self.store, version_key(workspace, name, version)).await? {
+            Some(record) => Ok(record),
+            None => {
+                self.model(workspace, name).await?;
+                Err(no_version(name, version))
+            }
+        }
     }
 
     /// All versions of a model, newest first.
     ///
     /// # Errors
     /// `RESOURCE_DOES_NOT_EXIST` without the model.
-    pub fn versions(&self, workspace: WorkspaceId, name: &str) -> Result<Vec<Arc<VersionRecord>>, ApiError> {
-        self.with_model(workspace, name, |model| model.versions.values().rev().cloned().collect())
+    pub async fn versions(&self, workspace: WorkspaceId, name: &str) -> Result<Vec<VersionRecord>, ApiError> {
+        self.model(workspace, name).await?;
+        let mut versions = self.scan(versions_prefix(workspace, name)).await?;
+        versions.reverse();
+        Ok(versions)
     }
 
     /// Whether a version would take a file now.
     ///
     /// # Errors
     /// When the path is not allowed, or the version is finalized or does not exist.
-    pub fn check_upload(&self, workspace: WorkspaceId, name: &str, version: u64, path: &str) -> Result<(), ApiError> {
+    pub async fn check_upload(
+        &self,
+        workspace: WorkspaceId,
+        name: &str,
+        version: u64,
+        path: &str,
+    ) -> Result<(), ApiError> {
         check_path(path)?;
-        self.pending_version(workspace, name, version).map(drop)
+        self.pending_version(workspace, name, version).await.map(drop)
     }
 
     /// Stores one file of a version that is not finalized yet, as it arrives.
@@ -314,7 +301,7 @@ impl Registry {
         path: &str,
         mut content: mpsc::Receiver<Result<Bytes, ApiError>>,
     ) -> Result<(), ApiError> {
-        self.check_upload(workspace, name, version, path)?;
+        self.check_upload(workspace, name, version, path).await?;
         let blobs = Arc::clone(&self.blobs);
         let written = tokio::task::spawn_blocking(move || -> Result<PackageFile, ApiError> {
             let mut writer = blobs.writer()?;
@@ -327,8 +314,8 @@ impl Registry {
         });
         let file = written.await.map_err(|error| ApiError::internal("keep a file", &error))??;
 
-        let _alone = self.writing.lock().await;
-        let mut record = VersionRecord::clone(&*self.pending_version(workspace, name, version)?);
+        let _turn = self.turns.of(workspace, name).await;
+        let mut record = self.pending_version(workspace, name, version).await?;
         if record.files.len() >= FILES_MAX && !record.files.contains_key(path) {
             return Err(ApiError::invalid(format!("a model version may have at most {FILES_MAX} files")));
         }
@@ -341,18 +328,12 @@ impl Registry {
     ///
     /// # Errors
     /// What is wrong with the package; the version stays, as failed.
-    pub async fn finalize(
-        &self,
-        workspace: WorkspaceId,
-        name: &str,
-        version: u64,
-    ) -> Result<Arc<VersionRecord>, ApiError> {
-        let _alone = self.writing.lock().await;
-        let current = self.version(workspace, name, version)?;
-        if current.status == VersionStatus::Ready {
-            return Ok(current);
+    pub async fn finalize(&self, workspace: WorkspaceId, name: &str, version: u64) -> Result<VersionRecord, ApiError> {
+        let _turn = self.turns.of(workspace, name).await;
+        let mut record = self.version(workspace, name, version).await?;
+        if record.status == VersionStatus::Ready {
+            return Ok(record);
         }
-        let mut record = VersionRecord::clone(&current);
         record.last_updated_timestamp = now_ms();
         let (blobs, files) = (Arc::clone(&self.blobs), record.files.clone());
         let checked = tokio::task::spawn_blocking(move || -> Result<Digest, ApiError> {
@@ -386,61 +367,63 @@ impl Registry {
         version: u64,
         in_use: Option<String>,
     ) -> Result<(), ApiError> {
-        let _alone = self.writing.lock().await;
-        self.version(workspace, name, version)?;
+        let _turn = self.turns.of(workspace, name).await;
+        self.version(workspace, name, version).await?;
         refuse_if_used(name, version, in_use)?;
         self.remove_version(workspace, name, version).await
     }
 
-    /// The package of a version that is ready. Reads a file: not for the request path.
+    /// Refuses a version that cannot be served.
+    ///
+    /// # Errors
+    /// When the version does not exist or is not ready.
+    pub async fn check_ready(&self, workspace: WorkspaceId, name: &str, version: u64) -> Result<(), ApiError> {
+        package_digest(&self.version(workspace, name, version).await?).map(drop)
+    }
+
+    /// The package of a version that is ready. Blocks: not for the request path.
     ///
     /// # Errors
     /// When the version does not exist or is not ready.
     pub fn package(&self, workspace: WorkspaceId, name: &str, version: u64) -> Result<Package, ApiError> {
-        let record = self.version(workspace, name, version)?;
-        let refused = |why: &str| Err(ApiError::invalid(format!("Model version '{version}' of '{name}' {why}")));
-        let digest = match (&record.status, &record.package) {
-            (VersionStatus::Ready, Some(digest)) => digest,
-            (VersionStatus::Failed(reason), _) => return refused(&format!("was refused: {reason}")),
-            _ => return refused("is still being uploaded: finalize it first."),
-        };
-        let json = self.blobs.read(digest)?;
+        let record = document(&*self.store, &version_key(workspace, name, version))?;
+        let digest = package_digest(&record.ok_or_else(|| no_version(name, version))?)?;
+        let json = self.blobs.read(&digest)?;
         serde_json::from_slice(&json).map_err(|error| ApiError::internal("read a package", &error))
     }
 
-    /// The files that some version refers to: all others may be swept.
-    pub fn digests(&self) -> HashSet<Digest> {
-        let models = self.read();
-        let versions = models.values().flat_map(|model| model.versions.values());
-        versions.flat_map(|version| version.files.values().map(|file| file.digest).chain(version.package)).collect()
+    /// The files that some version refers to: all others may be swept. Blocks.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn digests(&self) -> Result<HashSet<Digest>, StoreError> {
+        let mut digests = HashSet::new();
+        visit_documents(&*self.store, "version/", |_, version: VersionRecord| {
+            digests.extend(version.files.values().map(|file| file.digest).chain(version.package));
+            Ok::<_, StoreError>(())
+        })?;
+        Ok(digests)
     }
 
     async fn remove_version(&self, workspace: WorkspaceId, name: &str, version: u64) -> Result<(), ApiError> {
         self.store.commit(Transaction::new().delete_document(&version_key(workspace, name, version))).await?;
-        if let Some(model) = self.write().get_mut(&(workspace, name.to_owned())) {
-            model.versions.remove(&version);
-        }
         Ok(())
     }
 
-    /// Commits a changed version and shows it.
-    async fn keep(&self, record: VersionRecord) -> Result<Arc<VersionRecord>, ApiError> {
+    /// Commits a changed version.
+    async fn keep(&self, record: VersionRecord) -> Result<VersionRecord, ApiError> {
         let key = version_key(record.workspace, &record.name, record.version);
         self.store.commit(Transaction::new().put_document(&key, &record)?).await?;
-        let record = Arc::new(record);
-        if let Some(model) = self.write().get_mut(&(record.workspace, record.name.clone())) {
-            model.versions.insert(record.version, Arc::clone(&record));
-        }
         Ok(record)
     }
 
-    fn pending_version(
+    async fn pending_version(
         &self,
         workspace: WorkspaceId,
         name: &str,
         version: u64,
-    ) -> Result<Arc<VersionRecord>, ApiError> {
-        let record = self.version(workspace, name, version)?;
+    ) -> Result<VersionRecord, ApiError> {
+        let record = self.version(workspace, name, version).await?;
         if record.status == VersionStatus::Ready {
             return Err(ApiError::new(
                 ErrorCode::ResourceConflict,
@@ -450,19 +433,27 @@ impl Registry {
         Ok(record)
     }
 
-    fn with_model<T>(&self, workspace: WorkspaceId, name: &str, look: impl FnOnce(&Model) -> T) -> Result<T, ApiError> {
-        let models = self.read();
-        let model = models.get(&(workspace, name.to_owned()));
-        model.map(look).ok_or_else(|| ApiError::missing(format!("Registered model '{name}' does not exist.")))
+    async fn scan<T: DeserializeOwned + Send + 'static>(&self, prefix: String) -> Result<Vec<T>, ApiError> {
+        let store = Arc::clone(&self.store);
+        let scanned = tokio::task::spawn_blocking(move || scan_documents(&*store, &prefix)).await;
+        let records = scanned.map_err(|error| ApiError::internal("read the models", &error))??;
+        Ok(records.into_iter().map(|(_, record)| record).collect())
     }
+}
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<ModelKey, Model>> {
-        self.models.read().unwrap_or_else(PoisonError::into_inner)
+/// What of a version is served, if it can be.
+fn package_digest(record: &VersionRecord) -> Result<Digest, ApiError> {
+    let VersionRecord { name, version, .. } = record;
+    let refused = |why: &str| Err(ApiError::invalid(format!("Model version '{version}' of '{name}' {why}")));
+    match (&record.status, &record.package) {
+        (VersionStatus::Ready, Some(digest)) => Ok(*digest),
+        (VersionStatus::Failed(reason), _) => refused(&format!("was refused: {reason}")),
+        _ => refused("is still being uploaded: finalize it first."),
     }
+}
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<ModelKey, Model>> {
-        self.models.write().unwrap_or_else(PoisonError::into_inner)
-    }
+fn no_version(name: &str, version: u64) -> ApiError {
+    ApiError::missing(format!("Model version '{version}' of registered model '{name}' does not exist."))
 }
 
 fn refuse_if_used(name: &str, version: u64, endpoint: Option<String>) -> Result<(), ApiError> {
@@ -482,5 +473,9 @@ fn model_key(workspace: WorkspaceId, name: &str) -> String {
 }
 
 fn version_key(workspace: WorkspaceId, name: &str, version: u64) -> String {
-    format!("version/{workspace}/{name}/{version:010}")
+    format!("{}{version:010}", versions_prefix(workspace, name))
+}
+
+fn versions_prefix(workspace: WorkspaceId, name: &str) -> String {
+    format!("version/{workspace}/{name}/")
 }

@@ -22,6 +22,7 @@ use crate::error::chain;
 use crate::home::{Home, Keys};
 use crate::http::body::BodyLimits;
 use crate::http::{HttpLimits, Listeners, Servers};
+use crate::memory;
 use crate::nn::{Backends, Executor, Graphs};
 use crate::observe::metrics::Metrics;
 use crate::registry::Registry;
@@ -65,8 +66,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
 
     let auth = background.block_on(Auth::open(&*store, &home, keys.tokens)).context("failed to read the principals")?;
-    let registry =
-        Arc::new(Registry::load(Arc::clone(&store), Arc::clone(&blobs)).context("failed to read the models")?);
+    let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::clone(&blobs)));
     let host = Arc::new(model_host(config, &home, &keys, &blobs, &background)?);
     let control = Arc::new(ControlPlane::new(
         store,
@@ -90,9 +90,10 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
         accepting: AtomicBool::new(false),
     });
     let endpoints = control.restore().context("failed to bring the endpoints back")?;
-    start_sweeps(&background, registry, blobs);
+    start_sweeps(&background, &control, blobs);
     start_idle_checks(&background, &control, config);
     let outcome = run(config, &home, &app, &background, endpoints);
+    control.save_all_logs();
     // Without a bound this would wait for a model that is being loaded.
     background.shutdown_timeout(BACKGROUND_END);
     outcome
@@ -229,7 +230,8 @@ impl EndSignals {
     }
 }
 
-/// Gives memory back that nothing has asked for in a while: components, then graphs, each after its own time.
+/// Gives memory back that nothing has asked for in a while: endpoints with their components, and graphs, each after its
+/// own time.
 fn start_idle_checks(background: &Runtime, control: &Arc<ControlPlane>, config: &ServeConfig) {
     let control = Arc::clone(control);
     let component_idle = Duration::from_millis(config.component_idle_ms);
@@ -238,18 +240,25 @@ fn start_idle_checks(background: &Runtime, control: &Arc<ControlPlane>, config: 
     background.spawn(async move {
         loop {
             tokio::time::sleep(period).await;
-            for endpoint in control.catalog.everything() {
-                for entity in endpoint.serving.iter().flat_map(|serving| &serving.entities) {
-                    entity.drop_idle(component_idle);
-                }
-            }
+            let sleeping = Arc::clone(&control);
+            let _ = tokio::task::spawn_blocking(move || sleeping.sleep_idle(component_idle)).await;
             control.host.graphs.drop_idle(graph_idle);
         }
     });
 }
 
-/// Looks for unused files at the start and from time to time.
-fn start_sweeps(background: &Runtime, registry: Arc<Registry>, blobs: Arc<Blobs>) {
+/// Looks for what endpoints left that are gone, at the start; for files of packages, at the start and from time to time.
+fn start_sweeps(background: &Runtime, control: &Arc<ControlPlane>, blobs: Arc<Blobs>) {
+    let registry = Arc::clone(&control.registry);
+    background.spawn_blocking({
+        let control = Arc::clone(control);
+        move || {
+            if let Err(error) = control.sweep() {
+                tracing::warn!("failed to look for leftovers: {}", chain(&error));
+            }
+            memory::give_back();
+        }
+    });
     background.spawn(async move {
         loop {
             let (registry, blobs) = (Arc::clone(&registry), Arc::clone(&blobs));
@@ -261,7 +270,11 @@ fn start_sweeps(background: &Runtime, registry: Arc<Registry>, blobs: Arc<Blobs>
 
 /// Removes files that no model version refers to.
 fn sweep_blobs(registry: &Registry, blobs: &Blobs) {
-    match blobs.sweep(&registry.digests(), BLOB_GRACE) {
+    let kept = match registry.digests() {
+        Ok(kept) => kept,
+        Err(error) => return tracing::warn!("failed to look for unused files: {}", chain(&error)),
+    };
+    match blobs.sweep(&kept, BLOB_GRACE) {
         Ok(swept) if swept.files > 0 => {
             tracing::info!(files = swept.files, bytes = swept.bytes, "removed unused files")
         }

@@ -8,6 +8,7 @@
 //! - [`isolation`]: nothing passes from one request to another.
 //! - [`http`]: bad, slow and large requests; streams; the graceful end.
 //! - [`endpoints`]: create, update, split, fail, delete, restart, scale to zero.
+//! - [`density`]: many endpoints, of which few are in memory.
 //! - [`crash`]: `kill -9` at any moment.
 //! - [`models`]: real models, compared with the Python libraries they come from.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
@@ -18,6 +19,7 @@
 
 mod cli;
 mod crash;
+mod density;
 mod endpoints;
 mod harness;
 mod hostile;

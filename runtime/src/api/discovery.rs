@@ -1,5 +1,6 @@
 //! What clients ask before they ask for anything: who am I, is the server there, what does it speak.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use hyper::header::HeaderValue;
@@ -28,7 +29,7 @@ pub(super) fn ready(call: &Call) -> Result<Answer, ApiError> {
 }
 
 /// All series, for callers on this machine and for administrators.
-pub(super) fn metrics(call: &Call) -> Result<Answer, ApiError> {
+pub(super) async fn metrics(call: &Call) -> Result<Answer, ApiError> {
     // The series name every endpoint of every workspace. A proxy on this machine speaks for somebody else.
     let forwarded = ["forwarded", "x-forwarded-for", "via"].iter().any(|name| call.head.headers.contains_key(*name));
     if (forwarded || !call.peer.ip().is_loopback()) && !call.principal()?.admin {
@@ -38,9 +39,13 @@ pub(super) fn metrics(call: &Call) -> Result<Answer, ApiError> {
     let observed = Observed {
         graphs: control.host.graphs.stats(),
         compute_queue: control.host.executor.queued().0,
-        endpoints: control.catalog.everything().len(),
+        endpoints: control.catalog.len(),
+        awake_endpoints: control.catalog.all_awake().len(),
     };
-    let text = call.app.metrics.text(&observed);
+    // Off the event loop: with many endpoints it is megabytes.
+    let metrics = Arc::clone(&call.app.metrics);
+    let text = tokio::task::spawn_blocking(move || metrics.text(&observed)).await;
+    let text = text.map_err(|error| ApiError::internal("write the metrics", &error))?;
     Ok(respond(200, "application/openmetrics-text; version=1.0.0; charset=utf-8", text))
 }
 
@@ -69,17 +74,17 @@ pub(super) async fn open_inference(call: &mut Call, rest: &[&str]) -> Result<Ans
         })),
         ["health", "live"] => json(&json!({ "live": true })),
         ["health", "ready"] => ready(call),
-        ["models", name, "ready"] => model_ready(call, name, Wanted::Any),
-        ["models", name, "versions", version, "ready"] => model_ready(call, name, Wanted::Version(version)),
+        ["models", name, "ready"] => model_ready(call, name, Wanted::Any).await,
+        ["models", name, "versions", version, "ready"] => model_ready(call, name, Wanted::Version(version)).await,
         ["models", name] => invocations::ask(call, name, Wanted::Any, "v2").await,
         ["models", name, "versions", version] => invocations::ask(call, name, Wanted::Version(version), "v2").await,
         _ => Err(ApiError::new(ErrorCode::NotFound, format!("There is nothing at GET {}.", call.head.uri.path()))),
     }
 }
 
-fn model_ready(call: &Call, name: &str, wanted: Wanted<'_>) -> Result<Answer, ApiError> {
+async fn model_ready(call: &Call, name: &str, wanted: Wanted<'_>) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
-    let endpoint = call.app.control.endpoint(principal.workspace, name)?;
+    let endpoint = call.app.control.endpoint(principal.workspace, name).await?;
     let ready = endpoint.serving.is_some();
     if ready {
         invocations::choose(&endpoint, wanted)?;

@@ -1,9 +1,11 @@
 //! Serving endpoints: create, list, get, update, delete, logs.
 
+use std::sync::Arc;
+
 use serde_json::{Map, json};
 
 use super::wire::{self, ConfigInput, CreateEndpoint};
-use super::{Answer, Call, json};
+use super::{Answer, Call, json, respond};
 use crate::catalog::EndpointRecord;
 use crate::control::NewEndpoint;
 use crate::error::ApiError;
@@ -20,16 +22,29 @@ pub(super) async fn create(call: &mut Call) -> Result<Answer, ApiError> {
     json(&wire::endpoint(&endpoint))
 }
 
-pub(super) fn list(call: &Call) -> Result<Answer, ApiError> {
+/// All endpoints. Written as it is read: with thousands of them, one at a time is enough to have in memory.
+pub(super) async fn list(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
-    let endpoints = call.app.control.catalog.endpoints(principal.workspace);
-    let endpoints: Vec<_> = endpoints.iter().map(|endpoint| wire::endpoint_in_list(endpoint)).collect();
-    json(&json!({ "endpoints": endpoints }))
+    let control = Arc::clone(&call.app.control);
+    let written = tokio::task::spawn_blocking(move || -> Result<Vec<u8>, ApiError> {
+        let mut text = b"{\"endpoints\":[".to_vec();
+        let mut separator = b"".as_slice();
+        control.visit_endpoints(principal.workspace, |record, awake| {
+            text.extend_from_slice(separator);
+            separator = b",";
+            serde_json::to_writer(&mut text, &wire::endpoint_in_list(record, awake))
+                .map_err(|error| ApiError::internal("write a list", &error))
+        })?;
+        text.extend_from_slice(b"]}");
+        Ok(text)
+    });
+    let text = written.await.map_err(|error| ApiError::internal("list the endpoints", &error))??;
+    Ok(respond(200, "application/json", text))
 }
 
-pub(super) fn get(call: &Call, name: &str) -> Result<Answer, ApiError> {
+pub(super) async fn get(call: &Call, name: &str) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
-    json(&wire::endpoint(&*call.app.control.endpoint(principal.workspace, name)?))
+    json(&wire::endpoint(&*call.app.control.endpoint(principal.workspace, name).await?))
 }
 
 pub(super) async fn update_config(call: &mut Call, name: &str) -> Result<Answer, ApiError> {
@@ -47,9 +62,9 @@ pub(super) async fn delete(call: &Call, name: &str) -> Result<Answer, ApiError> 
 }
 
 /// What a served entity's guest wrote, or what its last deploy did.
-pub(super) fn logs(call: &Call, name: &str, entity: &str, what: &str) -> Result<Answer, ApiError> {
+pub(super) async fn logs(call: &Call, name: &str, entity: &str, what: &str) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
-    let endpoint = call.app.control.endpoint(principal.workspace, name)?;
+    let endpoint = call.app.control.endpoint(principal.workspace, name).await?;
     let missing = || ApiError::missing(format!("Endpoint '{name}' has no served model '{entity}'."));
     let text = match what {
         "build-logs" => call.app.control.build_log(&endpoint, entity).ok_or_else(missing)?,

@@ -39,7 +39,7 @@ pub(super) async fn route(call: &mut Call, what: &str, path: &[&str]) -> Result<
         (Method::PUT, "files") => upload(call, &model, version, &inside).await,
         (Method::GET, "files") => download(call, &model, version, &inside, true).await,
         (Method::HEAD, "files") => download(call, &model, version, &inside, false).await,
-        (Method::GET | Method::HEAD, "directories") => list(call, &model, version, &inside),
+        (Method::GET | Method::HEAD, "directories") => list(call, &model, version, &inside).await,
         // The SDK makes folders before it fills them; here they exist as soon as they have a file.
         (Method::PUT, "directories") => call.principal().map(|_| respond(204, "application/json", "")),
         // The SDK begins so for large files. The addresses of parts that it asks for next do not exist here, upon which it
@@ -57,7 +57,7 @@ async fn upload(call: &mut Call, model: &str, version: u64, path: &str) -> Resul
     let app = Arc::clone(&call.app);
     let registry = &app.control.registry;
     // Before the body is taken: what is left of a refused one is thrown away, so that the client sees the refusal.
-    registry.check_upload(principal.workspace, model, version, path)?;
+    registry.check_upload(principal.workspace, model, version, path).await?;
     let Ok(_turn) = app.uploads.try_acquire() else {
         return Err(ApiError::new(ErrorCode::ResourceExhausted, "Too many uploads at once. Try again later."));
     };
@@ -69,7 +69,7 @@ async fn upload(call: &mut Call, model: &str, version: u64, path: &str) -> Resul
 
 async fn download(call: &Call, model: &str, version: u64, path: &str, with_body: bool) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
-    let record = call.app.control.registry.version(principal.workspace, model, version)?;
+    let record = call.app.control.registry.version(principal.workspace, model, version).await?;
     let missing = || ApiError::missing(format!("There is no file at {}/{path}.", location(model, version)));
     let file = record.files.get(path).ok_or_else(missing)?;
     let mut response = respond(200, "application/octet-stream", "");
@@ -104,9 +104,9 @@ fn stream(mut file: tokio::fs::File) -> ResponseBody {
 }
 
 /// The files and folders directly in a folder.
-fn list(call: &Call, model: &str, version: u64, folder: &str) -> Result<Answer, ApiError> {
+async fn list(call: &Call, model: &str, version: u64, folder: &str) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
-    let record = call.app.control.registry.version(principal.workspace, model, version)?;
+    let record = call.app.control.registry.version(principal.workspace, model, version).await?;
     let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
     let mut contents = Vec::new();
     let mut folders = std::collections::BTreeSet::new();

@@ -27,7 +27,7 @@ const COLD_START: HeaderName = HeaderName::from_static("x-tessera-cold-start");
 
 /// `POST /serving-endpoints/{name}/invocations` and its relatives. `path` is the guest's name for the API.
 pub(super) async fn invoke(call: &mut Call, name: &str, wanted: Wanted<'_>, path: &str) -> Result<Answer, ApiError> {
-    let endpoint = find(call, name)?;
+    let endpoint = find(call, name).await?;
     let entity = choose(&endpoint, wanted)?;
     let content_type = header(call, &CONTENT_TYPE);
     let app = Arc::clone(&call.app);
@@ -68,7 +68,7 @@ pub(super) async fn openai(call: &mut Call, path: &str) -> Result<Answer, ApiErr
             format!("The request body must be JSON with a 'model', the endpoint's name: {error}"),
         )
     })?;
-    let endpoint = app.control.endpoint(principal.workspace, &model)?;
+    let endpoint = app.control.endpoint(principal.workspace, &model).await?;
     let entity = choose(&endpoint, Wanted::Any)?;
     let body = InvocationBody::of(body, entity.plan.request_body);
     let request = Prepared { path: path.to_owned(), content_type, headers, body };
@@ -79,7 +79,7 @@ pub(super) async fn openai(call: &mut Call, path: &str) -> Result<Answer, ApiErr
 
 /// Runs a request without a body, for metadata that the guest answers.
 pub(super) async fn ask(call: &Call, name: &str, wanted: Wanted<'_>, path: &str) -> Result<Answer, ApiError> {
-    let endpoint = find(call, name)?;
+    let endpoint = find(call, name).await?;
     let entity = choose(&endpoint, wanted)?;
     let headers = Arc::new(call.head.headers.clone());
     let body = InvocationBody::of(Vec::new(), entity.plan.request_body);
@@ -212,9 +212,9 @@ impl End {
     }
 }
 
-fn find(call: &Call, name: &str) -> Result<Arc<Endpoint>, ApiError> {
+async fn find(call: &Call, name: &str) -> Result<Arc<Endpoint>, ApiError> {
     let principal = call.principal()?;
-    call.app.control.endpoint(principal.workspace, name)
+    call.app.control.endpoint(principal.workspace, name).await
 }
 
 /// Which entity of an endpoint a caller wants.

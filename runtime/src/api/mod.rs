@@ -141,9 +141,9 @@ async fn route(call: &mut Call) -> Result<Answer, ApiError> {
         }
 
         // The control plane.
-        (method, ["api", "2.0", "serving-endpoints"]) if method == get => endpoints::list(call),
+        (method, ["api", "2.0", "serving-endpoints"]) if method == get => endpoints::list(call).await,
         (method, ["api", "2.0", "serving-endpoints"]) if method == post => endpoints::create(call).await,
-        (method, ["api", "2.0", "serving-endpoints", name]) if method == get => endpoints::get(call, name),
+        (method, ["api", "2.0", "serving-endpoints", name]) if method == get => endpoints::get(call, name).await,
         (Method::DELETE, ["api", "2.0", "serving-endpoints", name]) => endpoints::delete(call, name).await,
         (Method::PUT, ["api", "2.0", "serving-endpoints", name, "config"]) => {
             endpoints::update_config(call, name).await
@@ -151,7 +151,7 @@ async fn route(call: &mut Call) -> Result<Answer, ApiError> {
         (
             method,
             ["api", "2.0", "serving-endpoints", name, "served-models", entity, what @ ("logs" | "build-logs")],
-        ) if method == get => endpoints::logs(call, name, entity, what),
+        ) if method == get => endpoints::logs(call, name, entity, what).await,
 
         // The model registry.
         (_, ["api", "2.0", "mlflow", "unity-catalog", what @ ..]) => registry::route(call, what).await,
@@ -162,7 +162,7 @@ async fn route(call: &mut Call) -> Result<Answer, ApiError> {
         // Discovery, health, metrics.
         (method, ["health"]) if method == get => discovery::health(),
         (method, ["ready"]) if method == get => discovery::ready(call),
-        (method, ["metrics"]) if method == get => discovery::metrics(call),
+        (method, ["metrics"]) if method == get => discovery::metrics(call).await,
         (method, [".well-known", "databricks-config"]) if method == get => discovery::databricks_config(call),
         (method, ["api", "2.0", "preview", "scim", "v2", "Me"]) if method == get => discovery::me(call),
         (method, _) => Err(ApiError::new(

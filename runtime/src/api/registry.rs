@@ -46,8 +46,8 @@ impl VersionRef {
 pub(super) async fn route(call: &mut Call, what: &[&str]) -> Result<Answer, ApiError> {
     match (call.head.method.clone(), what) {
         (Method::POST, ["registered-models", "create"]) => create_model(call).await,
-        (Method::GET, ["registered-models", "get"]) => get_model(call),
-        (Method::GET, ["registered-models", "search"]) => search_models(call),
+        (Method::GET, ["registered-models", "get"]) => get_model(call).await,
+        (Method::GET, ["registered-models", "search"]) => search_models(call).await,
         (Method::PATCH, ["registered-models", "update"]) => update_model(call).await,
         (Method::DELETE, ["registered-models", "delete"]) => delete_model(call).await,
         (Method::GET, ["registered-models:is-databricks-sdk-models-artifact-repository-enabled"]) => {
@@ -57,9 +57,9 @@ pub(super) async fn route(call: &mut Call, what: &[&str]) -> Result<Answer, ApiE
         }
         (Method::POST, ["model-versions", "create"]) => create_version(call).await,
         (Method::POST, ["model-versions", "finalize"]) => finalize_version(call).await,
-        (Method::GET, ["model-versions", "get"]) => get_version(call),
-        (Method::GET, ["model-versions", "search"]) => search_versions(call),
-        (Method::GET, ["model-versions", "get-download-uri"]) => download_uri(call),
+        (Method::GET, ["model-versions", "get"]) => get_version(call).await,
+        (Method::GET, ["model-versions", "search"]) => search_versions(call).await,
+        (Method::GET, ["model-versions", "get-download-uri"]) => download_uri(call).await,
         (Method::DELETE, ["model-versions", "delete"]) => delete_version(call).await,
         (Method::POST, ["model-versions", "emit-lineage"]) => {
             // Lineage is not kept; the client sends it along and does not look at the answer.
@@ -81,15 +81,15 @@ async fn create_model(call: &mut Call) -> Result<Answer, ApiError> {
     json(&json!({ "registered_model": RegisteredModel::from(&model) }))
 }
 
-fn get_model(call: &Call) -> Result<Answer, ApiError> {
+async fn get_model(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
-    let model = call.app.control.registry.model(principal.workspace, &needed(call, "name")?)?;
+    let model = call.app.control.registry.model(principal.workspace, &needed(call, "name")?).await?;
     json(&json!({ "registered_model": RegisteredModel::from(&model) }))
 }
 
-fn search_models(call: &Call) -> Result<Answer, ApiError> {
+async fn search_models(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
-    let models = call.app.control.registry.models(principal.workspace);
+    let models = call.app.control.registry.models(principal.workspace).await?;
     let page: Vec<_> = page_of(call, &models)?.iter().map(RegisteredModel::from).collect();
     let mut answer = json!({ "registered_models": page });
     add_next_page(call, &mut answer, models.len())?;
@@ -122,14 +122,14 @@ async fn finalize_version(call: &mut Call) -> Result<Answer, ApiError> {
     json(&json!({ "model_version": wire::model_version(&version) }))
 }
 
-fn get_version(call: &Call) -> Result<Answer, ApiError> {
+async fn get_version(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
     let number = parse_version(&needed(call, "version")?)?;
-    let version = call.app.control.registry.version(principal.workspace, &needed(call, "name")?, number)?;
+    let version = call.app.control.registry.version(principal.workspace, &needed(call, "name")?, number).await?;
     json(&json!({ "model_version": wire::model_version(&version) }))
 }
 
-fn search_versions(call: &Call) -> Result<Answer, ApiError> {
+async fn search_versions(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
     let filter = call.query("filter").unwrap_or_default();
     let name = filter
@@ -140,17 +140,17 @@ fn search_versions(call: &Call) -> Result<Answer, ApiError> {
         .ok_or_else(|| {
             ApiError::invalid(format!("filter '{filter}' is not supported: use name='catalog.schema.model'"))
         })?;
-    let versions = call.app.control.registry.versions(principal.workspace, name)?;
-    let page: Vec<_> = page_of(call, &versions)?.iter().map(|version| wire::model_version(version)).collect();
+    let versions = call.app.control.registry.versions(principal.workspace, name).await?;
+    let page: Vec<_> = page_of(call, &versions)?.iter().map(wire::model_version).collect();
     let mut answer = json!({ "model_versions": page });
     add_next_page(call, &mut answer, versions.len())?;
     json(&answer)
 }
 
-fn download_uri(call: &Call) -> Result<Answer, ApiError> {
+async fn download_uri(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
     let number = parse_version(&needed(call, "version")?)?;
-    let version = call.app.control.registry.version(principal.workspace, &needed(call, "name")?, number)?;
+    let version = call.app.control.registry.version(principal.workspace, &needed(call, "name")?, number).await?;
     json(&json!({ "artifact_uri": super::files::location(&version.name, version.version) }))
 }
 

@@ -164,7 +164,7 @@ impl EntityInput {
 /// ServingEndpointDetailed.
 pub(super) fn endpoint(endpoint: &Endpoint) -> Value {
     let record = &endpoint.record;
-    let mut value = base(endpoint);
+    let mut value = base(record, endpoint.serving.is_some());
     value["permission_level"] = json!("CAN_MANAGE");
     if let Some(config) = &record.config {
         let deployment = match &record.failed {
@@ -184,11 +184,19 @@ pub(super) fn endpoint(endpoint: &Endpoint) -> Value {
     value
 }
 
-/// ServingEndpoint, as in a list: the config in short.
-pub(super) fn endpoint_in_list(endpoint: &Endpoint) -> Value {
-    let mut value = base(endpoint);
-    if let Some(config) = &endpoint.record.config {
-        let full = config_output(config, endpoint.serving.as_deref(), Deployment::Ready);
+/// ServingEndpoint, as in a list: the config in short. Of an endpoint that sleeps there is no more than its record.
+pub(super) fn endpoint_in_list(record: &EndpointRecord, awake: Option<&Endpoint>) -> Value {
+    let mut value = base(record, awake.map_or(record.config.is_some(), |awake| awake.serving.is_some()));
+    if let Some(config) = &record.config {
+        let mut full = config_output(config, None, Deployment::Ready);
+        for entity in full["served_entities"].as_array_mut().into_iter().flatten() {
+            let graphs = record.graphs.iter().filter(|graph| entity["name"] == graph.entity.as_str());
+            let graphs = graphs.map(|graph| {
+                json!({ "name": graph.name, "backend": graph.backend,
+                "backend_version": graph.backend_version, "target": graph.target })
+            });
+            entity["graphs"] = graphs.collect();
+        }
         // What lists show of an entity; the two last are not fields of the real service, and ignored by its clients.
         let brief = |entities: &Value, keys: &[&str]| -> Vec<Value> {
             let entities = entities.as_array().into_iter().flatten();
@@ -203,8 +211,7 @@ pub(super) fn endpoint_in_list(endpoint: &Endpoint) -> Value {
     value
 }
 
-fn base(endpoint: &Endpoint) -> Value {
-    let record = &endpoint.record;
+fn base(record: &EndpointRecord, ready: bool) -> Value {
     let mut value = json!({
         "name": record.name,
         "id": record.id,
@@ -212,7 +219,7 @@ fn base(endpoint: &Endpoint) -> Value {
         "creation_timestamp": record.creation_timestamp,
         "last_updated_timestamp": record.last_updated_timestamp,
         "state": {
-            "ready": if endpoint.serving.is_some() { "READY" } else { "NOT_READY" },
+            "ready": if ready { "READY" } else { "NOT_READY" },
             "config_update": config_update(record),
         },
         "tags": record.tags,

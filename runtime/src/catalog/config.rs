@@ -247,6 +247,24 @@ pub struct EndpointRecord {
     pub pending: Option<EndpointConfig>,
     /// The last update, if it failed.
     pub failed: Option<FailedConfig>,
+    /// What runs the graphs of `config`, as its deploy found it: a list wakes nobody to ask.
+    #[serde(default)]
+    pub graphs: Vec<DeployedGraph>,
+}
+
+/// What runs a graph of a served entity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployedGraph {
+    /// The served entity's name.
+    pub entity: String,
+    /// The guest's name for it.
+    pub name: String,
+    /// Name of the backend.
+    pub backend: String,
+    /// Its version.
+    pub backend_version: String,
+    /// Name of the execution target.
+    pub target: String,
 }
 
 /// A label.

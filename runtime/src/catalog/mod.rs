@@ -1,23 +1,26 @@
-//! The catalog: what is served, as one immutable snapshot that the request path reads and a deploy swaps.
+//! The catalog: every endpoint by its name. One that is in use is *awake*: a request finds with one look-up all that it
+//! needs to be answered. One that nobody calls is *asleep*: a name here, a record in the store, from which the next
+//! request wakes it.
 //!
-//! Requests load the snapshot once and keep what they found; a config that was replaced meanwhile lives on until its last
-//! request ends.
+//! Requests keep what they found; a config that was replaced meanwhile lives on until its last request ends.
 
 mod config;
 pub mod served;
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
+use papaya::{Equivalent, HashMap};
+use tokio::sync::Mutex;
 
 pub use self::config::{
-    ENTITIES_MAX, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, InvalidConfig, Route, Tag, TrafficConfig,
-    WorkspaceId, check_endpoint_name,
+    DeployedGraph, ENTITIES_MAX, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, InvalidConfig, Route, Tag,
+    TrafficConfig, WorkspaceId, check_endpoint_name,
 };
-use self::served::ServedEntity;
+use self::served::{ColdStart, ServedEntity};
 
-/// An endpoint in the catalog.
+/// An endpoint that is awake.
 pub struct Endpoint {
     /// What is stored of it.
     pub record: EndpointRecord,
@@ -56,68 +59,234 @@ impl Serving {
     }
 }
 
-/// All endpoints at one moment.
-#[derive(Default, Clone)]
-struct Snapshot {
-    workspaces: HashMap<WorkspaceId, HashMap<String, Arc<Endpoint>>>,
+impl Endpoint {
+    fn traces(&self) -> Traces {
+        let entities = self.serving.iter().flat_map(|serving| &serving.entities);
+        entities.filter_map(|entity| Some((entity.config.name.as_str().into(), entity.last_cold_start()?))).collect()
+    }
+
+    /// Whether nothing of it needs to be in memory: nobody has asked for it for a while, and it is not being deployed.
+    fn is_idle(&self, idle: Duration) -> bool {
+        let entities = self.serving.iter().flat_map(|serving| &serving.entities);
+        self.record.pending.is_none() && entities.into_iter().all(|entity| entity.is_idle(idle))
+    }
+
+    /// Whether this is the only reference to it and to all that a request or a deploy would hold of it. By `get_mut`, which
+    /// also sees all that others did before they let go.
+    fn is_unused(self: &mut Arc<Endpoint>) -> bool {
+        let Some(endpoint) = Arc::get_mut(self) else { return false };
+        let Some(serving) = &mut endpoint.serving else { return true };
+        let entities = Arc::get_mut(serving).map(|serving| &mut serving.entities);
+        entities.is_some_and(|entities| entities.iter_mut().all(|entity| Arc::get_mut(entity).is_some()))
+    }
 }
 
-/// The current snapshot.
+/// What an endpoint leaves in memory when it goes to sleep: the last cold start of its entities, by name.
+pub type Traces = Box<[(Box<str>, ColdStart)]>;
+
+/// An endpoint's place in the catalog.
+#[derive(Default)]
+struct Slot {
+    awake: ArcSwapOption<Endpoint>,
+    /// Held while the endpoint wakes, so that it does once however many requests wait, and while it goes to sleep.
+    asleep: Mutex<Traces>,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct Key(WorkspaceId, Box<str>);
+
+/// A [`Key`] to look up with, which needs no memory of its own.
+#[derive(Hash)]
+struct BorrowedKey<'a>(WorkspaceId, &'a str);
+
+impl Equivalent<Key> for BorrowedKey<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.0 == key.0 && self.1 == &*key.1
+    }
+}
+
+/// All endpoints.
 #[derive(Default)]
 pub struct Catalog {
-    snapshot: ArcSwap<Snapshot>,
+    /// Read without a lock, changed without a copy.
+    slots: HashMap<Key, Arc<Slot>>,
 }
 
 impl Catalog {
-    /// An endpoint of a workspace.
-    pub fn endpoint(&self, workspace: WorkspaceId, name: &str) -> Option<Arc<Endpoint>> {
-        self.snapshot.load().workspaces.get(&workspace)?.get(name).cloned()
+    /// An endpoint that is awake. This is what the request path looks up.
+    pub fn awake(&self, workspace: WorkspaceId, name: &str) -> Option<Arc<Endpoint>> {
+        self.slots.pin().get(&BorrowedKey(workspace, name))?.awake.load_full()
     }
 
-    /// All endpoints of a workspace, by name.
-    pub fn endpoints(&self, workspace: WorkspaceId) -> Vec<Arc<Endpoint>> {
-        let snapshot = self.snapshot.load();
-        let mut endpoints: Vec<_> =
-            snapshot.workspaces.get(&workspace).into_iter().flat_map(HashMap::values).cloned().collect();
-        endpoints.sort_by(|a, b| a.record.name.cmp(&b.record.name));
-        endpoints
+    /// Whether there is such an endpoint, awake or asleep.
+    pub fn contains(&self, workspace: WorkspaceId, name: &str) -> bool {
+        self.slots.pin().contains_key(&BorrowedKey(workspace, name))
     }
 
-    /// All endpoints of all workspaces, for the server's own housekeeping.
-    pub fn everything(&self) -> Vec<Arc<Endpoint>> {
-        self.snapshot.load().workspaces.values().flat_map(HashMap::values).cloned().collect()
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.slots.len()
     }
 
-    /// Publishes an endpoint in place of the one of its name. Called by the control plane alone, one change at a time.
-    pub fn put(&self, endpoint: Endpoint) {
-        self.change(|snapshot| {
-            let workspace = snapshot.workspaces.entry(endpoint.record.workspace).or_default();
-            workspace.insert(endpoint.record.name.clone(), Arc::new(endpoint));
-        });
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
     }
 
-    /// Publishes many endpoints in one swap.
-    pub fn put_all(&self, endpoints: Vec<Endpoint>) {
-        self.change(|snapshot| {
-            for endpoint in endpoints {
-                let workspace = snapshot.workspaces.entry(endpoint.record.workspace).or_default();
-                workspace.insert(endpoint.record.name.clone(), Arc::new(endpoint));
-            }
-        });
+    /// All endpoints that are awake, for the server's own housekeeping.
+    pub fn all_awake(&self) -> Vec<Arc<Endpoint>> {
+        self.slots.pin().values().filter_map(|slot| slot.awake.load_full()).collect()
+    }
+
+    /// Publishes an endpoint, awake, in place of the one of its name. Called by the control plane alone.
+    pub fn put(&self, endpoint: Endpoint) -> Arc<Endpoint> {
+        let key = Key(endpoint.record.workspace, endpoint.record.name.as_str().into());
+        let endpoint = Arc::new(endpoint);
+        self.slots.pin().get_or_insert_with(key, Arc::default).awake.store(Some(Arc::clone(&endpoint)));
+        endpoint
+    }
+
+    /// Publishes an endpoint that sleeps until somebody asks for it.
+    pub fn put_asleep(&self, workspace: WorkspaceId, name: &str) {
+        self.slots.pin().get_or_insert_with(Key(workspace, name.into()), Arc::default);
     }
 
     /// Takes an endpoint out. Requests that have it already go on.
     pub fn remove(&self, workspace: WorkspaceId, name: &str) {
-        self.change(|snapshot| {
-            if let Some(endpoints) = snapshot.workspaces.get_mut(&workspace) {
-                endpoints.remove(name);
-            }
-        });
+        self.slots.pin().remove(&BorrowedKey(workspace, name));
     }
 
-    fn change(&self, change: impl FnOnce(&mut Snapshot)) {
-        let mut snapshot = Snapshot::clone(&self.snapshot.load());
-        change(&mut snapshot);
-        self.snapshot.store(Arc::new(snapshot));
+    /// An endpoint, which `read` makes of what is stored and of its traces if it sleeps. None if there is none, or if
+    /// `read` finds none.
+    ///
+    /// # Errors
+    /// Those of `read`; the endpoint stays asleep.
+    pub async fn wake<E>(
+        &self,
+        workspace: WorkspaceId,
+        name: &str,
+        read: impl AsyncFnOnce(Traces) -> Result<Option<Endpoint>, E>,
+    ) -> Result<Option<Arc<Endpoint>>, E> {
+        let Some(slot) = self.slots.pin().get(&BorrowedKey(workspace, name)).cloned() else { return Ok(None) };
+        let traces = slot.asleep.lock().await;
+        if let Some(awake) = slot.awake.load_full() {
+            return Ok(Some(awake));
+        }
+        let Some(read) = read(traces.clone()).await?.map(Arc::new) else { return Ok(None) };
+        // Not a store: what was published while this read is newer.
+        let published = slot.awake.compare_and_swap(&None::<Arc<Endpoint>>, Some(Arc::clone(&read)));
+        Ok(Some(published.as_ref().map_or(read, Arc::clone)))
+    }
+
+    /// Sends those endpoints to sleep that have been idle for a while and are not in use. `save` keeps what must not be
+    /// lost with one; where it fails, the endpoint stays. The number of those that sleep now. Blocks as long as `save` does.
+    pub fn sleep_idle(&self, idle: Duration, save: impl Fn(&Endpoint) -> bool) -> usize {
+        let slots: Vec<Arc<Slot>> = self.slots.pin().values().filter(|slot| slot.is_idle(idle)).cloned().collect();
+        slots.iter().filter(|slot| slot.sleep(&save)).count()
+    }
+}
+
+impl Slot {
+    fn is_idle(&self, idle: Duration) -> bool {
+        self.awake.load().as_ref().is_some_and(|endpoint| endpoint.is_idle(idle))
+    }
+
+    /// Whether the endpoint sleeps now.
+    fn sleep(&self, save: impl Fn(&Endpoint) -> bool) -> bool {
+        // Held: the endpoint wakes just now.
+        let Ok(mut traces) = self.asleep.try_lock() else { return false };
+        // Out of reach first: from here on who asks for it waits for the lock, so that nobody can begin to use it.
+        let Some(mut endpoint) = self.awake.swap(None) else { return false };
+        if endpoint.is_unused() && save(&endpoint) {
+            *traces = endpoint.traces();
+            return true;
+        }
+        // Not a store: what was published meanwhile is newer.
+        self.awake.compare_and_swap(&None::<Arc<Endpoint>>, Some(endpoint));
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOME: WorkspaceId = WorkspaceId(1);
+    const NOW: Duration = Duration::ZERO;
+
+    fn endpoint(name: &str, id: &str) -> Endpoint {
+        let record = EndpointRecord {
+            workspace: HOME,
+            name: name.to_owned(),
+            id: id.to_owned(),
+            creator: String::new(),
+            description: None,
+            tags: Vec::new(),
+            creation_timestamp: 0,
+            last_updated_timestamp: 0,
+            config: None,
+            pending: None,
+            failed: None,
+            graphs: Vec::new(),
+        };
+        Endpoint { record, serving: None }
+    }
+
+    async fn wake(catalog: &Catalog, name: &str, id: &str) -> Option<Arc<Endpoint>> {
+        catalog.wake(HOME, name, async |_| Ok::<_, ()>(Some(endpoint(name, id)))).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_sleeps_when_nobody_uses_it_and_wakes_when_somebody_asks() {
+        let catalog = Catalog::default();
+        let used = catalog.put(endpoint("a", "first"));
+        catalog.sleep_idle(NOW, |_| true);
+        assert!(catalog.awake(HOME, "a").is_some(), "it is in use");
+        drop(used);
+        catalog.sleep_idle(NOW, |_| false);
+        assert!(catalog.awake(HOME, "a").is_some(), "what would be lost could not be saved");
+        catalog.sleep_idle(NOW, |_| true);
+        assert!(catalog.awake(HOME, "a").is_none() && catalog.contains(HOME, "a") && catalog.len() == 1);
+
+        assert_eq!(wake(&catalog, "a", "read").await.unwrap().record.id, "read");
+        assert_eq!(wake(&catalog, "a", "read again").await.unwrap().record.id, "read", "it is awake");
+        assert!(wake(&catalog, "b", "read").await.is_none());
+        assert!(catalog.wake(WorkspaceId(2), "a", async |_| Ok::<_, ()>(None)).await.unwrap().is_none());
+        catalog.remove(HOME, "a");
+        assert!(wake(&catalog, "a", "read").await.is_none() && catalog.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_published_while_an_endpoint_wakes_stays() {
+        let catalog = Catalog::default();
+        catalog.put_asleep(HOME, "a");
+        let woken = catalog.wake(HOME, "a", async |_| {
+            catalog.put(endpoint("a", "published"));
+            Ok::<_, ()>(Some(endpoint("a", "read before")))
+        });
+        assert_eq!(woken.await.unwrap().unwrap().record.id, "published");
+        assert_eq!(catalog.awake(HOME, "a").unwrap().record.id, "published");
+    }
+
+    #[tokio::test]
+    async fn many_who_ask_wake_it_once() {
+        let catalog = Catalog::default();
+        catalog.put_asleep(HOME, "a");
+        let reads = std::sync::atomic::AtomicUsize::new(0);
+        let ask = || {
+            catalog.wake(HOME, "a", async |_| {
+                tokio::task::yield_now().await;
+                reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok::<_, ()>(Some(endpoint("a", "read")))
+            })
+        };
+        let all = futures_util::future::join_all((0..100).map(|_| ask())).await;
+        assert!(all.iter().all(|found| found.as_ref().unwrap().is_some()));
+        assert_eq!(reads.into_inner(), 1);
+    }
+
+    #[test]
+    fn a_sleeping_endpoint_is_small() {
+        assert!(size_of::<(Key, Arc<Slot>)>() + size_of::<Slot>() <= 128);
     }
 }

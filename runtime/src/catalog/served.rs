@@ -1,8 +1,8 @@
 //! A served entity: one model version behind an endpoint, and the rungs of memory it can stand on.
 //!
-//! Between requests nothing of it needs to be in memory. A request climbs what is missing: the component is mapped from
-//! its artifact (and compiled again if that is gone), the graphs are loaded by their backend. Each rung has its own idle
-//! time after which it is left again.
+//! Between requests nothing of it needs to be in memory. A request climbs what is missing: the plan is made from the
+//! store's records, the component is mapped from its artifact (and compiled again if that is gone), the graphs are loaded
+//! by their backend. Each rung has its own idle time after which it is left again; the plan goes with the component.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -103,7 +103,13 @@ pub struct Ready {
 
 impl ServedEntity {
     /// An entity with nothing in memory.
-    pub fn new(config: EntityConfig, plan: Plan, log: LogRing, metrics: EntityMetrics) -> ServedEntity {
+    pub fn new(
+        config: EntityConfig,
+        plan: Plan,
+        log: LogRing,
+        metrics: EntityMetrics,
+        last_cold_start: Option<ColdStart>,
+    ) -> ServedEntity {
         ServedEntity {
             config,
             log,
@@ -114,7 +120,7 @@ impl ServedEntity {
             loading: Mutex::new(()),
             started: Instant::now(),
             last_used_ms: AtomicU64::new(0),
-            last_cold_start: std::sync::Mutex::new(None),
+            last_cold_start: std::sync::Mutex::new(last_cold_start),
         }
     }
 
@@ -160,11 +166,16 @@ impl ServedEntity {
         Ok((component, if compiled { Rung::Compile } else { Rung::Component }))
     }
 
-    /// Gives the component's memory back if nobody has asked for it for a while. Entities that do not scale to zero stay.
-    pub fn drop_idle(&self, idle: Duration) {
+    /// Whether nobody has asked for it for a while. Entities that do not scale to zero never are.
+    pub fn is_idle(&self, idle: Duration) -> bool {
         let idle_ms = idle.as_millis() as u64;
         let now_ms = self.started.elapsed().as_millis() as u64;
-        if self.config.scale_to_zero_enabled && now_ms.saturating_sub(self.last_used_ms.load(Relaxed)) >= idle_ms {
+        self.config.scale_to_zero_enabled && now_ms.saturating_sub(self.last_used_ms.load(Relaxed)) >= idle_ms
+    }
+
+    /// Gives the component's memory back if the entity is idle.
+    pub fn drop_idle(&self, idle: Duration) {
+        if self.is_idle(idle) {
             self.component.store(None);
         }
     }

@@ -26,7 +26,7 @@ use futures_util::future::{FutureExt, Shared};
 use self::artifact::{ArtifactKey, Artifacts};
 use self::build_log::BuildLog;
 use self::converted::ConvertedGraphs;
-use self::package::{ComponentSource, Golden, InitTime, Package, PackageFile, RequestBodyMode};
+use self::package::{ComponentSource, Golden, GraphSpec, InitTime, Package, PackageFile, RequestBodyMode};
 use self::profiles::Profiles;
 use self::worker::{GraphFile, Job, Workers};
 use crate::catalog::served::{PlannedGraph, ServedEntity};
@@ -142,19 +142,6 @@ pub struct Plan {
     assets: Vec<String>,
 }
 
-impl Plan {
-    /// Name of the folder in which the package is laid out.
-    pub fn package_name(&self) -> Option<String> {
-        Some(self.dir.file_name()?.to_string_lossy().into_owned())
-    }
-
-    /// Names of its graphs' converted files, without their endings.
-    pub fn converted_names(&self) -> impl Iterator<Item = String> {
-        let converted = self.graphs.iter().filter_map(|graph| graph.source.converted.as_ref()?.file_stem());
-        converted.map(|name| name.to_string_lossy().into_owned())
-    }
-}
-
 impl ModelHost {
     /// Puts the parts together.
     pub fn new(parts: HostParts) -> ModelHost {
@@ -178,37 +165,15 @@ impl ModelHost {
         }
     }
 
-    /// Decides how an entity is served, without doing any of it: quick enough for every entity at a restart.
+    /// Decides how an entity is served, and makes sure that the files of its package lie where it says. Quick enough for
+    /// an endpoint's first request. Blocks.
     ///
     /// # Errors
     /// When a backend or target is not available here, a limit is over the server's, or the files cannot be laid out.
     pub fn plan(&self, owner: &EndpointRecord, entity: &EntityConfig, package: &Package) -> Result<Plan, DeployError> {
         let dir = self.lay_out(package)?;
-        let mut settings = package.settings.clone();
-        settings.extend(entity.environment_vars.clone());
-        let mut graphs = Vec::new();
-        for (name, spec) in &package.graphs {
-            let file = package_file(package, &spec.file)?;
-            let target = if entity.wants_gpu() { ExecutionTarget::Gpu } else { spec.target.into() };
-            let backend =
-                self.backends.select(spec.backend.into(), target).map_err(|error| DeployError::graph(name, &error))?;
-            let digest = graph_digest(owner.workspace, package, file, name);
-            let form = backend.conversion(target);
-            let source = GraphSource {
-                path: dir.join(&spec.file),
-                external_files: package.weights.get(name).cloned().unwrap_or_default(),
-                target,
-                batch: spec.batch.clone(),
-                converted: form.map(|form| self.converted.path(&digest, form)),
-            };
-            let key = GraphKey { digest, backend: backend.id(), target, batch: spec.batch.clone() };
-            graphs.push(PlannedGraph {
-                name: name.clone(),
-                key,
-                source,
-                backend_version: backend.version().to_owned(),
-            });
-        }
+        let mut settings = settings(entity, package);
+        let graphs = self.plan_graphs(owner.workspace, entity, package, &dir)?;
         let limits = self.limits_of(package)?;
         let artifact = self.artifact_key(owner.workspace, package, &settings, &limits)?;
         let init_settings = settings.clone();
@@ -231,6 +196,57 @@ impl ModelHost {
             dir,
             assets: package.assets.iter().cloned().collect(),
         })
+    }
+
+    fn plan_graphs(
+        &self,
+        workspace: WorkspaceId,
+        entity: &EntityConfig,
+        package: &Package,
+        dir: &Path,
+    ) -> Result<Vec<PlannedGraph>, DeployError> {
+        let plan = |(name, spec): (&String, &GraphSpec)| {
+            let file = package_file(package, &spec.file)?;
+            let target = if entity.wants_gpu() { ExecutionTarget::Gpu } else { spec.target.into() };
+            let backend =
+                self.backends.select(spec.backend.into(), target).map_err(|error| DeployError::graph(name, &error))?;
+            let digest = graph_digest(workspace, package, file, name);
+            let form = backend.conversion(target);
+            let source = GraphSource {
+                path: dir.join(&spec.file),
+                external_files: package.weights.get(name).cloned().unwrap_or_default(),
+                target,
+                batch: spec.batch.clone(),
+                converted: form.map(|form| self.converted.path(&digest, form)),
+            };
+            let key = GraphKey { digest, backend: backend.id(), target, batch: spec.batch.clone() };
+            Ok(PlannedGraph { name: name.clone(), key, source, backend_version: backend.version().to_owned() })
+        };
+        package.graphs.iter().map(plan).collect()
+    }
+
+    /// Names, without their endings, of what a deploy of an entity leaves on disk: the compiled component, the laid-out
+    /// package, what was made of its graphs and found out about them.
+    ///
+    /// # Errors
+    /// When a limit is over the server's or the package does not fit together: then there is nothing.
+    pub fn leaves(
+        &self,
+        workspace: WorkspaceId,
+        entity: &EntityConfig,
+        package: &Package,
+    ) -> Result<Vec<String>, DeployError> {
+        let limits = self.limits_of(package)?;
+        let artifact = self.artifact_key(workspace, package, &settings(entity, package), &limits)?;
+        let mut names = vec![artifact.to_string(), package_name(package)?];
+        let dir = self.home.path("packages").join(&names[1]);
+        // Where a backend is missing for now, its files can be made again.
+        for graph in self.plan_graphs(workspace, entity, package, &dir).into_iter().flatten() {
+            let converted = graph.source.converted.as_ref().and_then(|path| path.file_stem());
+            names.extend(converted.map(|name| name.to_string_lossy().into_owned()));
+            names.push(profiles::name(&graph.key));
+        }
+        Ok(names)
     }
 
     /// Does all the slow work for an entity, so that its first request finds it done.
@@ -531,8 +547,7 @@ impl ModelHost {
     /// them need it.
     fn lay_out(&self, package: &Package) -> Result<PathBuf, DeployError> {
         let failed = |error: std::io::Error| DeployError::host("lay out the files of a package", &error);
-        let listing = serde_json::to_vec(&package.files).map_err(|error| failed(error.into()))?;
-        let dir = self.home.path("packages").join(blake3::hash(&listing).to_hex().as_str());
+        let dir = self.home.path("packages").join(package_name(package)?);
         if dir.exists() {
             return Ok(dir);
         }
@@ -587,6 +602,20 @@ impl Drop for RemoveOnDrop<'_> {
     fn drop(&mut self) {
         self.host.compiling().remove(&self.key);
     }
+}
+
+/// The package's settings, overridden by the entity's.
+fn settings(entity: &EntityConfig, package: &Package) -> BTreeMap<String, String> {
+    let mut settings = package.settings.clone();
+    settings.extend(entity.environment_vars.clone());
+    settings
+}
+
+/// Name of the folder in which a package is laid out: what is in it decides it.
+fn package_name(package: &Package) -> Result<String, DeployError> {
+    let listing =
+        serde_json::to_vec(&package.files).map_err(|error| DeployError::host("name a package's folder", &error))?;
+    Ok(blake3::hash(&listing).to_hex().to_string())
 }
 
 fn package_file<'a>(package: &'a Package, name: &str) -> Result<&'a PackageFile, DeployError> {

@@ -32,12 +32,16 @@ impl Profiles {
     }
 }
 
-/// Named by everything that decides how the graph behaves.
 fn file(key: &GraphKey) -> String {
+    format!("{DIR}/{}.json", name(key))
+}
+
+/// A profile's name on disk, without its ending: everything that decides how the graph behaves.
+pub fn name(key: &GraphKey) -> String {
     let mut hasher = blake3::Hasher::new();
     let batch = serde_json::to_string(&key.batch).unwrap_or_default();
     for part in [env!("CARGO_PKG_VERSION"), &key.digest, key.backend.name(), key.target.name(), &batch] {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
     }
-    format!("{DIR}/{}.json", hasher.finalize().to_hex())
+    hasher.finalize().to_hex().to_string()
 }

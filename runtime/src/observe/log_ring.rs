@@ -1,7 +1,11 @@
-//! The last lines that a served entity's guest wrote. In memory and bounded; gone with the process.
+//! The last lines that a served entity's guest wrote: bounded, in memory while the entity is in use, in a file while it is
+//! idle. What a server that is killed had not saved is lost.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Text kept per served entity.
 const BYTES_MAX: usize = 256 << 10;
@@ -17,9 +21,37 @@ pub struct LogRing(Arc<Mutex<Ring>>);
 struct Ring {
     blocks: VecDeque<String>,
     bytes: usize,
+    /// Whether no file has all of it.
+    unsaved: bool,
 }
 
 impl LogRing {
+    /// What was saved in a file; empty without it. Blocks.
+    pub fn open(path: &Path) -> LogRing {
+        let ring = LogRing::default();
+        if let Ok(text) = fs::read_to_string(path) {
+            // Line by line, so that the oldest can go first again.
+            text.split_inclusive('\n').for_each(|line| ring.lock().push(line.to_owned()));
+        }
+        ring
+    }
+
+    /// Writes to a file what is new since the last time, if anything is. Not synced: it is a log. Blocks.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let mut ring = self.lock();
+        if ring.unsaved {
+            // Beside it and renamed, so that a kill leaves the old text or the new.
+            let building = path.with_extension("new");
+            fs::write(&building, ring.text())?;
+            fs::rename(&building, path)?;
+            ring.unsaved = false;
+        }
+        Ok(())
+    }
+
     /// Adds what one request wrote, each line with its time and request. Nothing for an empty text.
     pub fn push(&self, time: &str, request_id: &str, text: &str) {
         if text.is_empty() {
@@ -40,17 +72,32 @@ impl LogRing {
                 break;
             }
         }
-        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        ring.bytes += block.len();
-        ring.blocks.push_back(block);
-        while ring.bytes > BYTES_MAX && ring.blocks.len() > 1 {
-            ring.bytes -= ring.blocks.pop_front().map_or(0, |block| block.len());
-        }
+        let mut ring = self.lock();
+        ring.push(block);
+        ring.unsaved = true;
     }
 
     /// All that is kept, oldest first.
     pub fn text(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).blocks.iter().map(String::as_str).collect()
+        self.lock().text()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ring> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ring {
+    fn push(&mut self, block: String) {
+        self.bytes += block.len();
+        self.blocks.push_back(block);
+        while self.bytes > BYTES_MAX && self.blocks.len() > 1 {
+            self.bytes -= self.blocks.pop_front().map_or(0, |block| block.len());
+        }
+    }
+
+    fn text(&self) -> String {
+        self.blocks.iter().map(String::as_str).collect()
     }
 }
 
@@ -67,5 +114,24 @@ mod tests {
         }
         let text = ring.text();
         assert!(text.len() <= BYTES_MAX && text.contains("t 99 x") && !text.contains("t 0 x"));
+    }
+
+    #[test]
+    fn what_is_saved_comes_back_before_what_is_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("entity.log");
+        let ring = LogRing::open(&path);
+        ring.save(&path).unwrap();
+        assert!(!path.exists(), "an empty log needs no file");
+        ring.push("t", "1", "first");
+        ring.save(&path).unwrap();
+
+        let ring = LogRing::open(&path);
+        ring.push("t", "2", "second");
+        ring.save(&path).unwrap();
+        assert_eq!(LogRing::open(&path).text(), "t 1 first\nt 2 second\n");
+        std::fs::remove_file(&path).unwrap();
+        LogRing::open(&path).save(&path).unwrap();
+        assert!(!path.exists(), "what is not new is not written again");
     }
 }

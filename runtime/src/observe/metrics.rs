@@ -1,11 +1,18 @@
 //! Metrics of the whole server, in OpenMetrics text at `/metrics`.
 //!
-//! A served entity holds handles on its own series, so that a request neither builds labels nor looks anything up.
+//! A served entity's series are made when it is first called, and it holds a handle on them, so that a request neither
+//! builds labels nor looks anything up. They outlive the handle: an entity that has left memory goes on counting when it
+//! is back.
 
+use std::fmt;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,8 +21,12 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::catalog::served::Rung;
 
-type Labels = Vec<(String, String)>;
-type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+/// Served entities with series of their own. Each has about 50, which are 6 KB of text and 2 KB of memory: more than all
+/// else that an idle endpoint costs, and a collector asks for all of it every few seconds.
+const ENTITIES_MAX: usize = 1000;
+
+/// Stands for the endpoint and the entity of what is counted beyond [`ENTITIES_MAX`]. No endpoint can have this name.
+const OTHERS: &str = "(other)";
 
 /// Upper bounds of request times, in seconds.
 const REQUEST_SECONDS: [f64; 14] = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.3, 1.0, 5.0, 30.0];
@@ -26,13 +37,9 @@ const CPU_SECONDS: [f64; 10] = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1e-2, 
 /// All series.
 pub struct Metrics {
     registry: Registry,
-    requests: Family<Labels, Counter>,
-    duration: Histograms,
-    cpu: Histograms,
-    rungs: Family<Labels, Counter>,
-    cold_start: Histograms,
+    entities: Arc<Entities>,
     /// Requests refused before they reached a guest, by reason.
-    pub refused: Family<Labels, Counter>,
+    pub refused: Family<Vec<(String, String)>, Counter>,
     /// Instances that live now.
     pub instances: Gauge,
     /// Requests that wait for an instance.
@@ -44,18 +51,7 @@ pub struct Metrics {
     graph_loads: Gauge<u64, AtomicU64>,
     compute_queue: Gauge,
     endpoints: Gauge,
-    /// Labels per endpoint, to be forgotten with it.
-    entities: std::sync::Mutex<Vec<(String, String)>>,
-}
-
-/// The series of one served entity.
-pub struct EntityMetrics {
-    /// By class of status: 2xx, 4xx, 5xx.
-    requests: [Counter; 3],
-    duration: Histogram,
-    cpu: Histogram,
-    rungs: [Counter; Rung::ALL.len()],
-    cold_start: Histogram,
+    awake_endpoints: Gauge,
 }
 
 /// What is read at the moment of a scrape.
@@ -66,25 +62,15 @@ pub struct Observed {
     pub compute_queue: usize,
     /// Endpoints in the catalog.
     pub endpoints: usize,
-}
-
-fn request_histogram() -> Histogram {
-    Histogram::new(REQUEST_SECONDS)
-}
-
-fn cpu_histogram() -> Histogram {
-    Histogram::new(CPU_SECONDS)
+    /// Those of them that do not sleep.
+    pub awake_endpoints: usize,
 }
 
 impl Default for Metrics {
     fn default() -> Metrics {
         let mut metrics = Metrics {
             registry: Registry::with_prefix("tessera"),
-            requests: Family::default(),
-            duration: Family::new_with_constructor(request_histogram),
-            cpu: Family::new_with_constructor(cpu_histogram),
-            rungs: Family::default(),
-            cold_start: Family::new_with_constructor(request_histogram),
+            entities: Arc::default(),
             refused: Family::default(),
             instances: Gauge::default(),
             queued: Gauge::default(),
@@ -94,7 +80,7 @@ impl Default for Metrics {
             graph_loads: Gauge::default(),
             compute_queue: Gauge::default(),
             endpoints: Gauge::default(),
-            entities: std::sync::Mutex::default(),
+            awake_endpoints: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -103,27 +89,8 @@ impl Default for Metrics {
 
 impl Metrics {
     fn register(&mut self) {
-        let Metrics { registry, .. } = self;
-        registry.register("invocations", "Invocations by served entity and class of status", self.requests.clone());
-        registry.register_with_unit(
-            "invocation_duration",
-            "Time of invocations, from the request's head to the response's",
-            Unit::Seconds,
-            self.duration.clone(),
-        );
-        registry.register_with_unit(
-            "guest_cpu",
-            "Processor time of guest and host calls, without the backend's",
-            Unit::Seconds,
-            self.cpu.clone(),
-        );
-        registry.register("rungs", "Invocations by what they had to bring into memory first", self.rungs.clone());
-        registry.register_with_unit(
-            "cold_start",
-            "Time that invocations waited for their component and graphs",
-            Unit::Seconds,
-            self.cold_start.clone(),
-        );
+        let Metrics { registry, entities, .. } = self;
+        registry.register_collector(Box::new(Arc::clone(entities)));
         registry.register("refused", "Requests refused before they reached a guest", self.refused.clone());
         registry.register("instances", "Instances that live now", self.instances.clone());
         registry.register("queued_requests", "Requests that wait for an instance", self.queued.clone());
@@ -133,23 +100,20 @@ impl Metrics {
         registry.register("graph_loads", "Graph loads since the start", self.graph_loads.clone());
         registry.register("compute_queue", "Computations that wait for a thread", self.compute_queue.clone());
         registry.register("endpoints", "Endpoints in the catalog", self.endpoints.clone());
+        registry.register(
+            "endpoints_awake",
+            "Endpoints that are more in memory than a name",
+            self.awake_endpoints.clone(),
+        );
     }
 
-    /// The series of a served entity.
+    /// The series of a served entity. There are none before it is first counted.
     pub fn entity(&self, endpoint: &str, entity: &str) -> EntityMetrics {
-        let known = (endpoint.to_owned(), entity.to_owned());
-        let mut entities = self.entities.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !entities.contains(&known) {
-            entities.push(known);
-        }
-        let base = entity_labels(endpoint, entity);
-        let with = |key: &str, value: &str| [base.clone(), vec![(key.to_owned(), value.to_owned())]].concat();
         EntityMetrics {
-            requests: CLASSES.map(|class| self.requests.get_or_create(&with("class", class)).clone()),
-            duration: self.duration.get_or_create(&base).clone(),
-            cpu: self.cpu.get_or_create(&base).clone(),
-            rungs: Rung::ALL.map(|rung| self.rungs.get_or_create(&with("rung", rung.name())).clone()),
-            cold_start: self.cold_start.get_or_create(&base).clone(),
+            entities: Arc::clone(&self.entities),
+            endpoint: endpoint.to_owned(),
+            entity: entity.to_owned(),
+            series: OnceLock::new(),
         }
     }
 
@@ -160,21 +124,7 @@ impl Metrics {
 
     /// Drops the series of an endpoint's entities but these.
     pub fn forget_others(&self, endpoint: &str, kept: &[&str]) {
-        let mut entities = self.entities.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let gone = |known: &mut (String, String)| known.0 == endpoint && !kept.contains(&known.1.as_str());
-        for (_, entity) in entities.extract_if(.., gone) {
-            let base = entity_labels(endpoint, &entity);
-            let with = |key: &str, value: &str| [base.clone(), vec![(key.to_owned(), value.to_owned())]].concat();
-            for class in CLASSES {
-                self.requests.remove(&with("class", class));
-            }
-            for rung in Rung::ALL {
-                self.rungs.remove(&with("rung", rung.name()));
-            }
-            self.duration.remove(&base);
-            self.cpu.remove(&base);
-            self.cold_start.remove(&base);
-        }
+        self.entities.lock().retain(|series| series.endpoint != endpoint || kept.contains(&series.entity.as_str()));
     }
 
     /// Counts a request that was refused before it reached a guest.
@@ -189,6 +139,7 @@ impl Metrics {
         self.graph_loads.set(observed.graphs.loads);
         self.compute_queue.set(observed.compute_queue as i64);
         self.endpoints.set(observed.endpoints as i64);
+        self.awake_endpoints.set(observed.awake_endpoints as i64);
         let mut text = String::new();
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry);
@@ -196,13 +147,124 @@ impl Metrics {
     }
 }
 
+/// The series of all served entities.
+#[derive(Debug, Default)]
+struct Entities {
+    named: Mutex<Vec<Arc<Series>>>,
+    others: OnceLock<Arc<Series>>,
+}
+
+impl Entities {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Series>>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The series of an entity: its own as long as there is room. First come, first served: series that went when
+    /// others come would count from zero again.
+    fn series(&self, endpoint: &str, entity: &str) -> Arc<Series> {
+        let mut named = self.lock();
+        if let Some(series) = named.iter().find(|series| series.endpoint == endpoint && series.entity == entity) {
+            return Arc::clone(series);
+        }
+        if named.len() >= ENTITIES_MAX {
+            return Arc::clone(self.others.get_or_init(|| Arc::new(Series::new(OTHERS, OTHERS))));
+        }
+        let series = Arc::new(Series::new(endpoint, entity));
+        named.push(Arc::clone(&series));
+        series
+    }
+}
+
+impl Collector for Entities {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        // A copy, so that no request waits for the text.
+        let all: Vec<Arc<Series>> = self.lock().iter().chain(self.others.get()).cloned().collect();
+        let counted = Counter::<u64>::TYPE;
+        let timed = Histogram::TYPE;
+
+        let help = "Invocations by served entity and class of status";
+        let mut family = encoder.encode_descriptor("invocations", help, None, counted)?;
+        for series in &all {
+            for (class, count) in CLASSES.iter().zip(&series.requests) {
+                count.encode(family.encode_family(&series.labels_with("class", class))?)?;
+            }
+        }
+        let help = "Time of invocations, from the request's head to the response's";
+        let mut family = encoder.encode_descriptor("invocation_duration", help, Some(&Unit::Seconds), timed)?;
+        for series in &all {
+            series.duration.encode(family.encode_family(&series.labels())?)?;
+        }
+        let help = "Processor time of guest and host calls, without the backend's";
+        let mut family = encoder.encode_descriptor("guest_cpu", help, Some(&Unit::Seconds), timed)?;
+        for series in &all {
+            series.cpu.encode(family.encode_family(&series.labels())?)?;
+        }
+        let help = "Invocations by what they had to bring into memory first";
+        let mut family = encoder.encode_descriptor("rungs", help, None, counted)?;
+        for series in &all {
+            for (rung, count) in Rung::ALL.iter().zip(&series.rungs) {
+                count.encode(family.encode_family(&series.labels_with("rung", rung.name()))?)?;
+            }
+        }
+        let help = "Time that invocations waited for their component and graphs";
+        let mut family = encoder.encode_descriptor("cold_start", help, Some(&Unit::Seconds), timed)?;
+        for series in &all {
+            series.cold_start.encode(family.encode_family(&series.labels())?)?;
+        }
+        Ok(())
+    }
+}
+
 const CLASSES: [&str; 3] = ["2xx", "4xx", "5xx"];
 
-fn entity_labels(endpoint: &str, entity: &str) -> Labels {
-    vec![("endpoint".to_owned(), endpoint.to_owned()), ("served_entity".to_owned(), entity.to_owned())]
+/// What is counted of one served entity.
+#[derive(Debug)]
+struct Series {
+    endpoint: String,
+    entity: String,
+    /// By class of status.
+    requests: [Counter; CLASSES.len()],
+    duration: Histogram,
+    cpu: Histogram,
+    rungs: [Counter; Rung::ALL.len()],
+    cold_start: Histogram,
+}
+
+impl Series {
+    fn new(endpoint: &str, entity: &str) -> Series {
+        Series {
+            endpoint: endpoint.to_owned(),
+            entity: entity.to_owned(),
+            requests: Default::default(),
+            duration: Histogram::new(REQUEST_SECONDS),
+            cpu: Histogram::new(CPU_SECONDS),
+            rungs: Default::default(),
+            cold_start: Histogram::new(REQUEST_SECONDS),
+        }
+    }
+
+    fn labels(&self) -> [(&str, &str); 2] {
+        [("endpoint", &self.endpoint), ("served_entity", &self.entity)]
+    }
+
+    fn labels_with<'a>(&'a self, key: &'a str, value: &'a str) -> [(&'a str, &'a str); 3] {
+        [("endpoint", &self.endpoint), ("served_entity", &self.entity), (key, value)]
+    }
+}
+
+/// A served entity's handle on its series.
+pub struct EntityMetrics {
+    entities: Arc<Entities>,
+    endpoint: String,
+    entity: String,
+    series: OnceLock<Arc<Series>>,
 }
 
 impl EntityMetrics {
+    fn series(&self) -> &Series {
+        self.series.get_or_init(|| self.entities.series(&self.endpoint, &self.entity))
+    }
+
     /// Counts a finished invocation.
     pub fn finished(&self, status: u16, duration: Duration, cpu: Duration) {
         let class = match status {
@@ -210,16 +272,70 @@ impl EntityMetrics {
             400.. => 1,
             _ => 0,
         };
-        self.requests[class].inc();
-        self.duration.observe(duration.as_secs_f64());
-        self.cpu.observe(cpu.as_secs_f64());
+        let series = self.series();
+        series.requests[class].inc();
+        series.duration.observe(duration.as_secs_f64());
+        series.cpu.observe(cpu.as_secs_f64());
     }
 
     /// Counts what an invocation had to bring into memory, and how long that took.
     pub fn climbed(&self, rung: Rung, waited: Duration) {
-        self.rungs[rung as usize].inc();
+        let series = self.series();
+        series.rungs[rung as usize].inc();
         if rung != Rung::Warm {
-            self.cold_start.observe(waited.as_secs_f64());
+            series.cold_start.observe(waited.as_secs_f64());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(metrics: &Metrics) -> String {
+        let graphs = crate::nn::GraphsStats::default();
+        metrics.text(&Observed { graphs, compute_queue: 0, endpoints: 0, awake_endpoints: 0 })
+    }
+
+    fn count(metrics: &Metrics, endpoint: &str) -> Option<String> {
+        let line = format!("tessera_invocations_total{{endpoint=\"{endpoint}\",served_entity=");
+        let text = text(metrics);
+        let line = text.lines().find(|found| found.starts_with(&line) && found.contains("2xx"))?;
+        line.rsplit(' ').next().map(str::to_owned)
+    }
+
+    fn call(metrics: &Metrics, endpoint: &str) {
+        let entity = metrics.entity(endpoint, "e");
+        entity.climbed(Rung::Graph, Duration::from_millis(3));
+        entity.finished(200, Duration::from_millis(5), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn an_entity_that_is_not_called_has_no_series_and_one_that_comes_back_counts_on() {
+        let metrics = Metrics::default();
+        drop(metrics.entity("a", "e"));
+        assert_eq!(count(&metrics, "a"), None);
+        call(&metrics, "a");
+        call(&metrics, "a");
+        assert_eq!(count(&metrics, "a").as_deref(), Some("2"));
+        metrics.forget("a");
+        assert_eq!(count(&metrics, "a"), None);
+    }
+
+    #[test]
+    fn the_number_of_series_has_a_bound_beyond_which_all_count_together() {
+        let metrics = Metrics::default();
+        for endpoint in 0..2 * ENTITIES_MAX {
+            call(&metrics, &format!("e{endpoint}"));
+        }
+        assert_eq!(count(&metrics, "e0").as_deref(), Some("1"));
+        assert_eq!(count(&metrics, &format!("e{ENTITIES_MAX}")), None);
+        assert_eq!(count(&metrics, OTHERS), Some(ENTITIES_MAX.to_string()));
+        assert!(text(&metrics).len() < 8_000 * ENTITIES_MAX);
+
+        // One that goes makes room for another.
+        metrics.forget("e0");
+        call(&metrics, "new");
+        assert_eq!(count(&metrics, "new").as_deref(), Some("1"));
     }
 }

@@ -21,8 +21,8 @@ pub const DOCUMENT_BYTES_MAX: usize = PARTS_MAX * PART_BYTES;
 /// parts follow it in a scan.
 const PART_MARK: char = '\u{1}';
 
-/// Entries fetched at a time.
-const SCAN_PAGE: usize = 1000;
+/// Entries fetched at a time; more than a record has parts, so that every page has a whole one.
+const SCAN_PAGE: usize = 64;
 
 impl Transaction {
     /// Writes a record.
@@ -54,7 +54,37 @@ impl Transaction {
     }
 }
 
-/// All records under a prefix, in the order of their keys.
+/// One record, or none. Blocks.
+///
+/// # Errors
+/// As [`StateStore::get`]; `Corrupt` for a record that lacks parts or does not parse.
+pub fn document<T: DeserializeOwned>(store: &dyn StateStore, key: &str) -> Result<Option<T>, StoreError> {
+    // A key that somebody sent could name a part.
+    let Some(first) = store.get(key)?.filter(|_| !key.contains(PART_MARK)) else { return Ok(None) };
+    if parts(&first)? == 1 {
+        return parse(&[first]).map(Some);
+    }
+    // Read again with its parts, in one moment. They come before every longer key with this prefix.
+    let entries = store.scan(key, None, PARTS_MAX)?;
+    let Some(first) = entries.first().filter(|first| first.key == key) else { return Ok(None) };
+    let record = entries.get(..parts(first)?).ok_or_else(|| corrupt(first))?;
+    parse(record).map(Some)
+}
+
+/// The same without blocking the caller's thread. Needs a tokio runtime.
+///
+/// # Errors
+/// As [`document`].
+pub async fn read_document<T: DeserializeOwned + Send + 'static>(
+    store: &Arc<dyn StateStore>,
+    key: String,
+) -> Result<Option<T>, StoreError> {
+    let store = Arc::clone(store);
+    let read = tokio::task::spawn_blocking(move || document(&*store, &key)).await;
+    read.map_err(|error| StoreError::Unavailable(Arc::new(error)))?
+}
+
+/// All records under a prefix, in the order of their keys. Blocks.
 ///
 /// # Errors
 /// As [`StateStore::scan`]; `Corrupt` for a record that lacks parts or does not parse.
@@ -62,33 +92,63 @@ pub fn scan_documents<T: DeserializeOwned>(
     store: &dyn StateStore,
     prefix: &str,
 ) -> Result<Vec<(String, T)>, StoreError> {
-    let mut entries = scan_all(store, prefix)?.into_iter().peekable();
     let mut documents = Vec::new();
-    while let Some(first) = entries.next() {
-        let corrupt = || StoreError::Corrupt { key: first.key.clone() };
-        let (&parts, head) = first.value.split_first().ok_or_else(corrupt)?;
-        let mut json = head.to_vec();
-        for index in 1..usize::from(parts) {
-            let part = entries.next_if(|entry| entry.key == part_key(&first.key, index)).ok_or_else(corrupt)?;
-            json.extend_from_slice(part.value.get(1..).ok_or_else(corrupt)?);
-        }
-        let document = serde_json::from_slice(&json).map_err(|_| corrupt())?;
-        documents.push((first.key, document));
-    }
+    visit_documents(store, prefix, |key, document| {
+        documents.push((key.to_owned(), document));
+        Ok::<_, StoreError>(())
+    })?;
     Ok(documents)
 }
 
-fn scan_all(store: &dyn StateStore, prefix: &str) -> Result<Vec<Entry>, StoreError> {
-    let mut entries: Vec<Entry> = Vec::new();
+/// Shows all records under a prefix, one after the other in the order of their keys, and keeps few of them in memory.
+/// Blocks. Records that change meanwhile are seen as they were or as they are, each as a whole.
+///
+/// # Errors
+/// As [`scan_documents`], and the visitor's first error.
+pub fn visit_documents<T: DeserializeOwned, E: From<StoreError>>(
+    store: &dyn StateStore,
+    prefix: &str,
+    mut visit: impl FnMut(&str, T) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut after: Option<String> = None;
     loop {
-        let after = entries.last().map(|entry| entry.key.clone());
         let page = store.scan(prefix, after.as_deref(), SCAN_PAGE)?;
-        let last = page.len() < SCAN_PAGE;
-        entries.extend(page);
-        if last {
-            return Ok(entries);
+        let mut rest = page.as_slice();
+        while let [first, ..] = rest {
+            let Some((record, others)) = rest.split_at_checked(parts(first)?) else { break };
+            visit(&first.key, parse(record)?)?;
+            rest = others;
+        }
+        match rest {
+            [] if page.len() < SCAN_PAGE => return Ok(()),
+            // A record that the page's end cut is read whole by the next page.
+            [first, ..] if page.len() < SCAN_PAGE => return Err(corrupt(first).into()),
+            cut => after = page[..page.len() - cut.len()].last().map(|last| last.key.clone()),
         }
     }
+}
+
+/// The number of parts of the record that begins with this entry.
+fn parts(first: &Entry) -> Result<usize, StoreError> {
+    let parts = first.value.first().map_or(0, |parts| usize::from(*parts));
+    if (1..=PARTS_MAX).contains(&parts) { Ok(parts) } else { Err(corrupt(first)) }
+}
+
+/// The record that these parts make, the first of which names it.
+fn parse<T: DeserializeOwned>(record: &[Entry]) -> Result<T, StoreError> {
+    let first = &record[0];
+    let mut json = Vec::new();
+    for (index, part) in record.iter().enumerate() {
+        if part.key != part_key(&first.key, index) {
+            return Err(corrupt(first));
+        }
+        json.extend_from_slice(part.value.get(1..).ok_or_else(|| corrupt(first))?);
+    }
+    serde_json::from_slice(&json).map_err(|_| corrupt(first))
+}
+
+fn corrupt(first: &Entry) -> StoreError {
+    StoreError::Corrupt { key: first.key.clone() }
 }
 
 fn part_key(key: &str, index: usize) -> String {
@@ -119,5 +179,34 @@ mod tests {
         assert_eq!(read().len(), 1);
         let error = Transaction::new().put_document("d/a", &"x".repeat(DOCUMENT_BYTES_MAX)).unwrap_err();
         assert!(matches!(error, StoreError::TooLarge { .. }));
+    }
+
+    #[tokio::test]
+    async fn one_record_is_found_by_its_whole_key() {
+        let store = MemoryStore::new();
+        let long = "x".repeat(50_000);
+        for (key, text) in [("d/a", long.as_str()), ("d/ab", "short")] {
+            store.commit(Transaction::new().put_document(key, &text).unwrap()).await.unwrap();
+        }
+        let read = |key: &str| document::<String>(&store, key).unwrap();
+        assert_eq!([read("d/a"), read("d/ab")], [Some(long), Some("short".to_owned())]);
+        assert_eq!([read("d/"), read("d/abc"), read("d/a\u{1}01")], [None, None, None]);
+    }
+
+    #[tokio::test]
+    async fn records_that_lie_across_pages_come_whole() {
+        let store = MemoryStore::new();
+        let text = |number: usize| "x".repeat(number % 5 * PART_BYTES);
+        for number in 0..2 * SCAN_PAGE {
+            let put = Transaction::new().put_document(&format!("d/{number:04}"), &text(number)).unwrap();
+            store.commit(put).await.unwrap();
+        }
+        let found = scan_documents::<String>(&store, "d/").unwrap();
+        assert_eq!(found.len(), 2 * SCAN_PAGE);
+        assert!(found.iter().enumerate().all(|(number, (_, found))| *found == text(number)));
+
+        // A record that has lost a part is an error wherever it lies.
+        store.commit(Transaction::new().delete(part_key("d/0119", 4))).await.unwrap();
+        assert!(matches!(scan_documents::<String>(&store, "d/"), Err(StoreError::Corrupt { key }) if key == "d/0119"));
     }
 }

@@ -9,8 +9,8 @@
 //! - [`documents`]: JSON records of any size up to 64 KB, over several values when they must.
 //! - [`blobs`]: content-addressed files.
 //!
-//! Invariants: only [`sled`] knows the sled crate; nothing here is on the request path (invocations read the catalog in
-//! memory); no reader ever sees a write that is not durable yet.
+//! Invariants: only [`sled`] knows the sled crate; nothing here is on the path of a request to an endpoint that is awake
+//! (invocations read the catalog in memory); no reader ever sees a write that is not durable yet.
 
 pub mod blobs;
 pub mod documents;
@@ -56,7 +56,7 @@ pub type CommitFuture = Pin<Box<dyn Future<Output = Result<Revision, StoreError>
 
 /// A transactional key-value store with etcd's semantics.
 ///
-/// `get` and `scan` block on disk for what is not cached: call them at start and on control-plane paths only.
+/// `get` and `scan` block on disk for what is not cached: call them at start and off the event loops.
 pub trait StateStore: Send + Sync {
     /// The entry of `key` as of the last durable transaction, or none.
     ///
