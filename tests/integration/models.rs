@@ -363,3 +363,36 @@ fn a_damaged_converted_graph_is_told_in_the_log_and_made_again_by_the_next_deplo
     assert_eq!(graphs(), before);
     assert_eq!(server.invoke("again", &flower).ok(), expected);
 }
+
+#[test]
+fn concurrent_requests_share_runs_and_each_gets_its_own_answer() {
+    // given an endpoint, and what it answers to each of some flowers alone
+    let server = Server::start();
+    server.deploy("iris", &Package::of(&model("iris")));
+    let flower = |n: u32| {
+        let x = f64::from(n);
+        let columns = ["sepal_length", "sepal_width", "petal_length", "petal_width"];
+        let data = [[4.0 + x * 0.05, 2.0 + x * 0.04, 1.0 + x * 0.1, x * 0.04]];
+        json!({ "dataframe_split": { "columns": columns, "data": data } })
+    };
+    let flowers: Vec<_> = (0..48).map(flower).collect();
+    let alone: Vec<_> = flowers.iter().map(|flower| server.invoke("iris", flower).ok()).collect();
+    let before = (server.metric("tessera_computes"), server.metric("tessera_compute_runs"));
+
+    // when many clients ask at once
+    std::thread::scope(|scope| {
+        for client in 0..16 {
+            let (server, flowers, alone) = (&server, &flowers, &alone);
+            scope.spawn(move || {
+                for n in (0..40).map(|round| (client * 7 + round * 5) % flowers.len()) {
+                    assert_eq!(server.invoke("iris", &flowers[n]).ok(), alone[n]);
+                }
+            });
+        }
+    });
+
+    // then everybody got what it would have got alone, in fewer runs than there were requests
+    let (computes, runs) = (server.metric("tessera_computes"), server.metric("tessera_compute_runs"));
+    assert_eq!(computes - before.0, 640.0);
+    assert!(runs - before.1 < 640.0, "{runs} runs");
+}

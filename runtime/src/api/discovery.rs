@@ -39,6 +39,7 @@ pub(super) async fn metrics(call: &Call) -> Result<Answer, ApiError> {
     let observed = Observed {
         graphs: control.host.graphs.stats(),
         compute_queue: control.host.executor.queued().0,
+        computes: Arc::clone(control.host.executor.counters()),
         endpoints: control.catalog.len(),
         awake_endpoints: control.catalog.all_awake().len(),
     };

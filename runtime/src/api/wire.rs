@@ -307,6 +307,7 @@ fn entity_output(
         value["environment_vars"] = json!(entity.environment_vars);
     }
     if let Some(served) = served {
+        value["in_memory"] = json!(served.component_loaded());
         value["graphs"] = served.plan.graphs.iter().map(graph_output).collect();
         if let Some(cold) = served.last_cold_start() {
             value["last_cold_start"] = json!({

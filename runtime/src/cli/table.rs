@@ -62,6 +62,15 @@ fn served_entity(block: &mut Block, config: &EndpointConfig, entity: &ServedEnti
         let target = graph.target.as_deref().map_or(String::new(), |target| format!(" on {target}"));
         block.line(3, "graph", &format!("{}  {}{target}", graph.name, backend(graph)));
     }
+    if let Some(in_memory) = entity.in_memory {
+        block.line(3, "memory", if in_memory { "ready to run" } else { "scaled to zero" });
+    }
+    if let Some(cold) = &entity.last_cold_start {
+        let ms = |us: u64| us as f64 / 1e3;
+        let (component, graphs) = (ms(cold.component_us), ms(cold.graphs_us));
+        let parts = format!("from rung '{}': component {component:.1} ms, graphs {graphs:.1} ms", cold.rung);
+        block.line(3, "last cold start", &parts);
+    }
 }
 
 /// Registered models, one a row.

@@ -47,6 +47,18 @@ pub(super) struct ServedEntity {
     pub(super) state: ServedEntityState,
     /// Ours, beside what Databricks answers: which backend runs each graph.
     pub(super) graphs: Vec<Graph>,
+    /// Ours: whether its component is in memory.
+    pub(super) in_memory: Option<bool>,
+    /// Ours: what the last request that found it scaled to zero had to wait for.
+    pub(super) last_cold_start: Option<ColdStart>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ColdStart {
+    pub(super) rung: String,
+    pub(super) component_us: u64,
+    pub(super) graphs_us: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]

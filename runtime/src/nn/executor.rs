@@ -105,6 +105,7 @@ impl Executor {
     pub async fn compute(&self, compute: Compute, alone: bool) -> Result<Outputs, NnError> {
         let Compute { tenant, graph, inputs, deadline } = compute;
         let inputs = graph.info().check(inputs)?;
+        self.shared.counters.works.fetch_add(1, Relaxed);
         graph.schedule().offer_sample(&inputs);
         let rows = inputs.rows();
         let venue = self.venue(&*graph, rows);
@@ -142,7 +143,7 @@ impl Executor {
     }
 
     /// What was computed since the start.
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.shared.counters
     }
 }

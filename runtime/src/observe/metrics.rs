@@ -5,7 +5,7 @@
 //! is back.
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::catalog::served::Rung;
+use crate::nn::batcher::Counters;
 
 /// Served entities with series of their own. Each has about 50, which are 6 KB of text and 2 KB of memory: more than all
 /// else that an idle endpoint costs, and a collector asks for all of it every few seconds.
@@ -50,6 +51,11 @@ pub struct Metrics {
     graph_bytes: Gauge<u64, AtomicU64>,
     graph_loads: Gauge<u64, AtomicU64>,
     compute_queue: Gauge,
+    computes: Gauge<u64, AtomicU64>,
+    compute_runs: Gauge<u64, AtomicU64>,
+    computes_dropped: Gauge<u64, AtomicU64>,
+    compute_run_time: Gauge<f64, AtomicU64>,
+    compute_wait_time: Gauge<f64, AtomicU64>,
     endpoints: Gauge,
     awake_endpoints: Gauge,
 }
@@ -60,6 +66,8 @@ pub struct Observed {
     pub graphs: crate::nn::GraphsStats,
     /// Computations that wait.
     pub compute_queue: usize,
+    /// Those that were answered.
+    pub computes: Arc<Counters>,
     /// Endpoints in the catalog.
     pub endpoints: usize,
     /// Those of them that do not sleep.
@@ -79,6 +87,11 @@ impl Default for Metrics {
             graph_bytes: Gauge::default(),
             graph_loads: Gauge::default(),
             compute_queue: Gauge::default(),
+            computes: Gauge::default(),
+            compute_runs: Gauge::default(),
+            computes_dropped: Gauge::default(),
+            compute_run_time: Gauge::default(),
+            compute_wait_time: Gauge::default(),
             endpoints: Gauge::default(),
             awake_endpoints: Gauge::default(),
         };
@@ -99,6 +112,12 @@ impl Metrics {
         registry.register_with_unit("graph_memory", "Memory of loaded graphs", Unit::Bytes, self.graph_bytes.clone());
         registry.register("graph_loads", "Graph loads since the start", self.graph_loads.clone());
         registry.register("compute_queue", "Computations that wait for a thread", self.compute_queue.clone());
+        registry.register("computes", "Computations of requests since the start", self.computes.clone());
+        registry.register("compute_runs", "Runs of graphs that these shared", self.compute_runs.clone());
+        registry.register("computes_dropped", "Computations that nobody waited for", self.computes_dropped.clone());
+        let (run, wait) = (self.compute_run_time.clone(), self.compute_wait_time.clone());
+        registry.register_with_unit("compute_run", "Time in backends since the start", Unit::Seconds, run);
+        registry.register_with_unit("compute_wait", "Time that computations waited, all together", Unit::Seconds, wait);
         registry.register("endpoints", "Endpoints in the catalog", self.endpoints.clone());
         registry.register(
             "endpoints_awake",
@@ -138,6 +157,11 @@ impl Metrics {
         self.graph_bytes.set(observed.graphs.bytes);
         self.graph_loads.set(observed.graphs.loads);
         self.compute_queue.set(observed.compute_queue as i64);
+        self.computes.set(observed.computes.works.load(Relaxed));
+        self.compute_runs.set(observed.computes.runs.load(Relaxed));
+        self.computes_dropped.set(observed.computes.dropped.load(Relaxed));
+        self.compute_run_time.set(observed.computes.run_ns.load(Relaxed) as f64 / 1e9);
+        self.compute_wait_time.set(observed.computes.queue_ns.load(Relaxed) as f64 / 1e9);
         self.endpoints.set(observed.endpoints as i64);
         self.awake_endpoints.set(observed.awake_endpoints as i64);
         let mut text = String::new();
@@ -294,7 +318,7 @@ mod tests {
 
     fn text(metrics: &Metrics) -> String {
         let graphs = crate::nn::GraphsStats::default();
-        metrics.text(&Observed { graphs, compute_queue: 0, endpoints: 0, awake_endpoints: 0 })
+        metrics.text(&Observed { graphs, compute_queue: 0, computes: Arc::default(), endpoints: 0, awake_endpoints: 0 })
     }
 
     fn count(metrics: &Metrics, endpoint: &str) -> Option<String> {

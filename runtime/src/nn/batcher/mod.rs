@@ -51,7 +51,7 @@ pub(super) struct Work {
 pub struct Counters {
     /// Runs of a backend.
     pub runs: AtomicU64,
-    /// Requests that these answered.
+    /// Computations that were asked for.
     pub works: AtomicU64,
     /// Requests that were dropped before they ran: nobody waited any more, or the deadline had passed.
     pub dropped: AtomicU64,
@@ -91,7 +91,6 @@ pub(super) fn run(batch: Vec<Work>, stop: Stop, counters: &Counters) {
     let started = Instant::now();
     let waited: Duration = batch.iter().map(|work| started.saturating_duration_since(work.queued)).sum();
     counters.queue_ns.fetch_add(waited.as_nanos() as u64, Relaxed);
-    counters.works.fetch_add(batch.len() as u64, Relaxed);
     match <[Work; 1]>::try_from(batch) {
         Ok([work]) => run_alone(work, stop, counters),
         Err(batch) => run_together(batch, stop, counters),
