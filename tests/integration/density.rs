@@ -20,8 +20,10 @@ fn an_endpoint_that_went_idle_answers_again_with_its_log_and_counters() {
     // given an endpoint that has answered, and whose guest has written something
     let mut server = Server::with(&["--component-idle-ms", "100"]);
     server.deploy("e", &Package::hostile(""));
-    let trap = |word: &str| server.invoke("e", &json!({ "do": "trap", "message": word }));
-    trap("first-word").is_error(400, "BAD_REQUEST", &["first-word"]);
+    let trap = |server: &Server, word: &str| {
+        server.invoke("e", &json!({ "do": "trap", "message": word })).is_error(400, "BAD_REQUEST", &["trap"]);
+    };
+    trap(&server, "first-word");
     server.invoke("e", &json!({ "do": "compute_ok" })).ok();
     let last_cold_start =
         |server: &Server| server.endpoint("e")["config"]["served_entities"][0]["last_cold_start"].clone();
@@ -39,7 +41,7 @@ fn an_endpoint_that_went_idle_answers_again_with_its_log_and_counters() {
     // and it answers again, with its log and its counters
     assert!(server.guest_log("e").contains("first-word"));
     until_awake(&server, 0.0);
-    trap("second-word").is_error(400, "BAD_REQUEST", &["second-word"]);
+    trap(&server, "second-word");
     assert_eq!(server.metric("tessera_invocations_total"), before + 1.0);
     assert!(server.build_log("e").contains("ready"));
     until_awake(&server, 0.0);
@@ -48,7 +50,7 @@ fn an_endpoint_that_went_idle_answers_again_with_its_log_and_counters() {
     assert!(log.find("first-word").unwrap() < log.find("second-word").unwrap(), "{log}");
 
     // and the log outlives a server that was told to end
-    server.invoke("e", &json!({ "do": "trap", "message": "last-word" }));
+    trap(&server, "last-word");
     server.terminate();
     server.wait();
     server.start_again();
