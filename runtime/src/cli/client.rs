@@ -390,6 +390,8 @@ pub(super) mod tests {
         });
         let error = client.put_file(&["big"], io::repeat(0), 1 << 40).unwrap_err().to_string();
         assert_eq!(error, "BAD_REQUEST: too large (413)");
+        // Closes the connection, for whose end the server waits.
+        drop(client);
         server.join().unwrap();
     }
 

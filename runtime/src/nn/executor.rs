@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::batcher::queue::{BatchLimit, FairQueue};
 use super::batcher::{self, Counters, Outputs, Stop, Tenant, Work};
+use super::watch::Watches;
 use super::{Cancel, Graph, NnError, Tensor, turn};
 
 /// A run expected to be shorter than this is done on the event loop. A hop to a thread and back costs about 20 µs, and the
@@ -24,6 +25,7 @@ const SHORT_BATCH: Duration = Duration::from_micros(500);
 pub struct Executor {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    watches: Watches,
 }
 
 /// A computation for the executor.
@@ -72,7 +74,7 @@ impl Executor {
             rows_max: rows_max.max(1),
             counters: Arc::default(),
         });
-        let mut executor = Self { shared, threads: Vec::new() };
+        let mut executor = Self { shared, threads: Vec::new(), watches: Watches::start()? };
         for index in 0..threads.max(1) {
             let shared = executor.shared.clone();
             // On failure the executor is dropped, which stops those already started.
@@ -84,7 +86,7 @@ impl Executor {
     /// Lets short runs happen on this thread, which is an event loop.
     pub fn serve_on_this_thread(&self) {
         let limit = BatchLimit { rows: self.shared.rows_max, run_ns: SHORT_BATCH.as_nanos() as u64 };
-        turn::start(limit, self.shared.counters.clone());
+        turn::start(limit, self.shared.counters.clone(), self.watches.add());
     }
 
     /// Where a computation will run that is asked for on this thread.
@@ -109,8 +111,11 @@ impl Executor {
         graph.schedule().offer_sample(&inputs);
         let rows = inputs.rows();
         let venue = self.venue(&*graph, rows);
-        if venue == Venue::EventLoop && alone && turn::is_lone() {
-            return batcher::run_graph(&*graph, inputs, rows, &Cancel::never(), &self.shared.counters);
+        if venue == Venue::EventLoop
+            && alone
+            && let Some(watched) = turn::begin_lone()
+        {
+            return batcher::run_watched(&*graph, inputs, rows, watched.cancel(), &self.shared.counters);
         }
         let (tx, rx) = oneshot::channel();
         let waiting = CancelOnDrop(Arc::new(Cancel::default()));

@@ -18,6 +18,7 @@ mod tensor;
 #[cfg(test)]
 mod test_models;
 mod turn;
+mod watch;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

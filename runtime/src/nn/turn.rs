@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::batcher::queue::{BatchLimit, FairQueue};
 use super::batcher::{self, Counters, Stop, Work};
+use super::watch::{Watch, Watched};
 
 /// Works that run at once after a turn that had only one. What is ready beside it cannot be seen without ending the turn,
 /// which costs a system call; so it is looked at now and then.
@@ -27,6 +28,7 @@ struct Turn {
     works: FairQueue,
     limit: BatchLimit,
     counters: Arc<Counters>,
+    watch: Arc<Watch>,
     /// Whether the end of this turn is coming.
     ending: bool,
     /// Works that may run without waiting for the end of their turn.
@@ -34,8 +36,8 @@ struct Turn {
 }
 
 /// Makes this thread one that runs short work itself.
-pub(super) fn start(limit: BatchLimit, counters: Arc<Counters>) {
-    TURN.set(Some(Turn { works: FairQueue::default(), limit, counters, ending: false, lone: 0 }));
+pub(super) fn start(limit: BatchLimit, counters: Arc<Counters>, watch: Arc<Watch>) {
+    TURN.set(Some(Turn { works: FairQueue::default(), limit, counters, watch, ending: false, lone: 0 }));
 }
 
 /// Whether this thread is one.
@@ -43,12 +45,12 @@ pub(super) fn is_here() -> bool {
     TURN.with_borrow(Option::is_some)
 }
 
-/// Whether work may run at once, because lately there was no other to run it with.
-pub(super) fn is_lone() -> bool {
+/// The watch for work that may run at once, because lately there was no other to run it with.
+pub(super) fn begin_lone() -> Option<Watched> {
     TURN.with_borrow_mut(|turn| {
-        let Some(turn) = turn.as_mut().filter(|turn| turn.lone > 0 && !turn.ending) else { return false };
+        let turn = turn.as_mut().filter(|turn| turn.lone > 0 && !turn.ending)?;
         turn.lone -= 1;
-        true
+        Some(Arc::clone(&turn.watch).begin())
     })
 }
 
@@ -70,14 +72,14 @@ async fn end() {
         tokio::task::yield_now().await;
         for _ in 0..BATCHES_PER_TURN {
             // Not held during the run, which may log and thereby come here again.
-            let Some((batch, counters)) = take() else { return };
-            batcher::run(batch, Stop::Never, &counters);
+            let Some((batch, watched, counters)) = take() else { return };
+            batcher::run(batch, Stop::By(watched.cancel()), &counters);
         }
     }
 }
 
 /// The next batch; none ends the turn.
-fn take() -> Option<(Vec<Work>, Arc<Counters>)> {
+fn take() -> Option<(Vec<Work>, Watched, Arc<Counters>)> {
     let mut unwanted = Vec::new();
     TURN.with_borrow_mut(|turn| {
         let turn = turn.as_mut()?;
@@ -86,7 +88,7 @@ fn take() -> Option<(Vec<Work>, Arc<Counters>)> {
         turn.ending = batch.is_some();
         let batch = batch?;
         turn.lone = if batch.len() == 1 && turn.works.len() == 0 { LONE_WORKS } else { 0 };
-        Some((batch, turn.counters.clone()))
+        Some((batch, Arc::clone(&turn.watch).begin(), turn.counters.clone()))
     })
 }
 
@@ -160,6 +162,51 @@ mod tests {
 
         assert_eq!(ask(executor, asked, 9, true).await, 9);
         assert_eq!(graph.runs.lock().unwrap()[1], (1, std::thread::current().id()));
+    }
+
+    /// Says that it is quick, and runs until it is stopped, unless that is on another thread than the first time.
+    struct Liar {
+        echo: Arc<Echo>,
+        home: std::thread::ThreadId,
+    }
+
+    impl Graph for Liar {
+        fn info(&self) -> &GraphInfo {
+            &self.echo.info
+        }
+        fn backend(&self) -> BackendId {
+            BackendId::Tract
+        }
+        fn memory_bytes(&self) -> u64 {
+            0
+        }
+        fn schedule(&self) -> &Schedule {
+            &self.echo.schedule
+        }
+        fn run(&self, inputs: Inputs, cancel: &Cancel) -> Result<Outputs, NnError> {
+            if std::thread::current().id() != self.home {
+                return self.echo.run(inputs, cancel);
+            }
+            let (tx, stopped) = std::sync::mpsc::channel();
+            let _disarm = cancel.on_cancel(move || tx.send(()).unwrap_or_default())?;
+            stopped.recv().unwrap();
+            Err(NnError::timeout("stopped"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_that_holds_up_the_loop_is_stopped_and_the_next_goes_to_a_thread() {
+        let executor = Executor::new(1, 8, 64).unwrap();
+        executor.serve_on_this_thread();
+        let liar = Arc::new(Liar { echo: echo(&[1000]), home: std::thread::current().id() });
+        let compute = || {
+            let x = Tensor::new(TensorType::U8, vec![1], vec![7]).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            Compute { tenant: Tenant(1), graph: liar.clone(), inputs: vec![("x".to_owned(), x)], deadline }
+        };
+        let error = executor.compute(compute(), false).await.unwrap_err();
+        assert!(error.to_string().contains("was stopped after 100 ms"), "{error}");
+        assert!(executor.compute(compute(), false).await.is_ok(), "on a thread");
     }
 
     #[tokio::test]

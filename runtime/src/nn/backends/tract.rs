@@ -65,7 +65,8 @@ impl Backend for Tract {
             info,
             model,
             memory_bytes,
-            schedule: Schedule::new(source.batch.clone()),
+            // tract cannot be stopped.
+            schedule: Schedule::threads_only(source.batch.clone()),
             plans: Mutex::default(),
             building: Mutex::default(),
         }))

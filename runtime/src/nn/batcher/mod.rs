@@ -78,16 +78,16 @@ impl Work {
 }
 
 /// Whether a running batch can be stopped before its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
+#[derive(Clone, Copy)]
+pub(super) enum Stop<'a> {
     /// It stops once nobody waits for any of its answers.
     WhenUnwanted,
-    /// It runs on the thread of those who wait, who cannot leave meanwhile.
-    Never,
+    /// It runs on the event loop of those who wait, who cannot leave meanwhile: the loop's watch stops it.
+    By(&'a Cancel),
 }
 
 /// Runs a batch and answers everybody in it.
-pub(super) fn run(batch: Vec<Work>, stop: Stop, counters: &Counters) {
+pub(super) fn run(batch: Vec<Work>, stop: Stop<'_>, counters: &Counters) {
     let started = Instant::now();
     let waited: Duration = batch.iter().map(|work| started.saturating_duration_since(work.queued)).sum();
     counters.queue_ns.fetch_add(waited.as_nanos() as u64, Relaxed);
@@ -97,17 +97,18 @@ pub(super) fn run(batch: Vec<Work>, stop: Stop, counters: &Counters) {
     }
 }
 
-fn run_alone(work: Work, stop: Stop, counters: &Counters) {
+fn run_alone(work: Work, stop: Stop<'_>, counters: &Counters) {
     let Work { graph, inputs, rows, cancel, tx, .. } = work;
-    let never = Cancel::never();
-    let cancel = if stop == Stop::Never { &never } else { &*cancel };
-    let result = run_graph(&*graph, inputs, rows, cancel, counters);
+    let result = match stop {
+        Stop::By(watch) => run_watched(&*graph, inputs, rows, watch, counters),
+        Stop::WhenUnwanted => run_until(&*graph, inputs, rows, &cancel, counters),
+    };
     // The graph first: whoever gets the answer may count on this run not holding it any more.
     drop(graph);
     let _ = tx.send(result);
 }
 
-fn run_together(batch: Vec<Work>, stop: Stop, counters: &Counters) {
+fn run_together(batch: Vec<Work>, stop: Stop<'_>, counters: &Counters) {
     let graph = Arc::clone(&batch[0].graph);
     match try_together(&graph, &batch, stop, counters) {
         Some(answers) => {
@@ -124,18 +125,18 @@ fn run_together(batch: Vec<Work>, stop: Stop, counters: &Counters) {
 }
 
 /// The answers of a batch; `None` when it could not run as one.
-fn try_together(graph: &Arc<dyn Graph>, batch: &[Work], stop: Stop, counters: &Counters) -> Option<Vec<Outputs>> {
+fn try_together(graph: &Arc<dyn Graph>, batch: &[Work], stop: Stop<'_>, counters: &Counters) -> Option<Vec<Outputs>> {
     let (schedule, info) = (graph.schedule(), graph.info());
     let inputs: Vec<&Inputs> = batch.iter().map(|work| &work.inputs).collect();
     let (joined, layout) = rows::gather(&inputs, schedule.spec().pad.as_ref(), info).ok()?;
     let rows = batch.iter().map(|work| work.rows).sum();
     let outputs = match stop {
-        Stop::Never => run_graph(&**graph, joined, rows, &Cancel::never(), counters),
+        Stop::By(watch) => run_watched(&**graph, joined, rows, watch, counters),
         Stop::WhenUnwanted => {
             let all = Arc::new(Cancel::default());
             let waiting = Arc::new(AtomicUsize::new(batch.len()));
             let _watched: Vec<_> = batch.iter().filter_map(|work| watch(work, &all, &waiting)).collect();
-            run_graph(&**graph, joined, rows, &all, counters)
+            run_until(&**graph, joined, rows, &all, counters)
         }
     };
     let answers = rows::scatter(outputs.ok()?, &layout, info);
@@ -160,8 +161,25 @@ fn watch<'a>(work: &'a Work, all: &Arc<Cancel>, waiting: &Arc<AtomicUsize>) -> O
     watched.map_err(|_| gone()).ok()
 }
 
+/// Runs a graph on an event loop. One that had to be stopped there does not run there again.
+pub(super) fn run_watched(
+    graph: &dyn Graph,
+    inputs: Inputs,
+    rows: u32,
+    cancel: &Cancel,
+    counters: &Counters,
+) -> Result<Outputs, NnError> {
+    let result = run_until(graph, inputs, rows, cancel, counters);
+    if cancel.is_cancelled() {
+        tracing::warn!("a graph held up an event loop and was stopped: it runs on threads from now on");
+        graph.schedule().keep_to_threads();
+        return result.map_err(|_| super::watch::stopped());
+    }
+    result
+}
+
 /// Runs a graph, learns from it, and survives its panics.
-pub(super) fn run_graph(
+fn run_until(
     graph: &dyn Graph,
     inputs: Inputs,
     rows: u32,

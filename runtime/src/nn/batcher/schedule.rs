@@ -29,7 +29,7 @@ const RETRY_EVERY: u32 = 1024;
 #[derive(Debug)]
 pub struct Schedule {
     spec: BatchSpec,
-    threads_only: bool,
+    threads_only: AtomicBool,
     proved: AtomicBool,
     /// Nanoseconds per row by size of the run; 0 where there was none yet.
     row_ns: [AtomicU64; CLASSES],
@@ -58,7 +58,7 @@ impl Schedule {
     pub fn new(spec: BatchSpec) -> Schedule {
         Schedule {
             spec,
-            threads_only: false,
+            threads_only: AtomicBool::new(false),
             proved: AtomicBool::new(false),
             row_ns: Default::default(),
             runs: AtomicU32::new(0),
@@ -68,14 +68,21 @@ impl Schedule {
         }
     }
 
-    /// A schedule for a graph whose runs wait for a device: an event loop must not wait with them.
+    /// A schedule for a graph whose runs wait for a device, or cannot be stopped: an event loop must not wait with them.
     pub fn threads_only(spec: BatchSpec) -> Schedule {
-        Schedule { threads_only: true, ..Schedule::new(spec) }
+        let schedule = Schedule::new(spec);
+        schedule.keep_to_threads();
+        schedule
+    }
+
+    /// No event loop runs it from now on.
+    pub(super) fn keep_to_threads(&self) {
+        self.threads_only.store(true, Relaxed);
     }
 
     /// Whether an event loop may run it, were it short.
     pub(in crate::nn) fn is_for_event_loops(&self) -> bool {
-        !self.threads_only
+        !self.threads_only.load(Relaxed)
     }
 
     /// Takes over what a deploy found out.
