@@ -22,8 +22,8 @@ MODELS=${MODELS:-1}
 CALLED=${CALLED:-1000}
 SAMPLES=${SAMPLES:-50}
 IDLE_MS=2000
-# The idle time and two looks for idle endpoints: all are asleep then, and the allocator has given back what was free.
-ASLEEP_S=5
+# Long after the idle time: all are asleep then, and the look for leftovers that follows a start has ended.
+ASLEEP_S=10
 CONNECTIONS=16
 
 # shellcheck source=benches/server.sh

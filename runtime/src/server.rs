@@ -262,7 +262,11 @@ fn start_sweeps(background: &Runtime, control: &Arc<ControlPlane>, blobs: Arc<Bl
     background.spawn(async move {
         loop {
             let (registry, blobs) = (Arc::clone(&registry), Arc::clone(&blobs));
-            let _ = tokio::task::spawn_blocking(move || sweep_blobs(&registry, &blobs)).await;
+            let swept = tokio::task::spawn_blocking(move || {
+                sweep_blobs(&registry, &blobs);
+                memory::give_back();
+            });
+            let _ = swept.await;
             tokio::time::sleep(SWEEP_PERIOD).await;
         }
     });
