@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::{MutexGuard, RwLock, RwLockReadGuard, Semaphore};
 
-use crate::catalog::served::{PlannedGraph, ServedEntity};
+use crate::catalog::served::{IdleTime, PlannedGraph, ServedEntity};
 use crate::catalog::{
     Catalog, DeployedGraph, Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Serving, Tag, Traces,
     WorkspaceId, check_endpoint_name,
@@ -195,10 +195,10 @@ impl ControlPlane {
     /// endpoints. Blocks.
     pub fn sleep_idle(&self, idle: Duration) {
         let awake = self.catalog.all_awake();
-        let idle = if awake.len() > AWAKE_MAX { idle.min(CROWDED_IDLE) } else { idle };
+        let idle = IdleTime { usual: idle, most: if awake.len() > AWAKE_MAX { CROWDED_IDLE } else { Duration::MAX } };
         for endpoint in awake {
             for entity in endpoint.serving.iter().flat_map(|serving| &serving.entities) {
-                entity.drop_idle(idle);
+                entity.drop_idle(idle, &self.host.graphs);
             }
         }
         if self.catalog.sleep_idle(idle, |endpoint| self.save_logs(endpoint)) > 0 {
@@ -684,8 +684,9 @@ fn deployed_graphs(serving: &Serving) -> Vec<DeployedGraph> {
 
 /// Whether two configs of an entity need the same in memory.
 fn same(a: &EntityConfig, b: &EntityConfig) -> bool {
-    (&a.entity_name, a.entity_version, &a.environment_vars, a.scale_to_zero_enabled, &a.workload_type)
-        == (&b.entity_name, b.entity_version, &b.environment_vars, b.scale_to_zero_enabled, &b.workload_type)
+    let idle = |entity: &EntityConfig| (entity.scale_to_zero_enabled, entity.scale_to_zero_idle_ms);
+    (&a.entity_name, a.entity_version, &a.environment_vars, &a.workload_type, idle(a))
+        == (&b.entity_name, b.entity_version, &b.environment_vars, &b.workload_type, idle(b))
 }
 
 fn endpoint_key(workspace: WorkspaceId, name: &str) -> String {

@@ -441,6 +441,28 @@ fn an_endpoint_that_does_not_scale_to_zero_stays() {
 }
 
 #[test]
+fn an_endpoint_may_have_an_idle_time_of_its_own() {
+    // given a server that keeps everything for an hour, and an endpoint that wants a second
+    let server = Server::with(&["--component-idle-ms", "3600000", "--graph-idle-ms", "3600000"]);
+    server.push(MODEL, &Package::hostile(""));
+    server.push("main.default.other", &Package::hostile("[settings]\nother = 'yes'\n"));
+    let entity = |model: &str, idle_ms: u64| json!({ "entity_name": model, "entity_version": "1", "scale_to_zero_idle_ms": idle_ms });
+    let answer = server.create("never", &json!({ "served_entities": [entity(MODEL, 999)] }));
+    answer.is_error(400, "INVALID_PARAMETER_VALUE", &["scale_to_zero_idle_ms is 999", "1000 to"]);
+    for (name, model, idle_ms) in [("stays", "main.default.other", 3_000_000), ("goes", MODEL, 1000)] {
+        server.create(name, &json!({ "served_entities": [entity(model, idle_ms)] })).ok();
+        server.settled(name);
+    }
+
+    // then it leaves memory, and the other one does not
+    let message =
+        |name: &str| server.endpoint(name)["config"]["served_entities"][0]["state"]["deployment_state_message"].clone();
+    eventually("the one scales to zero", || (message("goes") == "Scaled to zero").then_some(()));
+    assert_eq!(message("stays"), "");
+    assert_eq!(server.endpoint("goes")["config"]["served_entities"][0]["scale_to_zero_idle_ms"], 1000);
+}
+
+#[test]
 fn a_damaged_artifact_is_made_again() {
     // given an endpoint, and a server that is not running
     let mut server = with_model();

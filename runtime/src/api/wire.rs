@@ -58,6 +58,8 @@ struct EntityInput {
     workload_size: Option<String>,
     workload_type: Option<String>,
     scale_to_zero_enabled: Option<bool>,
+    /// Ours.
+    scale_to_zero_idle_ms: Option<u64>,
     #[serde(default)]
     environment_vars: BTreeMap<String, String>,
     external_model: Option<Value>,
@@ -153,6 +155,7 @@ impl EntityInput {
             workload_size: self.workload_size.unwrap_or_else(|| "Small".to_owned()),
             workload_type: self.workload_type.unwrap_or_else(|| "CPU".to_owned()),
             scale_to_zero_enabled: self.scale_to_zero_enabled.unwrap_or(true),
+            scale_to_zero_idle_ms: self.scale_to_zero_idle_ms,
             environment_vars: self.environment_vars,
             creator: creator.to_owned(),
             creation_timestamp: now_ms(),
@@ -305,6 +308,9 @@ fn entity_output(
     });
     if !entity.environment_vars.is_empty() {
         value["environment_vars"] = json!(entity.environment_vars);
+    }
+    if let Some(idle_ms) = entity.scale_to_zero_idle_ms {
+        value["scale_to_zero_idle_ms"] = json!(idle_ms);
     }
     if let Some(served) = served {
         value["in_memory"] = json!(served.component_loaded());

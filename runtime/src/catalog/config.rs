@@ -18,6 +18,9 @@ impl fmt::Display for WorkspaceId {
 /// Most served entities of an endpoint: what the real service takes, though its documents say 10.
 pub const ENTITIES_MAX: usize = 15;
 
+/// Idle times that a served entity may ask for: a second to thirty days. To stay in memory it does not scale to zero.
+const IDLE_MS: std::ops::RangeInclusive<u64> = 1000..=30 * 24 * 3600 * 1000;
+
 /// Most environment variables of a served entity.
 const ENVIRONMENT_VARS_MAX: usize = 30;
 
@@ -72,6 +75,9 @@ pub struct EntityConfig {
     pub workload_type: String,
     /// Whether the model may leave memory when idle.
     pub scale_to_zero_enabled: bool,
+    /// How long after its last request it does, in milliseconds; the server's own time where it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_to_zero_idle_ms: Option<u64>,
     /// Overrides of the package's settings.
     #[serde(default)]
     pub environment_vars: BTreeMap<String, String>,
@@ -103,6 +109,10 @@ impl EntityConfig {
         if !WORKLOAD_TYPES.contains(&self.workload_type.as_str()) {
             let known = WORKLOAD_TYPES.join(", ");
             return invalid(format!("workload_type '{}' is not one of {known}", self.workload_type));
+        }
+        if let Some(idle_ms) = self.scale_to_zero_idle_ms.filter(|idle_ms| !IDLE_MS.contains(idle_ms)) {
+            let (least, most) = (IDLE_MS.start(), IDLE_MS.end());
+            return invalid(format!("scale_to_zero_idle_ms is {idle_ms}; {least} to {most} are allowed"));
         }
         if self.environment_vars.len() > ENVIRONMENT_VARS_MAX {
             return invalid(format!(
@@ -297,6 +307,7 @@ mod tests {
             workload_size: "Small".to_owned(),
             workload_type: "CPU".to_owned(),
             scale_to_zero_enabled: true,
+            scale_to_zero_idle_ms: None,
             environment_vars: BTreeMap::new(),
             creator: String::new(),
             creation_timestamp: 0,

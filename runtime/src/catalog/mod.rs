@@ -8,7 +8,6 @@ mod config;
 pub mod served;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use papaya::{Equivalent, HashMap};
@@ -18,7 +17,7 @@ pub use self::config::{
     DeployedGraph, ENTITIES_MAX, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, InvalidConfig, Route, Tag,
     TrafficConfig, WorkspaceId, check_endpoint_name,
 };
-use self::served::{ColdStart, ServedEntity};
+use self::served::{ColdStart, IdleTime, ServedEntity};
 
 /// An endpoint that is awake.
 pub struct Endpoint {
@@ -66,7 +65,7 @@ impl Endpoint {
     }
 
     /// Whether nothing of it needs to be in memory: nobody has asked for it for a while, and it is not being deployed.
-    fn is_idle(&self, idle: Duration) -> bool {
+    fn is_idle(&self, idle: IdleTime) -> bool {
         let entities = self.serving.iter().flat_map(|serving| &serving.entities);
         self.record.pending.is_none() && entities.into_iter().all(|entity| entity.is_idle(idle))
     }
@@ -180,14 +179,14 @@ impl Catalog {
 
     /// Sends those endpoints to sleep that have been idle for a while and are not in use. `save` keeps what must not be
     /// lost with one; where it fails, the endpoint stays. The number of those that sleep now. Blocks as long as `save` does.
-    pub fn sleep_idle(&self, idle: Duration, save: impl Fn(&Endpoint) -> bool) -> usize {
+    pub fn sleep_idle(&self, idle: IdleTime, save: impl Fn(&Endpoint) -> bool) -> usize {
         let slots: Vec<Arc<Slot>> = self.slots.pin().values().filter(|slot| slot.is_idle(idle)).cloned().collect();
         slots.iter().filter(|slot| slot.sleep(&save)).count()
     }
 }
 
 impl Slot {
-    fn is_idle(&self, idle: Duration) -> bool {
+    fn is_idle(&self, idle: IdleTime) -> bool {
         self.awake.load().as_ref().is_some_and(|endpoint| endpoint.is_idle(idle))
     }
 
@@ -209,10 +208,12 @@ impl Slot {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const HOME: WorkspaceId = WorkspaceId(1);
-    const NOW: Duration = Duration::ZERO;
+    const NOW: IdleTime = IdleTime { usual: Duration::ZERO, most: Duration::ZERO };
 
     fn endpoint(name: &str, id: &str) -> Endpoint {
         let record = EndpointRecord {

@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 
 use super::EntityConfig;
 use crate::deploy::{DeployError, ModelHost, Plan};
-use crate::nn::{GraphKey, GraphSource, NamedGraphs};
+use crate::nn::{GraphKey, GraphSource, Graphs, NamedGraphs};
 use crate::observe::log_ring::LogRing;
 use crate::observe::metrics::EntityMetrics;
 use crate::sandbox::LoadedComponent;
@@ -70,8 +70,8 @@ pub struct ServedEntity {
     /// How its component and graphs are brought into memory.
     pub plan: Plan,
     component: ArcSwapOption<LoadedComponent>,
-    /// Kept so that they count as in use, when the entity does not scale to zero.
-    pinned: std::sync::OnceLock<NamedGraphs>,
+    /// Kept so that they count as in use, when the entity does not scale to zero, or has an idle time of its own.
+    pinned: std::sync::Mutex<Option<NamedGraphs>>,
     /// Held while the component is loaded, so that it is loaded once however many requests wait.
     loading: Mutex<()>,
     started: Instant,
@@ -89,6 +89,21 @@ pub struct ColdStart {
     pub component: Duration,
     /// Loading graphs.
     pub graphs: Duration,
+}
+
+/// After how long without a request memory is given back.
+#[derive(Debug, Clone, Copy)]
+pub struct IdleTime {
+    /// Where an entity says nothing else.
+    pub usual: Duration,
+    /// Whatever an entity says.
+    pub most: Duration,
+}
+
+impl IdleTime {
+    fn of(self, config: &EntityConfig) -> Duration {
+        config.scale_to_zero_idle_ms.map_or(self.usual, Duration::from_millis).min(self.most)
+    }
 }
 
 /// A served entity with everything in memory, for one request.
@@ -116,7 +131,7 @@ impl ServedEntity {
             metrics,
             plan,
             component: ArcSwapOption::empty(),
-            pinned: std::sync::OnceLock::new(),
+            pinned: std::sync::Mutex::default(),
             loading: Mutex::new(()),
             started: Instant::now(),
             last_used_ms: AtomicU64::new(0),
@@ -149,8 +164,8 @@ impl ServedEntity {
             *self.last_cold_start.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(cold);
         }
         let graphs: NamedGraphs = graphs.into();
-        if !self.config.scale_to_zero_enabled {
-            self.pinned.get_or_init(|| Arc::clone(&graphs));
+        if !self.config.scale_to_zero_enabled || self.config.scale_to_zero_idle_ms.is_some() {
+            self.pinned().get_or_insert_with(|| Arc::clone(&graphs));
         }
         Ok(Ready { component, graphs, cold })
     }
@@ -167,17 +182,26 @@ impl ServedEntity {
     }
 
     /// Whether nobody has asked for it for a while. Entities that do not scale to zero never are.
-    pub fn is_idle(&self, idle: Duration) -> bool {
-        let idle_ms = idle.as_millis() as u64;
+    pub fn is_idle(&self, idle: IdleTime) -> bool {
+        let idle_ms = idle.of(&self.config).as_millis() as u64;
         let now_ms = self.started.elapsed().as_millis() as u64;
         self.config.scale_to_zero_enabled && now_ms.saturating_sub(self.last_used_ms.load(Relaxed)) >= idle_ms
     }
 
-    /// Gives the component's memory back if the entity is idle.
-    pub fn drop_idle(&self, idle: Duration) {
-        if self.is_idle(idle) {
-            self.component.store(None);
+    /// Gives the component's memory back if the entity is idle, and that of its graphs if it has an idle time of its own:
+    /// the others' graphs have theirs.
+    pub fn drop_idle(&self, idle: IdleTime, graphs: &Graphs) {
+        if !self.is_idle(idle) {
+            return;
         }
+        self.component.store(None);
+        if self.pinned().take().is_some() {
+            self.plan.graphs.iter().for_each(|planned| graphs.forget_unused(&planned.key));
+        }
+    }
+
+    fn pinned(&self) -> std::sync::MutexGuard<'_, Option<NamedGraphs>> {
+        self.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Whether the component is in memory.

@@ -105,6 +105,16 @@ impl Graphs {
         drop(forgotten);
     }
 
+    /// Drops a graph that nobody uses.
+    pub fn forget_unused(&self, key: &GraphKey) {
+        let mut state = self.lock();
+        let unused = matches!(state.slots.get(key), Some(Slot::Ready { graph, .. }) if !in_use(graph));
+        let forgotten = unused.then(|| state.slots.remove(key));
+        drop(state);
+        // Freed after the lock, as in `land`.
+        drop(forgotten);
+    }
+
     /// Drops graphs that are not in use and were not asked for since `older_than`. Gives their memory back, in bytes.
     pub fn drop_idle(&self, older_than: Duration) -> u64 {
         let now = Instant::now();

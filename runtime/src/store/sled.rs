@@ -42,6 +42,10 @@ const GROUP_LEN_MAX: usize = 256;
 /// group's fdatasync forms the next group.
 const GROUP_FILL_MAX: Duration = Duration::from_millis(2);
 
+/// How long the directory's lock is waited for. A server that was killed while it spawned a worker leaves the lock with
+/// that process until its exec, which on a busy machine is not at once.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// How long a close waits for sled to let go of its files, which takes about a millisecond, and how often it looks.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(5);
 const CLOSE_POLL: Duration = Duration::from_millis(1);
@@ -187,7 +191,13 @@ struct DirLock {
 impl DirLock {
     fn take(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join("lock");
-        let locked = File::create(&path).map_err(TryLockError::Error).and_then(|file| file.try_lock().map(|()| file));
+        let deadline = Instant::now() + LOCK_WAIT_MAX;
+        let lock = || File::create(&path).map_err(TryLockError::Error).and_then(|file| file.try_lock().map(|()| file));
+        let mut locked = lock();
+        while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < deadline {
+            std::thread::sleep(CLOSE_POLL);
+            locked = lock();
+        }
         match locked {
             Ok(file) => Ok(Self { file, db_file: dir.join("db") }),
             Err(TryLockError::WouldBlock) => Err(OpenError::Locked { dir: dir.to_owned() }),
