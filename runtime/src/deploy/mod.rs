@@ -20,6 +20,7 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::{FutureExt, Shared};
 
@@ -34,7 +35,7 @@ use crate::catalog::{EndpointRecord, EntityConfig, WorkspaceId};
 use crate::home::Home;
 use crate::nn::batcher;
 use crate::nn::{
-    Backends, ExecutionTarget, Executor, Graph, GraphKey, GraphSource, Graphs, NnError, NnErrorKind, Tenant,
+    Backends, Cancel, ExecutionTarget, Executor, Graph, GraphKey, GraphSource, Graphs, NnError, NnErrorKind, Tenant,
 };
 use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits, Sandbox};
 use crate::store::blobs::Blobs;
@@ -44,6 +45,9 @@ const INIT_MS: u64 = 10_000;
 
 /// An artifact up to this size is loaded where it is called: that takes less than a hop to another thread and back.
 const MAP_INLINE_BYTES_MAX: u64 = 2 << 20;
+
+/// Time for finding out whether a graph can be batched.
+const PROBE_MAX: Duration = Duration::from_secs(20);
 
 /// Most deploys at one time: compiling takes all the processor it gets, which requests need more.
 const DEPLOYS_MAX: usize = 2;
@@ -305,17 +309,28 @@ impl ModelHost {
             return Ok(known.finding);
         }
         let (profiles, key, graph) = (self.profiles.clone(), key.clone(), Arc::clone(graph));
+        let cancel = Arc::new(Cancel::default());
+        let stop = Arc::clone(&cancel);
         let probing = tokio::task::spawn_blocking(move || {
             let sample = graph.schedule().take_sample();
-            let profile = batcher::probe(&*graph, sample.as_ref());
+            let profile = batcher::probe(&*graph, sample.as_ref(), &stop)?;
             graph.schedule().adopt(&profile);
             // Not fatal: the graph works without, only alone after the next load.
             if let Err(error) = profiles.save(&key, &profile) {
                 tracing::warn!("failed to keep what was found out about a graph: {error:#}");
             }
-            profile.finding
+            Some(profile.finding)
         });
-        probing.await.map_err(|error| DeployError::host("measure a graph", &error))
+        // A model may run for ever on inputs that are made up, and other deploys wait for this one.
+        let finding = match tokio::time::timeout(PROBE_MAX, probing).await {
+            Ok(finding) => finding.map_err(|error| DeployError::host("measure a graph", &error))?,
+            Err(_elapsed) => {
+                cancel.cancel();
+                None
+            }
+        };
+        let unknown = || format!("runs alone: it could not be tried within {} s", PROBE_MAX.as_secs());
+        Ok(finding.unwrap_or_else(unknown))
     }
 
     /// Brings a graph into the form that loads fastest, if that is not done. A graph for which this fails is served all the

@@ -17,21 +17,9 @@ enum State {
     Idle,
     Running(Box<dyn Fn() + Send>),
     Cancelled,
-    /// Nobody can ask it to stop.
-    Never,
 }
 
 impl Cancel {
-    /// A switch that nobody will use: a backend need not prepare to be stopped.
-    pub fn never() -> Cancel {
-        Cancel { state: Mutex::new(State::Never) }
-    }
-
-    /// Whether the run can be asked to stop at all.
-    pub(super) fn is_possible(&self) -> bool {
-        !matches!(*self.lock(), State::Never)
-    }
-
     /// Asks the run to stop, now or when it starts. Returns at once; a backend may need a while, or not be able to.
     pub fn cancel(&self) {
         let mut state = self.lock();

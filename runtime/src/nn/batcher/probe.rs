@@ -35,22 +35,29 @@ fn tolerance(ty: TensorType) -> f64 {
 }
 
 /// Runs the graph until it is known whether it can be batched, and what its runs cost. Blocks for a few runs. `sample`
-/// holds inputs that the graph is known to take, if there are any.
-pub fn probe(graph: &dyn Graph, sample: Option<&Inputs>) -> Profile {
+/// holds inputs that the graph is known to take, if there are any. None when `cancel` stopped it: what a stopped run did
+/// tells nothing.
+pub fn probe(graph: &dyn Graph, sample: Option<&Inputs>, cancel: &Cancel) -> Option<Profile> {
+    let profile = find_out(graph, sample, cancel);
+    (!cancel.is_cancelled()).then_some(profile)
+}
+
+fn find_out(graph: &dyn Graph, sample: Option<&Inputs>, cancel: &Cancel) -> Profile {
     let info = graph.info();
     if graph.schedule().spec().rows_max == Some(1) {
         return timed(
             graph,
             None,
             Profile { finding: "runs alone, as its package asks".to_owned(), ..Profile::default() },
+            cancel,
         );
     }
     if let Some(why) = no_candidate(info) {
-        return timed(graph, None, Profile { finding: format!("runs alone: {why}"), ..Profile::default() });
+        return timed(graph, None, Profile { finding: format!("runs alone: {why}"), ..Profile::default() }, cancel);
     }
-    let samples = working_samples(graph, sample);
+    let samples = working_samples(graph, sample, cancel);
     let lead = samples.first().map(|(inputs, _)| inputs.clone());
-    let profile = match compare(graph, &samples) {
+    let profile = match compare(graph, &samples, cancel) {
         Ok(exact) => Profile {
             batchable: true,
             exact,
@@ -62,7 +69,7 @@ pub fn probe(graph: &dyn Graph, sample: Option<&Inputs>) -> Profile {
         },
         Err(why) => Profile { finding: format!("runs alone: {why}"), ..Profile::default() },
     };
-    timed(graph, lead, profile)
+    timed(graph, lead, profile, cancel)
 }
 
 /// Why a graph cannot be batched, as far as its signature tells.
@@ -85,7 +92,7 @@ fn no_candidate(info: &GraphInfo) -> Option<String> {
 }
 
 /// Single rows that the graph answers, with their answers.
-fn working_samples(graph: &dyn Graph, sample: Option<&Inputs>) -> Vec<(Inputs, Outputs)> {
+fn working_samples(graph: &dyn Graph, sample: Option<&Inputs>, cancel: &Cancel) -> Vec<(Inputs, Outputs)> {
     let mut candidates = Vec::new();
     if let Some(row) = sample.and_then(first_row) {
         candidates.extend([changed(&row, Change::Reversed), changed(&row, Change::Halved)].into_iter().flatten());
@@ -97,12 +104,12 @@ fn working_samples(graph: &dyn Graph, sample: Option<&Inputs>) -> Vec<(Inputs, O
     for seed in 1..=3 {
         candidates.extend(made_up(graph.info(), seed));
     }
-    let run = |inputs: Inputs| Some((inputs.clone(), graph.run(inputs, &Cancel::never()).ok()?));
+    let run = |inputs: Inputs| Some((inputs.clone(), graph.run(inputs, cancel).ok()?));
     candidates.into_iter().filter_map(run).collect()
 }
 
 /// Compares each lead with the others in runs of two and more; whether all was equal bit for bit.
-fn compare(graph: &dyn Graph, samples: &[(Inputs, Outputs)]) -> Result<bool, String> {
+fn compare(graph: &dyn Graph, samples: &[(Inputs, Outputs)], cancel: &Cancel) -> Result<bool, String> {
     let mut exact = true;
     let mut compared = 0;
     let pad = graph.schedule().spec().pad.as_ref();
@@ -118,7 +125,7 @@ fn compare(graph: &dyn Graph, samples: &[(Inputs, Outputs)]) -> Result<bool, Str
         let inputs: Vec<&Inputs> = together.iter().map(|(inputs, _)| inputs).collect();
         let (joined, layout) = rows::gather(&inputs, pad, graph.info()).map_err(|error| error.to_string())?;
         let outputs = graph
-            .run(joined, &Cancel::never())
+            .run(joined, cancel)
             .map_err(|error| format!("it does not take {} rows that it takes alone: {error}", inputs.len()))?;
         let answers = rows::scatter(outputs, &layout, graph.info())
             .ok_or_else(|| "its outputs do not have a row for each row of its inputs".to_owned())?;
@@ -153,8 +160,8 @@ fn close(a: f64, b: f64, ty: TensorType) -> bool {
 }
 
 /// Adds what runs of 1, 2, 4, … rows cost, until a larger one would not pay or take too long.
-fn timed(graph: &dyn Graph, row: Option<Inputs>, mut profile: Profile) -> Profile {
-    let Some(row) = row.or_else(|| working_samples(graph, None).into_iter().next().map(|(row, _)| row)) else {
+fn timed(graph: &dyn Graph, row: Option<Inputs>, mut profile: Profile, cancel: &Cancel) -> Profile {
+    let Some(row) = row.or_else(|| working_samples(graph, None, cancel).into_iter().next().map(|(row, _)| row)) else {
         return profile;
     };
     let mut size = 1;
@@ -164,7 +171,7 @@ fn timed(graph: &dyn Graph, row: Option<Inputs>, mut profile: Profile) -> Profil
         let mut best = Duration::MAX;
         for _ in 0..TIMED_RUNS {
             let started = Instant::now();
-            if graph.run(joined.clone(), &Cancel::never()).is_err() {
+            if graph.run(joined.clone(), cancel).is_err() {
                 return profile;
             }
             best = best.min(started.elapsed());
@@ -290,18 +297,7 @@ fn number(ty: TensorType, bytes: &[u8]) -> f64 {
         TensorType::I64 => bits as i64 as f64,
         TensorType::Fp32 => f64::from(f32::from_bits(bits as u32)),
         TensorType::Fp64 => f64::from_bits(bits),
-        TensorType::Bf16 => f64::from(f32::from_bits((bits as u32) << 16)),
-        TensorType::Fp16 => half(bits as u16),
-    }
-}
-
-fn half(bits: u16) -> f64 {
-    let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
-    let (exponent, fraction) = (i32::from((bits >> 10) & 0x1f), f64::from(bits & 0x3ff));
-    sign * match exponent {
-        0 => fraction * 2f64.powi(-24),
-        31 if fraction == 0.0 => f64::INFINITY,
-        31 => f64::NAN,
-        _ => (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15),
+        TensorType::Bf16 => half::bf16::from_bits(bits as u16).to_f64(),
+        TensorType::Fp16 => half::f16::from_bits(bits as u16).to_f64(),
     }
 }

@@ -124,9 +124,8 @@ fn fill_with(data: &mut Vec<u8>, ty: TensorType, value: i32, count: usize) {
         TensorType::I64 => (i64::from(value).to_le_bytes(), 8),
         TensorType::Fp32 => (pad_bytes(&(value as f32).to_le_bytes()), 4),
         TensorType::Fp64 => (f64::from(value).to_le_bytes(), 8),
-        // The upper half of an fp32, exact for the small whole numbers that padding is made of.
-        TensorType::Bf16 => (pad_bytes(&(value as f32).to_le_bytes()[2..]), 2),
-        TensorType::Fp16 => (pad_bytes(&half_bits(value).to_le_bytes()), 2),
+        TensorType::Bf16 => (pad_bytes(&half::bf16::from_f32(value as f32).to_le_bytes()), 2),
+        TensorType::Fp16 => (pad_bytes(&half::f16::from_f32(value as f32).to_le_bytes()), 2),
     };
     for _ in 0..count {
         data.extend_from_slice(&bytes.0[..bytes.1]);
@@ -137,19 +136,6 @@ fn pad_bytes(bytes: &[u8]) -> [u8; 8] {
     let mut padded = [0; 8];
     padded[..bytes.len()].copy_from_slice(bytes);
     padded
-}
-
-/// A whole number as IEEE 754 half precision: the fraction is cut, and what is too large becomes infinite.
-fn half_bits(value: i32) -> u16 {
-    let bits = (value as f32).to_bits();
-    let sign = ((bits >> 16) & 0x8000) as u16;
-    let exponent = ((bits >> 23) & 0xff) as i32 - 127;
-    match value {
-        0 => 0,
-        // A whole number is at least 1, so there are no subnormal ones.
-        _ if exponent > 15 => sign | 0x7c00,
-        _ => sign | (((exponent + 15) as u16) << 10) | ((bits >> 13) & 0x3ff) as u16,
-    }
 }
 
 /// Cuts a run's outputs into those of each request; `None` when an output is not made of the run's rows.
@@ -276,7 +262,6 @@ mod tests {
         assert_eq!(filled(TensorType::Fp32), [(-3f32).to_le_bytes(), (-3f32).to_le_bytes()].concat());
         assert_eq!(filled(TensorType::Fp16), [0x00, 0xc2, 0x00, 0xc2]);
         assert_eq!(filled(TensorType::Bf16), [0x40, 0xc0, 0x40, 0xc0]);
-        assert_eq!([half_bits(0), half_bits(1), half_bits(70_000)], [0, 0x3c00, 0x7c00]);
     }
 
     #[test]

@@ -23,6 +23,8 @@ enum Fault {
     MixesRows,
     /// One output row, whatever comes in.
     Sums,
+    /// Runs until it is stopped.
+    Endless,
 }
 
 impl Graph for Double {
@@ -38,7 +40,13 @@ impl Graph for Double {
     fn schedule(&self) -> &Schedule {
         &self.schedule
     }
-    fn run(&self, inputs: Inputs, _: &Cancel) -> Result<Outputs, NnError> {
+    fn run(&self, inputs: Inputs, cancel: &Cancel) -> Result<Outputs, NnError> {
+        if self.fault == Fault::Endless {
+            let (tx, stopped) = std::sync::mpsc::channel();
+            let _disarm = cancel.on_cancel(move || tx.send(()).unwrap_or_default())?;
+            stopped.recv().unwrap();
+            return Err(NnError::timeout("stopped"));
+        }
         let x = &inputs.tensors()[0];
         self.runs.lock().unwrap().push(x.dims()[0]);
         let width = x.dims()[1] as usize;
@@ -51,7 +59,7 @@ impl Graph for Double {
         }
         let mut dims = x.dims().to_vec();
         match self.fault {
-            Fault::None => {}
+            Fault::None | Fault::Endless => {}
             Fault::MixesRows => (width..values.len()).for_each(|index| values[index] += values[index - width]),
             Fault::Sums => {
                 dims[0] = 1;
@@ -125,7 +133,7 @@ fn random_interleavings_answer_what_each_request_alone_is_answered() {
             let dims = [random.u32(1..6), random.u32(1..4)];
             let values: Vec<f32> = (0..dims[0] * dims[1]).map(|_| random.f32() * 1.2 - 0.02).collect();
             let x = tensor(&dims, &values);
-            let alone = graph.run(graph.info.check(vec![("x".to_owned(), x.clone())]).unwrap(), &Cancel::never());
+            let alone = graph.run(graph.info.check(vec![("x".to_owned(), x.clone())]).unwrap(), &Cancel::default());
             let (work, answer) = work(graph, random.u64(0..3), &x);
             queue.push(work);
             waiting.push((alone, answer));
@@ -290,13 +298,23 @@ fn a_graph_that_turns_out_to_mix_rows_answers_alone_from_then_on() {
 
 #[test]
 fn a_deploy_proves_independent_rows_and_finds_dependent_ones() {
-    let profile = probe(&*double(Fault::None), None);
+    let profile = probe(&*double(Fault::None), None, &Cancel::default()).unwrap();
     assert!(profile.batchable && profile.exact, "{profile:?}");
     assert!(!profile.row_ns.is_empty());
-    let mixes = probe(&*double(Fault::MixesRows), None);
+    let mixes = probe(&*double(Fault::MixesRows), None, &Cancel::default()).unwrap();
     assert!(!mixes.batchable && mixes.finding.contains("depends on the rows beside it"), "{mixes:?}");
-    let sums = probe(&*double(Fault::Sums), None);
+    let sums = probe(&*double(Fault::Sums), None, &Cancel::default()).unwrap();
     assert!(!sums.batchable && sums.finding.contains("a row for each row"), "{sums:?}");
+}
+
+#[test]
+fn a_graph_that_runs_for_ever_does_not_hold_up_its_deploy() {
+    let cancel = Cancel::default();
+    std::thread::scope(|scope| {
+        let probing = scope.spawn(|| probe(&*double(Fault::Endless), None, &cancel));
+        cancel.cancel();
+        assert_eq!(probing.join().unwrap(), None, "nothing is known of it");
+    });
 }
 
 #[test]
@@ -304,7 +322,7 @@ fn a_sample_shows_what_made_up_rows_cannot() {
     // Takes nothing that begins with a negative number, which made-up rows do half of the time.
     let graph = double(Fault::None);
     let sample = graph.info.check(vec![("x".to_owned(), tensor(&[2, 3], &[0.5, -0.1, 0.7, 1.0, 2.0, 3.0]))]).unwrap();
-    let profile = probe(&*graph, Some(&sample));
+    let profile = probe(&*graph, Some(&sample), &Cancel::default()).unwrap();
     assert!(profile.batchable, "{profile:?}");
     let widths: Vec<usize> = graph.runs.lock().unwrap().iter().map(|&rows| rows as usize).collect();
     assert!(widths.contains(&3) || widths.contains(&4), "rows ran together: {widths:?}");

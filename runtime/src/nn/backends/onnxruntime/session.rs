@@ -108,10 +108,9 @@ impl Graph for Session {
         let inputs = inputs.map(|(tensor, info)| InputValue::new(tensor, info.element, &self.library.cpu));
         let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
 
-        // Without options nothing can stop the run, and a short one is spared their cost.
-        let options = cancel.is_possible().then(RunOptions::new).transpose()?.map(Arc::new);
+        let options = Arc::new(RunOptions::new()?);
         let stop = options.clone();
-        let disarm = stop.map(|stop| cancel.on_cancel(move || stop.terminate())).transpose()?;
+        let disarm = cancel.on_cancel(move || stop.terminate())?;
 
         let input_names: Vec<*const c_char> = self.input_names.iter().map(|name| name.as_ptr()).collect();
         let output_names: Vec<*const c_char> = self.output_names.iter().map(|name| name.as_ptr()).collect();
@@ -124,13 +123,12 @@ impl Graph for Session {
         // SAFETY: the session lives as long as `loaded`; running it from several threads at once is allowed for the CPU
         // provider (module comment), and with any other `alone` is held. The names are C strings owned by `self`. Each
         // array has the length passed with it: inputs were counted above, outputs are made to the length of their names.
-        // The input values, and the bytes they point into, live in `inputs` until the end of this function. Null options
-        // are the defaults. Null outputs ask ONNX Runtime to allocate them, in the host's memory. It catches its own exceptions and returns them as a
+        // The input values, and the bytes they point into, live in `inputs` until the end of this function. Null outputs ask ONNX Runtime to allocate them, in the host's memory. It catches its own exceptions and returns them as a
         // status.
         let status = unsafe {
             (ort::api().Run)(
                 loaded.session.ptr().cast_mut(),
-                options.as_ref().map_or(ptr::null_mut(), |options| options.0.as_ptr()),
+                options.0.as_ptr(),
                 input_names.as_ptr(),
                 input_values.as_ptr(),
                 input_values.len(),
