@@ -17,6 +17,8 @@ use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::{MutexGuard, RwLock, RwLockReadGuard, Semaphore};
 
+use crate::access::authorize::no_endpoint;
+use crate::access::{Action, Level, Object, Principal, authorize, tokens};
 use crate::catalog::served::{IdleTime, PlannedGraph, ServedEntity};
 use crate::catalog::{
     Catalog, DeployedGraph, Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Serving, Tag, Traces,
@@ -278,10 +280,10 @@ impl ControlPlane {
     /// `RESOURCE_ALREADY_EXISTS`, or what is wrong with the config.
     pub async fn create(
         self: &Arc<ControlPlane>,
-        workspace: WorkspaceId,
-        creator: &str,
+        creator: &Principal,
         new: NewEndpoint,
     ) -> Result<Arc<Endpoint>, ApiError> {
+        let workspace = creator.workspace;
         check_endpoint_name(&new.name)?;
         new.config.check()?;
         check_size(&new.config)?;
@@ -290,21 +292,18 @@ impl ControlPlane {
             let message = format!("Endpoint with name '{}' already exists.", new.name);
             return Err(ApiError::new(ErrorCode::ResourceAlreadyExists, message));
         }
-        self.check_versions(workspace, &new.config).await?;
+        self.check_versions(creator, &new.config).await?;
         let now = now_ms();
         let record = EndpointRecord {
-            workspace,
-            name: new.name,
-            id: new_id()?,
-            creator: creator.to_owned(),
+            id: tokens::new_id()?,
+            creator: creator.name.clone(),
+            owner: creator.id,
             description: new.description,
             tags: new.tags,
             creation_timestamp: now,
             last_updated_timestamp: now,
-            config: None,
             pending: Some(EndpointConfig { version: 1, start_time: now, ..new.config }),
-            failed: None,
-            graphs: Vec::new(),
+            ..EndpointRecord::empty(workspace, &new.name)
         };
         self.publish(record, None).await
     }
@@ -315,10 +314,11 @@ impl ControlPlane {
     /// `RESOURCE_CONFLICT` while another update runs, or what is wrong with the config.
     pub async fn update_config(
         self: &Arc<ControlPlane>,
-        workspace: WorkspaceId,
+        caller: &Principal,
         name: &str,
         make: impl FnOnce(&EndpointRecord) -> Result<EndpointConfig, ApiError>,
     ) -> Result<Arc<Endpoint>, ApiError> {
+        let workspace = caller.workspace;
         let _turn = self.turn(workspace, name).await;
         let current = self.endpoint(workspace, name).await?;
         let mut record = current.record.clone();
@@ -331,7 +331,7 @@ impl ControlPlane {
         let config = make(&record)?;
         config.check()?;
         check_size(&config)?;
-        self.check_versions(workspace, &config).await?;
+        self.check_versions(caller, &config).await?;
         let now = now_ms();
         let version = record.next_version();
         record.pending = Some(EndpointConfig { version, start_time: now, ..config });
@@ -656,16 +656,15 @@ impl ControlPlane {
         Ok(())
     }
 
-    async fn check_versions(&self, workspace: WorkspaceId, config: &EndpointConfig) -> Result<(), ApiError> {
+    /// Refuses versions that cannot be served, and models that the caller may not use.
+    async fn check_versions(&self, caller: &Principal, config: &EndpointConfig) -> Result<(), ApiError> {
         for entity in &config.entities {
-            self.registry.check_ready(workspace, &entity.entity_name, entity.entity_version).await?;
+            let model = self.registry.model(caller.workspace, &entity.entity_name).await?;
+            authorize(caller, Action::Use(Level::Query), Object::Model(&model))?;
+            self.registry.check_ready(caller.workspace, &entity.entity_name, entity.entity_version).await?;
         }
         Ok(())
     }
-}
-
-fn no_endpoint(name: &str) -> ApiError {
-    ApiError::missing(format!("Endpoint with name '{name}' does not exist."))
 }
 
 fn deployed_graphs(serving: &Serving) -> Vec<DeployedGraph> {
@@ -695,12 +694,4 @@ fn endpoint_key(workspace: WorkspaceId, name: &str) -> String {
 
 fn build_log_name(id: &str, version: u64, entity: &str) -> String {
     format!("build-logs/{id}-{version}-{entity}.log")
-}
-
-/// 32 random hex digits.
-fn new_id() -> Result<String, ApiError> {
-    let mut id = [0u8; 16];
-    getrandom::fill(&mut id)
-        .map_err(|error| ApiError::new(ErrorCode::InternalError, format!("failed to draw randomness: {error}")))?;
-    Ok(hex::encode(id))
 }

@@ -7,7 +7,7 @@
 //!
 //! - [`http`]: sockets, event loops, limits of connections and bodies.
 //! - [`api`]: the route table, the wire's JSON, error bodies. The only place that knows both HTTP and the domain.
-//! - [`auth`]: a token becomes a principal.
+//! - [`access`]: a token becomes a principal; who may do what.
 //! - [`catalog`]: endpoint → traffic → served entity. An endpoint that nobody calls is a name here, and wakes from its
 //!   record; [`catalog::served`] is the ladder from disk to memory.
 //! - [`admission`]: a place for an instance, or a bounded wait for one.
@@ -34,9 +34,9 @@
 //! - What is acknowledged is in the store; what is in the catalog is in the store.
 //! - Guests reach what the contract offers and nothing else: no files, no network, no environment.
 
+pub mod access;
 pub mod admission;
 pub mod api;
-pub mod auth;
 pub mod catalog;
 pub mod cli;
 pub mod clock;

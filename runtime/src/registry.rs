@@ -12,6 +12,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use crate::access::authorize::no_model;
+use crate::access::{Grant, Principal, tokens};
 use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
 use crate::deploy::package::{FILES_MAX, Package, PackageFile, check_path};
@@ -30,8 +32,17 @@ pub struct ModelRecord {
     pub name: String,
     /// Free text.
     pub description: Option<String>,
+    /// 32 hex digits; empty in records from before there were any.
+    #[serde(default)]
+    pub id: String,
     /// Who made it.
     pub creator: String,
+    /// Number of the identity that made it: it may always manage it.
+    #[serde(default)]
+    pub owner: u64,
+    /// Who else may do what with it.
+    #[serde(default)]
+    pub grants: Vec<Grant>,
     /// In ms since 1970.
     pub creation_timestamp: u64,
     /// In ms since 1970.
@@ -129,12 +140,12 @@ impl Registry {
     /// `RESOURCE_ALREADY_EXISTS`, or what is wrong with the name.
     pub async fn create_model(
         &self,
-        workspace: WorkspaceId,
+        creator: &Principal,
         name: &str,
         description: Option<String>,
-        creator: &str,
     ) -> Result<ModelRecord, ApiError> {
         check_model_name(name)?;
+        let workspace = creator.workspace;
         let _turn = self.turns.of(workspace, name).await;
         if read_document::<ModelRecord>(&self.store, model_key(workspace, name)).await?.is_some() {
             let message = format!("Registered model '{name}' already exists.");
@@ -145,7 +156,10 @@ impl Registry {
             workspace,
             name: name.to_owned(),
             description,
-            creator: creator.to_owned(),
+            id: tokens::new_id()?,
+            creator: creator.name.clone(),
+            owner: creator.id,
+            grants: Vec::new(),
             creation_timestamp: now,
             last_updated_timestamp: now,
             next_version: 1,
@@ -160,7 +174,7 @@ impl Registry {
     /// `RESOURCE_DOES_NOT_EXIST`.
     pub async fn model(&self, workspace: WorkspaceId, name: &str) -> Result<ModelRecord, ApiError> {
         let model = read_document(&self.store, model_key(workspace, name)).await?;
-        model.ok_or_else(|| ApiError::missing(format!("Registered model '{name}' does not exist.")))
+        model.ok_or_else(|| no_model(name))
     }
 
     /// All models of a workspace, by name.

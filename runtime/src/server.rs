@@ -10,9 +10,9 @@ use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
+use crate::access::Directory;
 use crate::admission::Admission;
 use crate::api::App;
-use crate::auth::Auth;
 use crate::config::ServeConfig;
 use crate::control::ControlPlane;
 use crate::deploy::artifact::Artifacts;
@@ -65,7 +65,8 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let background = background_runtime()?;
     let metrics = Arc::new(Metrics::default());
 
-    let auth = background.block_on(Auth::open(&*store, &home, keys.tokens)).context("failed to read the principals")?;
+    let directory = Directory::open(Arc::clone(&store), &home, keys.tokens);
+    let directory = Arc::new(background.block_on(directory).context("failed to read the principals")?);
     let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::clone(&blobs)));
     let host = Arc::new(model_host(config, &home, &keys, &blobs, &background)?);
     let control = Arc::new(ControlPlane::new(
@@ -77,7 +78,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
         background.handle().clone(),
     ));
     let app = Arc::new(App {
-        auth,
+        directory,
         admission: Admission::new(config.concurrent_requests_max, config.queued_requests_max, Arc::clone(&metrics)),
         metrics,
         control: Arc::clone(&control),

@@ -84,7 +84,9 @@ fn what_is_not_json_or_not_there_is_told_apart() {
 
     // a path, a method, a served model that do not exist
     server.get("/nothing/here").is_error(404, "NOT_FOUND", &["GET /nothing/here"]);
-    server.get("/serving-endpoints/echo/invocations").is_error(404, "NOT_FOUND", &["GET"]);
+    let answer = server.get("/serving-endpoints/echo/invocations");
+    answer.is_error(405, "BAD_REQUEST", &["GET", "understands POST"]);
+    assert_eq!(answer.header("allow"), "POST");
     let path = "/serving-endpoints/echo/served-models/y/invocations";
     server.post(path, &json!({})).is_error(404, "RESOURCE_DOES_NOT_EXIST", &["'y'"]);
 }

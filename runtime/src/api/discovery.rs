@@ -8,16 +8,63 @@ use serde_json::json;
 
 use super::invocations::Wanted;
 use super::{Answer, Call, invocations, json, respond, wire};
+use crate::access::Level;
 use crate::error::{ApiError, ErrorCode};
 use crate::observe::metrics::Observed;
 
+use super::routes::{Access, Route, handler};
+
+const VIEW: Access = Access::Endpoint(Level::View);
+
+pub(super) const ROUTES: &[Route] = &[
+    Route::get("health", "/health", Access::Anyone, "Whether the process is alive", handler!(health)),
+    Route::get("ready", "/ready", Access::Anyone, "Whether new work is taken", handler!(ready)),
+    Route::get("metrics", "/metrics", Access::Operator, "All series of the server, in OpenMetrics", handler!(metrics)),
+    Route::get(
+        "discovery.databricks_config",
+        "/.well-known/databricks-config",
+        Access::Anyone,
+        "What the Databricks SDK asks a host for",
+        handler!(databricks_config),
+    ),
+    Route::get("scim.me", "/api/2.0/preview/scim/v2/Me", Access::Principal, "The caller", handler!(me)),
+    Route::get("v2.server", "/v2", Access::Anyone, "Open Inference: the server", handler!(v2_server)),
+    Route::get("v2.live", "/v2/health/live", Access::Anyone, "Open Inference: alive", handler!(v2_live)),
+    Route::get("v2.ready", "/v2/health/ready", Access::Anyone, "Open Inference: ready", handler!(ready)),
+    Route::get("v2.model", "/v2/models/{name}", QUERY, "Open Inference: a model's metadata", handler!(v2_model)),
+    Route::get(
+        "v2.model_version",
+        "/v2/models/{name}/versions/{version}",
+        QUERY,
+        "Open Inference: a version's metadata",
+        handler!(v2_model),
+    ),
+    Route::get(
+        "v2.model_ready",
+        "/v2/models/{name}/ready",
+        VIEW,
+        "Open Inference: model ready",
+        handler!(v2_model_ready),
+    ),
+    Route::get(
+        "v2.model_version_ready",
+        "/v2/models/{name}/versions/{version}/ready",
+        VIEW,
+        "Open Inference: version ready",
+        handler!(v2_model_ready),
+    ),
+];
+
+/// Metadata is answered by the guest.
+const QUERY: Access = Access::Endpoint(Level::Query);
+
 /// The process is alive.
-pub(super) fn health() -> Result<Answer, ApiError> {
+async fn health(_call: &Call) -> Result<Answer, ApiError> {
     json(&json!({ "status": "ok" }))
 }
 
 /// New work is taken, and changes can be kept.
-pub(super) fn ready(call: &Call) -> Result<Answer, ApiError> {
+async fn ready(call: &Call) -> Result<Answer, ApiError> {
     let not_ready = |why: &str| Err(ApiError::new(ErrorCode::TemporarilyUnavailable, why));
     if !call.app.accepting.load(Relaxed) {
         return not_ready("The server is starting or shutting down.");
@@ -28,13 +75,8 @@ pub(super) fn ready(call: &Call) -> Result<Answer, ApiError> {
     json(&json!({ "status": "ready" }))
 }
 
-/// All series, for callers on this machine and for administrators.
-pub(super) async fn metrics(call: &Call) -> Result<Answer, ApiError> {
-    // The series name every endpoint of every workspace. A proxy on this machine speaks for somebody else.
-    let forwarded = ["forwarded", "x-forwarded-for", "via"].iter().any(|name| call.head.headers.contains_key(*name));
-    if (forwarded || !call.peer.ip().is_loopback()) && !call.principal()?.admin {
-        return Err(ApiError::new(ErrorCode::NotFound, "There is nothing at GET /metrics."));
-    }
+/// All series. They name every endpoint of every workspace.
+async fn metrics(call: &Call) -> Result<Answer, ApiError> {
     let control = &call.app.control;
     let observed = Observed {
         graphs: control.host.graphs.stats(),
@@ -51,12 +93,17 @@ pub(super) async fn metrics(call: &Call) -> Result<Answer, ApiError> {
 }
 
 /// Fetched without credentials by every client that the Databricks SDK makes, so it is small and quick.
-pub(super) fn databricks_config(call: &Call) -> Result<Answer, ApiError> {
-    json(&json!({ "workspace_id": call.app.auth.workspace().to_string(), "cloud": "AWS" }))
+async fn databricks_config(call: &Call) -> Result<Answer, ApiError> {
+    let mut config = json!({ "cloud": "AWS" });
+    // With several, the client cannot know its own before it has sent a token.
+    if let [only] = call.app.directory.workspaces().as_slice() {
+        config["workspace_id"] = json!(only.id.to_string());
+    }
+    json(&config)
 }
 
 /// The caller, as SCIM describes it.
-pub(super) fn me(call: &Call) -> Result<Answer, ApiError> {
+async fn me(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
     let mut response = json(&wire::me(&principal))?;
     if let Ok(workspace) = HeaderValue::from_str(&principal.workspace.to_string()) {
@@ -65,31 +112,32 @@ pub(super) fn me(call: &Call) -> Result<Answer, ApiError> {
     Ok(response)
 }
 
-/// The reading half of the Open Inference Protocol.
-pub(super) async fn open_inference(call: &mut Call, rest: &[&str]) -> Result<Answer, ApiError> {
-    match rest {
-        [] | [""] => json(&json!({
-            "name": "tessera",
-            "version": env!("CARGO_PKG_VERSION"),
-            "extensions": [],
-        })),
-        ["health", "live"] => json(&json!({ "live": true })),
-        ["health", "ready"] => ready(call),
-        ["models", name, "ready"] => model_ready(call, name, Wanted::Any).await,
-        ["models", name, "versions", version, "ready"] => model_ready(call, name, Wanted::Version(version)).await,
-        ["models", name] => invocations::ask(call, name, Wanted::Any, "v2").await,
-        ["models", name, "versions", version] => invocations::ask(call, name, Wanted::Version(version), "v2").await,
-        _ => Err(ApiError::new(ErrorCode::NotFound, format!("There is nothing at GET {}.", call.head.uri.path()))),
-    }
+/// What this server is, to clients of the Open Inference Protocol.
+async fn v2_server(_call: &Call) -> Result<Answer, ApiError> {
+    json(&json!({ "name": "tessera", "version": env!("CARGO_PKG_VERSION"), "extensions": [] }))
 }
 
-async fn model_ready(call: &Call, name: &str, wanted: Wanted<'_>) -> Result<Answer, ApiError> {
-    let principal = call.principal()?;
-    let endpoint = call.app.control.endpoint(principal.workspace, name).await?;
+async fn v2_live(_call: &Call) -> Result<Answer, ApiError> {
+    json(&json!({ "live": true }))
+}
+
+async fn v2_model(call: &Call) -> Result<Answer, ApiError> {
+    invocations::ask(call, wanted_version(call), "v2").await
+}
+
+async fn v2_model_ready(call: &Call) -> Result<Answer, ApiError> {
+    let endpoint = call.endpoint().await?;
     let ready = endpoint.serving.is_some();
     if ready {
-        invocations::choose(&endpoint, wanted)?;
+        invocations::choose(&endpoint, wanted_version(call))?;
     }
-    let body = json!({ "name": name, "ready": ready }).to_string();
+    let body = json!({ "name": endpoint.record.name, "ready": ready }).to_string();
     Ok(respond(if ready { 200 } else { 503 }, "application/json", body))
+}
+
+fn wanted_version(call: &Call) -> Wanted<'_> {
+    match call.parameter("version") {
+        "" => Wanted::Any,
+        version => Wanted::Version(version),
+    }
 }

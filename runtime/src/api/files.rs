@@ -11,7 +11,9 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 use super::registry::parse_version;
+use super::routes::{Access, Route, handler};
 use super::{Answer, Call, json, respond};
+use crate::access::Level;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{BodyLimits, ResponseBody};
 use crate::registry::VersionRecord;
@@ -27,51 +29,90 @@ pub(super) fn location(model: &str, version: u64) -> String {
     format!("/Models/{}/{version}", model.replace('.', "/"))
 }
 
-/// `fs/files` and `fs/directories` below `/Models/catalog/schema/model/version`.
-pub(super) async fn route(call: &mut Call, what: &str, path: &[&str]) -> Result<Answer, ApiError> {
-    let [catalog, schema, model, version, inside @ ..] = path else {
-        return Err(ApiError::missing(format!("There is no file at /Models/{}.", path.join("/"))));
-    };
-    let model = format!("{catalog}.{schema}.{model}");
-    let version = parse_version(version)?;
-    let inside = inside.join("/");
-    match (call.head.method.clone(), what) {
-        (Method::PUT, "files") => upload(call, &model, version, &inside).await,
-        (Method::GET, "files") => download(call, &model, version, &inside, true).await,
-        (Method::HEAD, "files") => download(call, &model, version, &inside, false).await,
-        (Method::GET | Method::HEAD, "directories") => list(call, &model, version, &inside).await,
-        // The SDK makes folders before it fills them; here they exist as soon as they have a file.
-        (Method::PUT, "directories") => call.principal().map(|_| respond(204, "application/json", "")),
-        // The SDK begins so for large files. The addresses of parts that it asks for next do not exist here, upon which it
-        // sends the file with one PUT, as it does for small ones.
-        (Method::POST, "files") if call.query("action").as_deref() == Some("initiate-upload") => {
-            call.principal()?;
-            json(&json!({ "multipart_upload": { "session_token": "one-put" } }))
-        }
-        (method, _) => Err(ApiError::new(ErrorCode::NotFound, format!("Files do not understand {method}."))),
+const FILE: &str = "/api/2.0/fs/files/Models/{catalog}/{schema}/{model}/{version}/{*path}";
+const FOLDER: &str = "/api/2.0/fs/directories/Models/{catalog}/{schema}/{model}/{version}";
+const INNER_FOLDER: &str = "/api/2.0/fs/directories/Models/{catalog}/{schema}/{model}/{version}/{*path}";
+
+const QUERY: Access = Access::Model(Level::Query);
+const MANAGE: Access = Access::Model(Level::Manage);
+
+pub(super) const ROUTES: &[Route] = &[
+    Route::change("files.upload", Method::PUT, FILE, MANAGE, "Upload a file of a model version", handler!(upload)),
+    Route::get("files.download", FILE, QUERY, "Download a file of a model version", handler!(download)),
+    Route::get("files.stat", FILE, QUERY, "Size of a file of a model version", handler!(stat)).reads(Method::HEAD),
+    Route::change("files.initiate", Method::POST, FILE, MANAGE, "Begin a large upload", handler!(initiate)),
+    Route::get("files.list", FOLDER, QUERY, "List the files of a model version", handler!(list)),
+    Route::get("files.list_folder", INNER_FOLDER, QUERY, "List a folder of a model version", handler!(list)),
+    Route::get("files.stat_list", FOLDER, QUERY, "Whether a version has files", handler!(list)).reads(Method::HEAD),
+    Route::get("files.stat_folder", INNER_FOLDER, QUERY, "Whether a folder is there", handler!(list))
+        .reads(Method::HEAD),
+    Route::get("files.make_list", FOLDER, MANAGE, "Folders need not be made", handler!(make)).reads(Method::PUT),
+    Route::get("files.make_folder", INNER_FOLDER, MANAGE, "Folders need not be made", handler!(make))
+        .reads(Method::PUT),
+];
+
+/// A place in the files of a model version, as the path names it.
+struct Place {
+    model: String,
+    version: u64,
+    path: String,
+}
+
+fn place(call: &Call) -> Result<Place, ApiError> {
+    let [catalog, schema, model] = ["catalog", "schema", "model"].map(|name| call.parameter(name));
+    Ok(Place {
+        model: format!("{catalog}.{schema}.{model}"),
+        version: parse_version(call.parameter("version"))?,
+        path: call.parameter("path").to_owned(),
+    })
+}
+
+/// The SDK makes folders before it fills them; here they exist as soon as they have a file.
+async fn make(call: &Call) -> Result<Answer, ApiError> {
+    call.model(&place(call)?.model).await?;
+    Ok(respond(204, "application/json", ""))
+}
+
+/// The SDK begins so for large files. The addresses of parts that it asks for next do not exist here, upon which it sends
+/// the file with one PUT, as it does for small ones.
+async fn initiate(call: &Call) -> Result<Answer, ApiError> {
+    call.model(&place(call)?.model).await?;
+    match call.query("action").as_deref() {
+        Some("initiate-upload") => json(&json!({ "multipart_upload": { "session_token": "one-put" } })),
+        _ => Err(ApiError::invalid("the query parameter 'action' must be 'initiate-upload'")),
     }
 }
 
-async fn upload(call: &mut Call, model: &str, version: u64, path: &str) -> Result<Answer, ApiError> {
-    let principal = call.principal()?;
+async fn upload(call: &mut Call) -> Result<Answer, ApiError> {
+    let Place { model, version, path } = place(call)?;
+    let workspace = call.model(&model).await?.workspace;
     let app = Arc::clone(&call.app);
     let registry = &app.control.registry;
     // Before the body is taken: what is left of a refused one is thrown away, so that the client sees the refusal.
-    registry.check_upload(principal.workspace, model, version, path).await?;
+    registry.check_upload(workspace, &model, version, &path).await?;
     let Ok(_turn) = app.uploads.try_acquire() else {
         return Err(ApiError::new(ErrorCode::ResourceExhausted, "Too many uploads at once. Try again later."));
     };
     let limits = BodyLimits { bytes_max: app.upload_bytes_max, timeout: UPLOAD_TIMEOUT };
     let content = call.body_chunks(limits, |error| error)?;
-    registry.put_file(principal.workspace, model, version, path, content).await?;
+    registry.put_file(workspace, &model, version, &path, content).await?;
     Ok(respond(204, "application/json", ""))
 }
 
-async fn download(call: &Call, model: &str, version: u64, path: &str, with_body: bool) -> Result<Answer, ApiError> {
-    let principal = call.principal()?;
-    let record = call.app.control.registry.version(principal.workspace, model, version).await?;
-    let missing = || ApiError::missing(format!("There is no file at {}/{path}.", location(model, version)));
-    let file = record.files.get(path).ok_or_else(missing)?;
+async fn stat(call: &Call) -> Result<Answer, ApiError> {
+    read(call, false).await
+}
+
+async fn download(call: &Call) -> Result<Answer, ApiError> {
+    read(call, true).await
+}
+
+async fn read(call: &Call, with_body: bool) -> Result<Answer, ApiError> {
+    let Place { model, version, path } = place(call)?;
+    let workspace = call.model(&model).await?.workspace;
+    let record = call.app.control.registry.version(workspace, &model, version).await?;
+    let missing = || ApiError::missing(format!("There is no file at {}/{path}.", location(&model, version)));
+    let file = record.files.get(&path).ok_or_else(missing)?;
     let mut response = respond(200, "application/octet-stream", "");
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(file.bytes));
     if with_body {
@@ -104,9 +145,10 @@ fn stream(mut file: tokio::fs::File) -> ResponseBody {
 }
 
 /// The files and folders directly in a folder.
-async fn list(call: &Call, model: &str, version: u64, folder: &str) -> Result<Answer, ApiError> {
-    let principal = call.principal()?;
-    let record = call.app.control.registry.version(principal.workspace, model, version).await?;
+async fn list(call: &Call) -> Result<Answer, ApiError> {
+    let Place { model, version, path: folder } = place(call)?;
+    let workspace = call.model(&model).await?.workspace;
+    let record = call.app.control.registry.version(workspace, &model, version).await?;
     let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
     let mut contents = Vec::new();
     let mut folders = std::collections::BTreeSet::new();
@@ -119,7 +161,7 @@ async fn list(call: &Call, model: &str, version: u64, folder: &str) -> Result<An
     }
     contents.extend(folders.iter().map(|name| entry(&record, &prefix, name, None)));
     if contents.is_empty() && !folder.is_empty() {
-        return Err(ApiError::missing(format!("There is no folder at {}/{folder}.", location(model, version))));
+        return Err(ApiError::missing(format!("There is no folder at {}/{folder}.", location(&model, version))));
     }
     json(&json!({ "contents": contents }))
 }

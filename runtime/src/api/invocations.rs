@@ -6,6 +6,7 @@ use std::time::Duration;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Deserialize;
 
+use super::routes::{Route, handler};
 use super::{Answer, Call, respond};
 use crate::admission::Place;
 use crate::catalog::Endpoint;
@@ -25,10 +26,56 @@ const WANT_COLD_START: HeaderName = HeaderName::from_static("x-tessera-want-cold
 /// What the request had to bring into memory: `rung=graph;component_us=120;graphs_us=33000`.
 const COLD_START: HeaderName = HeaderName::from_static("x-tessera-cold-start");
 
-/// `POST /serving-endpoints/{name}/invocations` and its relatives. `path` is the guest's name for the API.
-pub(super) async fn invoke(call: &mut Call, name: &str, wanted: Wanted<'_>, path: &str) -> Result<Answer, ApiError> {
-    let endpoint = find(call, name).await?;
-    let entity = choose(&endpoint, wanted)?;
+pub(super) const ROUTES: &[Route] = &[
+    Route::invoke(
+        "invocations.invoke",
+        "/serving-endpoints/{name}/invocations",
+        "Send a request to an endpoint",
+        handler!(invoke),
+    ),
+    Route::invoke(
+        "invocations.invoke_entity",
+        "/serving-endpoints/{name}/served-models/{entity}/invocations",
+        "Send a request to one served entity, whatever the traffic split",
+        handler!(invoke),
+    ),
+    Route::invoke("invocations.v2_infer", "/v2/models/{name}/infer", "Open Inference: infer", handler!(infer)),
+    Route::invoke(
+        "invocations.v2_infer_version",
+        "/v2/models/{name}/versions/{version}/infer",
+        "Open Inference: infer with a version",
+        handler!(infer),
+    ),
+    Route::invoke("invocations.chat", "/serving-endpoints/chat/completions", OPENAI, handler!(openai)),
+    Route::invoke("invocations.completions", "/serving-endpoints/completions", OPENAI, handler!(openai)),
+    Route::invoke("invocations.embeddings", "/serving-endpoints/embeddings", OPENAI, handler!(openai)),
+    Route::invoke("invocations.v1_chat", "/v1/chat/completions", OPENAI, handler!(openai)),
+    Route::invoke("invocations.v1_completions", "/v1/completions", OPENAI, handler!(openai)),
+    Route::invoke("invocations.v1_embeddings", "/v1/embeddings", OPENAI, handler!(openai)),
+];
+
+const OPENAI: &str = "OpenAI: the endpoint is the body's 'model'";
+
+async fn invoke(call: &mut Call) -> Result<Answer, ApiError> {
+    let endpoint = call.endpoint().await?;
+    let entity = match call.parameter("entity") {
+        "" => choose(&endpoint, Wanted::Any)?,
+        entity => choose(&endpoint, Wanted::Named(entity))?,
+    };
+    invoke_entity(call, entity, "invocations").await
+}
+
+async fn infer(call: &mut Call) -> Result<Answer, ApiError> {
+    let endpoint = call.endpoint().await?;
+    let entity = match call.parameter("version") {
+        "" => choose(&endpoint, Wanted::Any)?,
+        version => choose(&endpoint, Wanted::Version(version))?,
+    };
+    invoke_entity(call, entity, "v2/infer").await
+}
+
+/// `path` is the guest's name for the API.
+async fn invoke_entity(call: &mut Call, entity: Arc<ServedEntity>, path: &str) -> Result<Answer, ApiError> {
     let content_type = header(call, &CONTENT_TYPE);
     let app = Arc::clone(&call.app);
     let mut room = app.admission.body_room();
@@ -50,13 +97,12 @@ pub(super) async fn invoke(call: &mut Call, name: &str, wanted: Wanted<'_>, path
 }
 
 /// The OpenAI paths: the endpoint's name is the body's `model`.
-pub(super) async fn openai(call: &mut Call, path: &str) -> Result<Answer, ApiError> {
+async fn openai(call: &mut Call) -> Result<Answer, ApiError> {
     /// The one field that routing needs; the guest reads the rest.
     #[derive(Deserialize)]
     struct Model {
         model: String,
     }
-    let principal = call.principal()?;
     let app = Arc::clone(&call.app);
     let mut room = app.admission.body_room();
     let content_type = header(call, &CONTENT_TYPE);
@@ -68,18 +114,20 @@ pub(super) async fn openai(call: &mut Call, path: &str) -> Result<Answer, ApiErr
             format!("The request body must be JSON with a 'model', the endpoint's name: {error}"),
         )
     })?;
-    let endpoint = app.control.endpoint(principal.workspace, &model).await?;
+    let endpoint = call.endpoint_named(&model).await?;
     let entity = choose(&endpoint, Wanted::Any)?;
     let body = InvocationBody::of(body, entity.plan.request_body);
-    let request = Prepared { path: path.to_owned(), content_type, headers, body };
+    let path = call.head.uri.path().trim_end_matches('/');
+    let path = path.trim_start_matches("/serving-endpoints/").trim_start_matches("/v1/").to_owned();
+    let request = Prepared { path, content_type, headers, body };
     let result = run(&app, &entity, request, &call.id, call.started).await;
     drop(room);
     result
 }
 
 /// Runs a request without a body, for metadata that the guest answers.
-pub(super) async fn ask(call: &Call, name: &str, wanted: Wanted<'_>, path: &str) -> Result<Answer, ApiError> {
-    let endpoint = find(call, name).await?;
+pub(super) async fn ask(call: &Call, wanted: Wanted<'_>, path: &str) -> Result<Answer, ApiError> {
+    let endpoint = call.endpoint().await?;
     let entity = choose(&endpoint, wanted)?;
     let headers = Arc::new(call.head.headers.clone());
     let body = InvocationBody::of(Vec::new(), entity.plan.request_body);
@@ -210,11 +258,6 @@ impl End {
             self.entity.log.push(&clock::rfc3339(clock::now_ms()), &self.id, &text);
         }
     }
-}
-
-async fn find(call: &Call, name: &str) -> Result<Arc<Endpoint>, ApiError> {
-    let principal = call.principal()?;
-    call.app.control.endpoint(principal.workspace, name).await
 }
 
 /// Which entity of an endpoint a caller wants.

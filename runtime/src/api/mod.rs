@@ -1,10 +1,13 @@
-//! The HTTP API. [`answer`] wraps every request once (id, error body, log line); [`route`] is the route table.
+//! The HTTP API. [`answer`] wraps every request once (id, error body, log line); [`dispatch`] finds its route, whose
+//! table is in [`routes`].
 
 mod discovery;
 mod endpoints;
 mod files;
 mod invocations;
+mod openapi;
 mod registry;
+mod routes;
 mod wire;
 
 use std::net::SocketAddr;
@@ -14,7 +17,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -22,13 +25,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc};
 
-use self::invocations::Wanted;
+use self::routes::{Access, Found, Route};
+use crate::access::{Action, Directory, Level, Object, Principal, authorize};
 use crate::admission::Admission;
-use crate::auth::{Auth, Principal};
+use crate::catalog::Endpoint;
 use crate::control::ControlPlane;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{self, BodyLimits, ResponseBody};
 use crate::observe::metrics::Metrics;
+use crate::registry::ModelRecord;
 
 /// Longest path with its query.
 const URI_BYTES_MAX: usize = 8 << 10;
@@ -41,7 +46,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Everything that a request may need.
 pub struct App {
     /// Who calls.
-    pub auth: Auth,
+    pub directory: Arc<Directory>,
     /// Endpoints and models.
     pub control: Arc<ControlPlane>,
     /// Who may run now.
@@ -58,10 +63,16 @@ pub struct App {
     pub accepting: AtomicBool,
 }
 
-/// One request on its way, with who sent it known only where a route asked.
+/// One request on its way.
 pub(crate) struct Call {
     app: Arc<App>,
     head: Parts,
+    /// None until it is found.
+    route: Option<&'static Route>,
+    /// Of the path, by name.
+    parameters: Vec<(&'static str, String)>,
+    /// Who sent it; none where the route does not ask.
+    principal: Option<Arc<Principal>>,
     /// None once a handler has taken it.
     body: Option<Incoming>,
     peer: SocketAddr,
@@ -77,11 +88,21 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr)
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let (head, body) = request.into_parts();
-    let mut call = Call { app, head, body: Some(body), peer, id: id.clone(), started: Instant::now() };
-    let started = call.started;
+    let started = Instant::now();
+    let mut call = Call {
+        app,
+        head,
+        route: None,
+        parameters: Vec::new(),
+        principal: None,
+        body: Some(body),
+        peer,
+        id: id.clone(),
+        started,
+    };
     let open_inference = path.starts_with("/v2/");
     // A panic here is our bug; it costs one request, and the log says where.
-    let outcome = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(route(&mut call))).await;
+    let outcome = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(dispatch(&mut call))).await;
     if let (Ok(Err(_)), Some(body)) = (&outcome, &mut call.body) {
         body::discard(body).await;
     }
@@ -108,86 +129,125 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr)
     response
 }
 
-/// The route table: method and path, and nothing else, decide who answers.
-async fn route(call: &mut Call) -> Result<Answer, ApiError> {
+/// Finds the route, asks who calls, and answers.
+async fn dispatch(call: &mut Call) -> Result<Answer, ApiError> {
     let uri = &call.head.uri;
     if uri.path_and_query().is_some_and(|text| text.as_str().len() > URI_BYTES_MAX) {
         let message = format!("The request's path exceeds {URI_BYTES_MAX} bytes.");
         return Err(ApiError::new(ErrorCode::BadRequest, message).with_status(414));
     }
-    let path = uri.path().to_owned();
-    let segments = segments(&path)?;
-    let segments: Vec<&str> = segments.iter().map(AsRef::as_ref).collect();
-    let (get, post) = (Method::GET, Method::POST);
-    match (call.head.method.clone(), segments.as_slice()) {
-        // The query plane.
-        (method, ["serving-endpoints", name, "invocations"]) if method == post => {
-            invocations::invoke(call, name, Wanted::Any, "invocations").await
+    let (method, path) = (&call.head.method, uri.path());
+    match routes::find(method, path) {
+        Found::Route(route, parameters) => {
+            call.route = Some(route);
+            call.parameters = decoded(parameters)?;
+            call.admit(route.access)?;
+            route.answer(call).await
         }
-        (method, ["serving-endpoints", name, "served-models", entity, "invocations"]) if method == post => {
-            invocations::invoke(call, name, Wanted::Named(entity), "invocations").await
+        Found::OtherMethods(methods) => {
+            let allowed: Vec<&str> = methods.iter().map(|method| method.as_str()).collect();
+            let allowed = allowed.join(", ");
+            let message = format!("{path} does not understand {method}; it understands {allowed}.");
+            let error = ApiError::new(ErrorCode::BadRequest, message).with_status(405);
+            let mut answer = render_error(&error, &call.id, false);
+            if let Ok(allowed) = HeaderValue::from_str(&allowed) {
+                answer.headers_mut().insert(ALLOW, allowed);
+            }
+            Ok(answer)
         }
-        (method, ["serving-endpoints" | "v1", openai @ ..])
-            if method == post && matches!(openai, ["embeddings" | "completions"] | ["chat", "completions"]) =>
-        {
-            invocations::openai(call, &openai.join("/")).await
-        }
-        (method, ["v2", rest @ ..]) if method == get => discovery::open_inference(call, rest).await,
-        (method, ["v2", "models", name, "infer"]) if method == post => {
-            invocations::invoke(call, name, Wanted::Any, "v2/infer").await
-        }
-        (method, ["v2", "models", name, "versions", version, "infer"]) if method == post => {
-            invocations::invoke(call, name, Wanted::Version(version), "v2/infer").await
-        }
-
-        // The control plane.
-        (method, ["api", "2.0", "serving-endpoints"]) if method == get => endpoints::list(call).await,
-        (method, ["api", "2.0", "serving-endpoints"]) if method == post => endpoints::create(call).await,
-        (method, ["api", "2.0", "serving-endpoints", name]) if method == get => endpoints::get(call, name).await,
-        (Method::DELETE, ["api", "2.0", "serving-endpoints", name]) => endpoints::delete(call, name).await,
-        (Method::PUT, ["api", "2.0", "serving-endpoints", name, "config"]) => {
-            endpoints::update_config(call, name).await
-        }
-        (
-            method,
-            ["api", "2.0", "serving-endpoints", name, "served-models", entity, what @ ("logs" | "build-logs")],
-        ) if method == get => endpoints::logs(call, name, entity, what).await,
-
-        // The model registry.
-        (_, ["api", "2.0", "mlflow", "unity-catalog", what @ ..]) => registry::route(call, what).await,
-        (_, ["api", "2.0", "fs", what @ ("files" | "directories"), "Models", path @ ..]) => {
-            files::route(call, what, path).await
-        }
-
-        // Discovery, health, metrics.
-        (method, ["health"]) if method == get => discovery::health(),
-        (method, ["ready"]) if method == get => discovery::ready(call),
-        (method, ["metrics"]) if method == get => discovery::metrics(call).await,
-        (method, [".well-known", "databricks-config"]) if method == get => discovery::databricks_config(call),
-        (method, ["api", "2.0", "preview", "scim", "v2", "Me"]) if method == get => discovery::me(call),
-        (method, _) => Err(ApiError::new(
-            ErrorCode::NotFound,
-            format!("There is nothing at {method} {path}. The paths are in the README under 'API'."),
-        )),
+        Found::Nothing => Err(nothing_at(method, path)),
     }
 }
 
-/// The decoded parts of a path; a trailing slash does not count, because MLflow sends one.
-fn segments(path: &str) -> Result<Vec<std::borrow::Cow<'_, str>>, ApiError> {
-    let parts = path.trim_start_matches('/').trim_end_matches('/').split('/');
-    parts
-        .map(|part| percent_decode_str(part).decode_utf8())
-        .collect::<Result<_, _>>()
-        .map_err(|_| ApiError::new(ErrorCode::BadRequest, "The request's path is not UTF-8."))
+fn nothing_at(method: &Method, path: &str) -> ApiError {
+    let message = format!("There is nothing at {method} {path}. The paths are in the README under 'API'.");
+    ApiError::new(ErrorCode::NotFound, message)
+}
+
+/// A path's parameters without their percent signs.
+fn decoded(parameters: Vec<(&'static str, String)>) -> Result<Vec<(&'static str, String)>, ApiError> {
+    let decode = |(name, value): (&'static str, String)| {
+        if !value.contains('%') {
+            return Ok((name, value));
+        }
+        let decoded = percent_decode_str(&value).decode_utf8();
+        decoded
+            .map(|value| (name, value.into_owned()))
+            .map_err(|_| ApiError::new(ErrorCode::BadRequest, "The request's path is not UTF-8."))
+    };
+    parameters.into_iter().map(decode).collect()
 }
 
 impl Call {
+    /// Asks for what a route's declaration says of its callers; levels on endpoints and models are asked for where these
+    /// are found.
+    fn admit(&mut self, access: Access) -> Result<(), ApiError> {
+        match access {
+            Access::Anyone => return Ok(()),
+            Access::Operator if self.is_local() => return Ok(()),
+            _ => {}
+        }
+        let principal = self
+            .app
+            .directory
+            .authenticate(&self.head.headers)
+            .inspect_err(|_| self.app.metrics.count_refusal("unauthenticated"))?;
+        match access {
+            Access::Operator if authorize(&principal, Action::Administer, Object::Server).is_err() => {
+                return Err(nothing_at(&self.head.method, self.head.uri.path()));
+            }
+            Access::Admin => authorize(&principal, Action::Administer, Object::Workspace(principal.workspace))?,
+            Access::ServerAdmin => authorize(&principal, Action::Administer, Object::Server)?,
+            _ => {}
+        }
+        self.principal = Some(principal);
+        Ok(())
+    }
+
+    /// Whether the caller is on this machine. A proxy on this machine speaks for somebody else.
+    fn is_local(&self) -> bool {
+        let forwarded = ["forwarded", "x-forwarded-for", "via"];
+        self.peer.ip().is_loopback() && !forwarded.iter().any(|name| self.head.headers.contains_key(*name))
+    }
+
     /// Who calls.
     fn principal(&self) -> Result<Arc<Principal>, ApiError> {
-        self.app
-            .auth
-            .authenticate(&self.head.headers)
-            .inspect_err(|_| self.app.metrics.count_refusal("unauthenticated"))
+        // Missing only where a handler and its route's declaration contradict each other: refused rather than served.
+        self.principal.clone().ok_or_else(|| ApiError::new(ErrorCode::Unauthenticated, "Credentials are missing."))
+    }
+
+    /// A parameter of the path.
+    fn parameter(&self, name: &str) -> &str {
+        self.parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str()).unwrap_or_default()
+    }
+
+    /// The endpoint that the path names, if the caller has the route's level on it.
+    async fn endpoint(&self) -> Result<Arc<Endpoint>, ApiError> {
+        self.endpoint_named(self.parameter("name")).await
+    }
+
+    /// An endpoint, if the caller has the route's level on it.
+    async fn endpoint_named(&self, name: &str) -> Result<Arc<Endpoint>, ApiError> {
+        let principal = self.principal()?;
+        let endpoint = self.app.control.endpoint(principal.workspace, name).await?;
+        authorize(&principal, Action::Use(self.level()), Object::Endpoint(&endpoint.record))?;
+        Ok(endpoint)
+    }
+
+    /// A registered model, if the caller has the route's level on it.
+    async fn model(&self, name: &str) -> Result<ModelRecord, ApiError> {
+        let principal = self.principal()?;
+        let model = self.app.control.registry.model(principal.workspace, name).await?;
+        authorize(&principal, Action::Use(self.level()), Object::Model(&model))?;
+        Ok(model)
+    }
+
+    /// The level that the route asks for; the highest where it does not say.
+    fn level(&self) -> Level {
+        match self.route.map(|route| route.access) {
+            Some(Access::Endpoint(level) | Access::Model(level)) => level,
+            _ => Level::Manage,
+        }
     }
 
     /// A value of the query.

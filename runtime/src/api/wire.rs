@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use crate::auth::Principal;
+use crate::access::{Level, Principal};
 use crate::catalog::served::ServedEntity;
 use crate::catalog::{
     Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Route, Serving, Tag, TrafficConfig,
@@ -165,10 +165,10 @@ impl EntityInput {
 }
 
 /// ServingEndpointDetailed.
-pub(super) fn endpoint(endpoint: &Endpoint) -> Value {
+pub(super) fn endpoint(endpoint: &Endpoint, level: Level) -> Value {
     let record = &endpoint.record;
     let mut value = base(record, endpoint.serving.is_some());
-    value["permission_level"] = json!("CAN_MANAGE");
+    value["permission_level"] = json!(level.name());
     if let Some(config) = &record.config {
         let deployment = match &record.failed {
             // It could not be brought back after a restart.
@@ -188,8 +188,9 @@ pub(super) fn endpoint(endpoint: &Endpoint) -> Value {
 }
 
 /// ServingEndpoint, as in a list: the config in short. Of an endpoint that sleeps there is no more than its record.
-pub(super) fn endpoint_in_list(record: &EndpointRecord, awake: Option<&Endpoint>) -> Value {
+pub(super) fn endpoint_in_list(record: &EndpointRecord, awake: Option<&Endpoint>, level: Level) -> Value {
     let mut value = base(record, awake.map_or(record.config.is_some(), |awake| awake.serving.is_some()));
+    value["permission_level"] = json!(level.name());
     if let Some(config) = &record.config {
         let mut full = config_output(config, None, Deployment::Ready);
         for entity in full["served_entities"].as_array_mut().into_iter().flatten() {
@@ -389,11 +390,11 @@ pub(super) fn me(principal: &Principal) -> Value {
     json!({
         "schemas": ["urn:ietf:params:scim:schemas:core:2.0:User"],
         "id": principal.id.to_string(),
-        "userName": principal.user_name,
-        "displayName": principal.user_name,
+        "userName": principal.name,
+        "displayName": principal.name,
         "active": true,
-        "name": { "givenName": principal.user_name },
-        "emails": [{ "value": principal.user_name, "primary": true, "type": "work" }],
+        "name": { "givenName": principal.name },
+        "emails": [{ "value": principal.name, "primary": true, "type": "work" }],
         "groups": [{ "display": if principal.admin { "admins" } else { "users" }, "value": "1" }],
         "entitlements": [{ "value": "workspace-access" }],
     })

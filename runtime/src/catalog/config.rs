@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::Grant;
+
 /// The tenant: everything belongs to one, and what belongs to another does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkspaceId(pub u64);
@@ -242,6 +244,12 @@ pub struct EndpointRecord {
     pub id: String,
     /// Who made it.
     pub creator: String,
+    /// Number of the identity that made it: it may always manage it.
+    #[serde(default)]
+    pub owner: u64,
+    /// Who else may do what with it.
+    #[serde(default)]
+    pub grants: Vec<Grant>,
     /// Free text.
     pub description: Option<String>,
     /// Free labels.
@@ -288,6 +296,26 @@ pub struct Tag {
 }
 
 impl EndpointRecord {
+    /// A record that says nothing yet.
+    pub fn empty(workspace: WorkspaceId, name: &str) -> EndpointRecord {
+        EndpointRecord {
+            workspace,
+            name: name.to_owned(),
+            id: String::new(),
+            creator: String::new(),
+            owner: 0,
+            grants: Vec::new(),
+            description: None,
+            tags: Vec::new(),
+            creation_timestamp: 0,
+            last_updated_timestamp: 0,
+            config: None,
+            pending: None,
+            failed: None,
+            graphs: Vec::new(),
+        }
+    }
+
     /// The number of the next config.
     pub fn next_version(&self) -> u64 {
         let versions = [self.config.as_ref(), self.pending.as_ref(), self.failed.as_ref().map(|failed| &failed.config)];

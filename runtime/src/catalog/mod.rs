@@ -216,20 +216,7 @@ mod tests {
     const NOW: IdleTime = IdleTime { usual: Duration::ZERO, most: Duration::ZERO };
 
     fn endpoint(name: &str, id: &str) -> Endpoint {
-        let record = EndpointRecord {
-            workspace: HOME,
-            name: name.to_owned(),
-            id: id.to_owned(),
-            creator: String::new(),
-            description: None,
-            tags: Vec::new(),
-            creation_timestamp: 0,
-            last_updated_timestamp: 0,
-            config: None,
-            pending: None,
-            failed: None,
-            graphs: Vec::new(),
-        };
+        let record = EndpointRecord { id: id.to_owned(), ..EndpointRecord::empty(HOME, name) };
         Endpoint { record, serving: None }
     }
 
