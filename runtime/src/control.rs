@@ -33,6 +33,7 @@ use crate::memory;
 use crate::observe::log_ring::LogRing;
 use crate::observe::metrics::Metrics;
 use crate::registry::Registry;
+use crate::secrets::{Secrets, is_reference};
 use crate::store::documents::{document, read_document, visit_documents};
 use crate::store::{StateStore, StoreError, Transaction};
 use crate::turns::Turns;
@@ -56,6 +57,8 @@ pub struct ControlPlane {
     pub catalog: Arc<Catalog>,
     /// The models that endpoints serve.
     pub registry: Arc<Registry>,
+    /// What their settings may refer to.
+    pub secrets: Secrets,
     /// Where they are deployed.
     pub host: Arc<ModelHost>,
     metrics: Arc<Metrics>,
@@ -141,6 +144,7 @@ impl ControlPlane {
         background: Handle,
     ) -> ControlPlane {
         ControlPlane {
+            secrets: Secrets::new(Arc::clone(&store)),
             store,
             catalog: Arc::default(),
             registry,
@@ -339,6 +343,53 @@ impl ControlPlane {
         // A new attempt; a record holds no third config.
         record.failed = None;
         self.publish(record, current.serving.clone()).await
+    }
+
+    /// Changes what is said of an endpoint, apart from what it serves. `id` tells it from one that was made meanwhile under
+    /// the same name.
+    ///
+    /// # Errors
+    /// `RESOURCE_DOES_NOT_EXIST`, and those of `change`.
+    pub async fn change_record(
+        self: &Arc<ControlPlane>,
+        workspace: WorkspaceId,
+        name: &str,
+        id: &str,
+        change: impl FnOnce(&mut EndpointRecord) -> Result<(), ApiError>,
+    ) -> Result<Arc<Endpoint>, ApiError> {
+        let _turn = self.turn(workspace, name).await;
+        let current = self.endpoint(workspace, name).await?;
+        if current.record.id != id {
+            return Err(no_endpoint(name));
+        }
+        let mut record = current.record.clone();
+        change(&mut record)?;
+        record.last_updated_timestamp = now_ms();
+        self.store.commit(Transaction::new().put_document(&endpoint_key(workspace, name), &record)?).await?;
+        Ok(self.catalog.put(Endpoint { record, serving: current.serving.clone() }))
+    }
+
+    /// The name of the endpoint of a workspace that has this id. Reads the records until it is found.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn endpoint_with_id(
+        self: &Arc<ControlPlane>,
+        workspace: WorkspaceId,
+        id: &str,
+    ) -> Result<Option<String>, ApiError> {
+        let (control, id) = (Arc::clone(self), id.to_owned());
+        let found = self.off_the_event_loop(move || {
+            let mut found = None;
+            control.visit_endpoints(workspace, |record, _| {
+                if record.id == id {
+                    found = Some(record.name.clone());
+                }
+                Ok::<_, StoreError>(())
+            })?;
+            Ok(found)
+        });
+        found.await
     }
 
     /// Removes an endpoint. Requests that it has taken go on to their end.
@@ -612,9 +663,10 @@ impl ControlPlane {
                 .registry
                 .package(record.workspace, &entity.entity_name, entity.entity_version)
                 .map_err(|error| failed(error.message))?;
+            let secrets = self.secrets.resolve(record.workspace, entity).map_err(failed)?;
             let plan = self
                 .host
-                .plan(record, entity, &package)
+                .plan(record, entity, &package, secrets)
                 .map_err(|error| failed(deploy_message(&record.name, &error)))?;
             let metrics = self.metrics.entity(&record.name, &entity.name);
             let log = match current {
@@ -656,14 +708,14 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Refuses versions that cannot be served, and models that the caller may not use.
+    /// Refuses versions that cannot be served, and models and secrets that the caller may not use.
     async fn check_versions(&self, caller: &Principal, config: &EndpointConfig) -> Result<(), ApiError> {
         for entity in &config.entities {
             let model = self.registry.model(caller.workspace, &entity.entity_name).await?;
             authorize(caller, Action::Use(Level::Query), Object::Model(&model))?;
             self.registry.check_ready(caller.workspace, &entity.entity_name, entity.entity_version).await?;
         }
-        Ok(())
+        self.secrets.check_references(caller, config).await
     }
 }
 
@@ -686,6 +738,8 @@ fn same(a: &EntityConfig, b: &EntityConfig) -> bool {
     let idle = |entity: &EntityConfig| (entity.scale_to_zero_enabled, entity.scale_to_zero_idle_ms);
     (&a.entity_name, a.entity_version, &a.environment_vars, &a.workload_type, idle(a))
         == (&b.entity_name, b.entity_version, &b.environment_vars, &b.workload_type, idle(b))
+        // A secret may have another value by now.
+        && !a.environment_vars.values().any(|value| is_reference(value))
 }
 
 fn endpoint_key(workspace: WorkspaceId, name: &str) -> String {

@@ -18,6 +18,7 @@
 //!
 //! - [`registry`]: models and their versions, uploaded file by file.
 //! - [`control`]: endpoints are made, changed and woken; [`turns`] gives each one change at a time.
+//! - [`secrets`]: values that settings refer to, which no artifact holds.
 //! - [`deploy`]: package → capability check → compile worker → artifact → converted graphs → golden request.
 //! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything.
 //!
@@ -51,6 +52,7 @@ pub mod nn;
 pub mod observe;
 pub mod registry;
 pub mod sandbox;
+pub mod secrets;
 pub mod server;
 pub mod store;
 pub mod turns;

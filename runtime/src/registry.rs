@@ -203,6 +203,24 @@ impl Registry {
         Ok(record)
     }
 
+    /// Changes who may use a model.
+    ///
+    /// # Errors
+    /// `RESOURCE_DOES_NOT_EXIST`, and those of `change`.
+    pub async fn change_grants(
+        &self,
+        workspace: WorkspaceId,
+        name: &str,
+        change: impl FnOnce(&[Grant]) -> Result<Vec<Grant>, ApiError>,
+    ) -> Result<ModelRecord, ApiError> {
+        let _turn = self.turns.of(workspace, name).await;
+        let mut record = self.model(workspace, name).await?;
+        record.grants = change(&record.grants)?;
+        record.last_updated_timestamp = now_ms();
+        self.store.commit(Transaction::new().put_document(&model_key(workspace, name), &record)?).await?;
+        Ok(record)
+    }
+
     /// Removes a model with its versions. `in_use` says which versions an endpoint serves.
     ///
     /// # Errors

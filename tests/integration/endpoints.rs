@@ -602,14 +602,14 @@ fn what_would_not_be_done_is_refused_and_not_ignored() {
     create("rate_limits", json!([limit])).is_error(400, invalid, &["rate_limits"]);
     create("ai_gateway", json!({ "rate_limits": [limit] })).is_error(400, invalid, &["ai_gateway"]);
 
-    // secrets that nobody would look up
+    // secrets that there are not
     let config = serving_with(MODEL, "1", ("KEY", "{{secrets/a/b}}"));
-    server.create("e", &config).is_error(400, invalid, &["environment_vars", "KEY"]);
+    server.create("e", &config).is_error(404, "RESOURCE_DOES_NOT_EXIST", &["environment_vars", "KEY"]);
     server.get("/api/2.0/serving-endpoints/e").is_error(404, "RESOURCE_DOES_NOT_EXIST", &[]);
 
     // and an empty wish is none: clients send it
     create("rate_limits", Value::Null).ok();
     assert_eq!(server.settled("e")["state"]["ready"], "READY");
-    server.update("e", &config).is_error(400, invalid, &["environment_vars", "KEY"]);
+    server.update("e", &config).is_error(404, "RESOURCE_DOES_NOT_EXIST", &["environment_vars", "KEY"]);
     count(&server, "e");
 }

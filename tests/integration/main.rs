@@ -27,3 +27,5 @@ mod http;
 mod isolation;
 mod mlflow;
 mod models;
+mod permissions;
+mod secrets;

@@ -6,6 +6,7 @@ use super::Principal;
 use crate::catalog::{EndpointRecord, WorkspaceId};
 use crate::error::{ApiError, ErrorCode};
 use crate::registry::ModelRecord;
+use crate::secrets::{Scope, no_scope};
 
 /// What somebody may do with an endpoint or a model. Each level includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -62,6 +63,8 @@ pub enum Object<'a> {
     Endpoint(&'a EndpointRecord),
     /// A registered model with its versions.
     Model(&'a ModelRecord),
+    /// A scope of secrets; to view is to read them, to query is to write them.
+    SecretScope(&'a Scope),
     /// A tenant.
     Workspace(WorkspaceId),
     /// The whole server with all its workspaces.
@@ -74,6 +77,7 @@ impl Object<'_> {
         match self {
             Object::Endpoint(endpoint) => Some((endpoint.workspace, endpoint.owner, &endpoint.grants)),
             Object::Model(model) => Some((model.workspace, model.owner, &model.grants)),
+            Object::SecretScope(scope) => Some((scope.workspace, scope.owner, &scope.grants)),
             Object::Workspace(_) | Object::Server => None,
         }
     }
@@ -82,6 +86,7 @@ impl Object<'_> {
         match self {
             Object::Endpoint(endpoint) => no_endpoint(&endpoint.name),
             Object::Model(model) => no_model(&model.name),
+            Object::SecretScope(scope) => no_scope(&scope.name),
             Object::Workspace(id) => ApiError::missing(format!("Workspace {id} does not exist.")),
             Object::Server => ApiError::new(ErrorCode::NotFound, "There is no such path."),
         }
@@ -91,6 +96,7 @@ impl Object<'_> {
         match self {
             Object::Endpoint(endpoint) => format!("endpoint '{}'", endpoint.name),
             Object::Model(model) => format!("registered model '{}'", model.name),
+            Object::SecretScope(scope) => format!("scope '{}'", scope.name),
             Object::Workspace(id) => format!("workspace {id}"),
             Object::Server => "this server".to_owned(),
         }

@@ -6,8 +6,10 @@ mod endpoints;
 mod files;
 mod invocations;
 mod openapi;
+mod permissions;
 mod registry;
 mod routes;
+mod secrets;
 mod wire;
 
 use std::net::SocketAddr;
@@ -254,6 +256,11 @@ impl Call {
     fn query(&self, name: &str) -> Option<String> {
         let query = self.head.uri.query()?;
         form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    }
+
+    /// A value of the query that must be there.
+    fn needed(&self, name: &str) -> Result<String, ApiError> {
+        self.query(name).ok_or_else(|| ApiError::invalid(format!("the query parameter '{name}' is missing")))
     }
 
     /// The whole body; `grow` allows each piece before it is kept. What is left of a refused one stays, to be thrown away.

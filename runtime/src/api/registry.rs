@@ -166,7 +166,7 @@ async fn create_model(call: &mut Call) -> Result<Answer, ApiError> {
 }
 
 async fn get_model(call: &Call) -> Result<Answer, ApiError> {
-    let model = call.model(&needed(call, "name")?).await?;
+    let model = call.model(&call.needed("name")?).await?;
     json(&json!({ "registered_model": RegisteredModel::from(&model) }))
 }
 
@@ -211,8 +211,8 @@ async fn finalize_version(call: &mut Call) -> Result<Answer, ApiError> {
 }
 
 async fn get_version(call: &Call) -> Result<Answer, ApiError> {
-    let number = parse_version(&needed(call, "version")?)?;
-    let model = call.model(&needed(call, "name")?).await?;
+    let number = parse_version(&call.needed("version")?)?;
+    let model = call.model(&call.needed("name")?).await?;
     let version = call.app.control.registry.version(model.workspace, &model.name, number).await?;
     json(&json!({ "model_version": wire::model_version(&version) }))
 }
@@ -236,8 +236,8 @@ async fn search_versions(call: &Call) -> Result<Answer, ApiError> {
 }
 
 async fn download_uri(call: &Call) -> Result<Answer, ApiError> {
-    let number = parse_version(&needed(call, "version")?)?;
-    let model = call.model(&needed(call, "name")?).await?;
+    let number = parse_version(&call.needed("version")?)?;
+    let model = call.model(&call.needed("name")?).await?;
     let version = call.app.control.registry.version(model.workspace, &model.name, number).await?;
     json(&json!({ "artifact_uri": super::files::location(&version.name, version.version) }))
 }
@@ -247,10 +247,6 @@ async fn delete_version(call: &mut Call) -> Result<Answer, ApiError> {
     call.model(&input.name).await?;
     app.control.delete_version(principal.workspace, &input.name, input.number()?).await?;
     json(&Map::new())
-}
-
-fn needed(call: &Call, name: &str) -> Result<String, ApiError> {
-    call.query(name).ok_or_else(|| ApiError::invalid(format!("the query parameter '{name}' is missing")))
 }
 
 pub(super) fn parse_version(text: &str) -> Result<u64, ApiError> {

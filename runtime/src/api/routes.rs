@@ -15,13 +15,15 @@ use crate::access::Level;
 use crate::error::ApiError;
 
 /// All routes, by module.
-static ALL: [&[Route]; 6] = [
+static ALL: [&[Route]; 8] = [
     super::discovery::ROUTES,
     super::endpoints::ROUTES,
     super::files::ROUTES,
     super::invocations::ROUTES,
     super::openapi::ROUTES,
+    super::permissions::ROUTES,
     super::registry::ROUTES,
+    super::secrets::ROUTES,
 ];
 
 /// One method on one path.
@@ -85,7 +87,8 @@ pub(crate) enum Effect {
     Invoke,
 }
 
-type Handler = for<'a> fn(&'a mut Call) -> Pin<Box<dyn Future<Output = Result<Answer, ApiError>> + Send + 'a>>;
+pub(super) type Handler =
+    for<'a> fn(&'a mut Call) -> Pin<Box<dyn Future<Output = Result<Answer, ApiError>> + Send + 'a>>;
 
 /// An `async fn(&mut Call)` or `async fn(&Call)` as a [`Handler`].
 macro_rules! handler {

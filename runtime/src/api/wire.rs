@@ -134,13 +134,6 @@ impl EntityInput {
         if self.external_model.is_some() {
             return Err(ApiError::invalid("external_model is not supported by this version of Tessera"));
         }
-        if let Some(name) =
-            self.environment_vars.iter().find(|(_, value)| value.contains("{{secrets/")).map(|(name, _)| name)
-        {
-            return Err(ApiError::invalid(format!(
-                "environment_vars.{name} refers to a secret, which this version of Tessera does not keep"
-            )));
-        }
         let entity_name = self.entity_name.ok_or_else(|| ApiError::invalid("a served entity needs an entity_name"))?;
         let version = self.entity_version.unwrap_or_default();
         let entity_version: u64 = version.parse().map_err(|_| {

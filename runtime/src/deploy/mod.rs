@@ -38,6 +38,7 @@ use crate::nn::{
     Backends, Cancel, ExecutionTarget, Executor, Graph, GraphKey, GraphSource, Graphs, NnError, NnErrorKind, Tenant,
 };
 use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits, Sandbox};
+use crate::secrets::is_reference;
 use crate::store::blobs::Blobs;
 
 /// Time that `init` may take.
@@ -169,12 +170,18 @@ impl ModelHost {
         }
     }
 
-    /// Decides how an entity is served, and makes sure that the files of its package lie where it says. Quick enough for
-    /// an endpoint's first request. Blocks.
+    /// Decides how an entity is served, and makes sure that the files of its package lie where it says. `secrets` are
+    /// settings for requests alone. Quick enough for an endpoint's first request. Blocks.
     ///
     /// # Errors
     /// When a backend or target is not available here, a limit is over the server's, or the files cannot be laid out.
-    pub fn plan(&self, owner: &EndpointRecord, entity: &EntityConfig, package: &Package) -> Result<Plan, DeployError> {
+    pub fn plan(
+        &self,
+        owner: &EndpointRecord,
+        entity: &EntityConfig,
+        package: &Package,
+        secrets: BTreeMap<String, String>,
+    ) -> Result<Plan, DeployError> {
         let dir = self.lay_out(package)?;
         let mut settings = settings(entity, package);
         let graphs = self.plan_graphs(owner.workspace, entity, package, &dir)?;
@@ -182,6 +189,7 @@ impl ModelHost {
         let artifact = self.artifact_key(owner.workspace, package, &settings, &limits)?;
         let init_settings = settings.clone();
         // Only for requests: endpoints that serve the same package share its artifact.
+        settings.extend(secrets);
         settings.insert("tessera.endpoint".to_owned(), owner.name.clone());
         settings.insert("tessera.model_version".to_owned(), entity.entity_version.to_string());
         Ok(Plan {
@@ -619,10 +627,11 @@ impl Drop for RemoveOnDrop<'_> {
     }
 }
 
-/// The package's settings, overridden by the entity's.
+/// The package's settings, overridden by the entity's. Without secrets: these settings end up in artifacts.
 fn settings(entity: &EntityConfig, package: &Package) -> BTreeMap<String, String> {
     let mut settings = package.settings.clone();
-    settings.extend(entity.environment_vars.clone());
+    let plain = entity.environment_vars.iter().filter(|(_, value)| !is_reference(value));
+    settings.extend(plain.map(|(name, value)| (name.clone(), value.clone())));
     settings
 }
 

@@ -52,14 +52,20 @@ impl Request {
         essence.trim().to_ascii_lowercase()
     }
 
+    /// A setting of the manifest, or of the served entity's environment, which wins. One that refers to a secret is only
+    /// here, never in [`crate::Package::setting`]. None in native tests.
+    pub fn setting(&self, name: &str) -> Option<String> {
+        host_setting(name)
+    }
+
     /// The name of the endpoint that was called; empty in native tests.
     pub fn endpoint(&self) -> String {
-        host_setting("tessera.endpoint")
+        host_setting("tessera.endpoint").unwrap_or_default()
     }
 
     /// The number of the model version that answers; empty in native tests.
     pub fn model_version(&self) -> String {
-        host_setting("tessera.model_version")
+        host_setting("tessera.model_version").unwrap_or_default()
     }
 
     /// A header by its name in any case; none when absent, not text, or withheld (credentials).
@@ -164,12 +170,8 @@ fn read_chunk(source: &streaming::RequestBody) -> Result<Option<Vec<u8>>, Error>
 }
 
 /// Natively there is no host to ask.
-fn host_setting(name: &str) -> String {
-    if cfg!(target_arch = "wasm32") {
-        crate::bindings::tessera::endpoint::settings::get(name).unwrap_or_default()
-    } else {
-        String::new()
-    }
+fn host_setting(name: &str) -> Option<String> {
+    if cfg!(target_arch = "wasm32") { crate::bindings::tessera::endpoint::settings::get(name) } else { None }
 }
 
 #[cfg(test)]

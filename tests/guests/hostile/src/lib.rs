@@ -89,6 +89,10 @@ enum Deed {
     BadStatus,
     /// Reads an asset although `init` is over; answers the refusal.
     AssetLate,
+    /// Answers a setting, as a request sees it.
+    Setting {
+        name: String,
+    },
     /// Fails in the way that is asked for, by the WIT name of the kind.
     Fail {
         kind: String,
@@ -167,6 +171,7 @@ impl Endpoint for Hostile {
             Deed::ComputeByWasiNn => nn::compute_by_wasi_nn(self.model()?),
             Deed::BadStatus => Ok(Response::text("status 99").with_status(99)),
             Deed::AssetLate => Response::json(&json!({ "refusal": assets::read("tokenizer.json").err() })),
+            Deed::Setting { name } => Response::json(&json!({ "setting": request.setting(&name) })),
             Deed::Fail { kind } => Err(Error::new(failure_kind(&kind)?, format!("told to fail with {kind}"))),
             Deed::FailLong { bytes } => Err(Error::invalid_input(long(bytes))),
             // Not through the SDK, which asks in lower case.
