@@ -153,7 +153,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "TESSERA_ONNXRUNTIME", hide_env = true, help_heading = "Backends")]
     pub onnxruntime: Option<PathBuf>,
 
-    /// Threads that run graphs [default: number of cores]
+    /// Threads of all runs of graphs together; a run that is divided takes several [default: number of cores]
     #[arg(long, value_name = "N", env = "TESSERA_EXECUTOR_THREADS", hide_env = true, help_heading = "Backends")]
     pub executor_threads: Option<usize>,
 

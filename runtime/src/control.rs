@@ -545,7 +545,7 @@ impl ControlPlane {
                 tracing::info!(endpoint = name, config_version = config.version, "deployed");
                 record.config = Some(config);
                 record.failed = None;
-                record.graphs = deployed_graphs(&serving);
+                record.graphs = deployed_graphs(&serving, &self.host);
                 Some(Arc::new(serving))
             }
             Err(FailedDeploy { entity, message }) => {
@@ -668,7 +668,7 @@ fn no_endpoint(name: &str) -> ApiError {
     ApiError::missing(format!("Endpoint with name '{name}' does not exist."))
 }
 
-fn deployed_graphs(serving: &Serving) -> Vec<DeployedGraph> {
+fn deployed_graphs(serving: &Serving, host: &ModelHost) -> Vec<DeployedGraph> {
     let of_entity = |entity: &Arc<ServedEntity>| -> Vec<DeployedGraph> {
         let describe = |graph: &PlannedGraph| DeployedGraph {
             entity: entity.config.name.clone(),
@@ -676,6 +676,8 @@ fn deployed_graphs(serving: &Serving) -> Vec<DeployedGraph> {
             backend: graph.key.backend.name().to_owned(),
             backend_version: graph.backend_version.clone(),
             target: graph.key.target.name().to_owned(),
+            // It was loaded a moment ago.
+            intra_op_threads: host.graphs.cached(&graph.key).map(|graph| graph.intra_op_threads()),
         };
         entity.plan.graphs.iter().map(describe).collect()
     };

@@ -57,6 +57,8 @@ pub struct PlannedGraph {
     pub source: GraphSource,
     /// Version of the backend that runs it, for the endpoint's state.
     pub backend_version: String,
+    /// Threads of one run that its package asks for.
+    pub threads_asked: Option<u32>,
 }
 
 /// One model version behind an endpoint.
@@ -165,7 +167,7 @@ impl ServedEntity {
         }
         let graphs: NamedGraphs = graphs.into();
         if !self.config.scale_to_zero_enabled || self.config.scale_to_zero_idle_ms.is_some() {
-            self.pinned().get_or_insert_with(|| Arc::clone(&graphs));
+            self.pin(&graphs);
         }
         Ok(Ready { component, graphs, cold })
     }
@@ -179,6 +181,18 @@ impl ServedEntity {
         let component = Arc::new(component);
         self.component.store(Some(Arc::clone(&component)));
         Ok((component, if compiled { Rung::Compile } else { Rung::Component }))
+    }
+
+    /// Keeps these graphs loaded, in place of those before: a deploy may have found a better form of one.
+    fn pin(&self, graphs: &NamedGraphs) {
+        let same = |pinned: &NamedGraphs| pinned.iter().zip(&**graphs).all(|(a, b)| Arc::ptr_eq(&a.1, &b.1));
+        let mut pinned = self.pinned();
+        if !pinned.as_ref().is_some_and(same) {
+            let before = pinned.replace(Arc::clone(graphs));
+            drop(pinned);
+            // Freed after the lock: releasing a session takes milliseconds.
+            drop(before);
+        }
     }
 
     /// Whether nobody has asked for it for a while. Entities that do not scale to zero never are.
