@@ -19,7 +19,7 @@ use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::future::{FutureExt, Shared};
@@ -30,7 +30,7 @@ use self::converted::ConvertedGraphs;
 use self::package::{ComponentSource, Golden, GraphSpec, InitTime, Package, PackageFile, RequestBodyMode};
 use self::profiles::Profiles;
 use self::worker::{GraphFile, Job, Workers};
-use crate::catalog::served::{PlannedGraph, ServedEntity};
+use crate::catalog::served::{PlannedGraph, Rung, ServedEntity};
 use crate::catalog::{EndpointRecord, EntityConfig, WorkspaceId};
 use crate::home::Home;
 use crate::nn::threads::{self, MeasuredThreads};
@@ -120,6 +120,8 @@ pub struct ModelHost {
     /// Workers at one time: each takes a core and gigabytes.
     workers_at_once: tokio::sync::Semaphore,
     compiling: Mutex<HashMap<ArtifactKey, Compiling>>,
+    /// Components in memory, for the other endpoints of a workspace that serve the same. Whoever serves one keeps it.
+    components: Mutex<HashMap<ArtifactKey, Weak<LoadedComponent>>>,
 }
 
 /// How a served entity gets into memory.
@@ -170,6 +172,7 @@ impl ModelHost {
             measuring: tokio::sync::Mutex::default(),
             workers_at_once: tokio::sync::Semaphore::new(DEPLOYS_MAX),
             compiling: Mutex::default(),
+            components: Mutex::default(),
         }
     }
 
@@ -451,19 +454,49 @@ impl ModelHost {
         Ok((graph, true))
     }
 
-    /// The component from its artifact, and whether it had to be compiled for that.
+    /// The component of a plan, and what had to be done for it: nothing where another endpoint has it in memory.
     ///
     /// # Errors
     /// When it can be neither loaded nor compiled.
-    pub async fn component(self: &Arc<Self>, plan: &Plan) -> Result<(LoadedComponent, bool), DeployError> {
+    pub async fn component(self: &Arc<Self>, plan: &Plan) -> Result<(Arc<LoadedComponent>, Rung), DeployError> {
+        if let Some(component) = self.components().get(&plan.artifact).and_then(Weak::upgrade) {
+            return Ok((component, Rung::Warm));
+        }
         if let Some(component) = self.map_artifact(plan.artifact).await? {
-            return Ok((component, false));
+            return Ok((self.share(plan.artifact, component), Rung::Component));
         }
         self.compile(plan).await?;
         let component = self.map_artifact(plan.artifact).await?;
         let component =
             component.ok_or_else(|| DeployError::Host("the artifact vanished after its compile".to_owned()))?;
-        Ok((component, true))
+        Ok((self.share(plan.artifact, component), Rung::Compile))
+    }
+
+    /// Lets other endpoints find a component. Of two that were loaded at the same time one stays.
+    fn share(&self, key: ArtifactKey, component: LoadedComponent) -> Arc<LoadedComponent> {
+        let mut components = self.components();
+        if let Some(earlier) = components.get(&key).and_then(Weak::upgrade) {
+            return earlier;
+        }
+        let component = Arc::new(component);
+        components.insert(key, Arc::downgrade(&component));
+        component
+    }
+
+    /// How many components are in memory.
+    pub fn components_loaded(&self) -> usize {
+        self.components().values().filter(|component| component.strong_count() > 0).count()
+    }
+
+    /// Forgets components that nobody serves any more: they are gone, but not their names.
+    pub fn forget_components(&self) {
+        let mut components = self.components();
+        components.retain(|_, component| component.strong_count() > 0);
+        components.shrink_to_fit();
+    }
+
+    fn components(&self) -> MutexGuard<'_, HashMap<ArtifactKey, Weak<LoadedComponent>>> {
+        self.components.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn map_artifact(self: &Arc<Self>, key: ArtifactKey) -> Result<Option<LoadedComponent>, DeployError> {
