@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
@@ -66,6 +66,8 @@ pub struct ControlPlane {
     waking: Semaphore,
     /// Most endpoints that are awake.
     awake_max: usize,
+    /// When memory is to be given back once more.
+    give_back_at: std::sync::Mutex<Option<Instant>>,
     /// Held while endpoints are put to sleep to make room.
     making_room: std::sync::Mutex<()>,
     /// Running deploys by endpoint id, so that a delete can stop its own.
@@ -87,6 +89,10 @@ const CONFIG_BYTES_MAX: usize = 24 << 10;
 /// Part of the endpoints that may be awake that sleeps when there is room for no other: looking for the least recently used
 /// takes a look at all.
 const ROOM_PART: usize = 16;
+
+/// How long after endpoints went to sleep, and after the start, memory is given back once more. The threads that read records
+/// wait 10 s for more of them before they end, and what they hold can be given back only then.
+const GIVE_BACK_AGAIN: Duration = Duration::from_secs(12);
 
 /// Endpoints that are read from disk at one time: each takes a thread for a moment.
 const WAKING_MAX: usize = 8;
@@ -152,6 +158,7 @@ impl ControlPlane {
             turns: Turns::default(),
             waking: Semaphore::new(WAKING_MAX),
             awake_max,
+            give_back_at: std::sync::Mutex::new(Some(Instant::now() + GIVE_BACK_AGAIN)),
             making_room: std::sync::Mutex::default(),
             deploys: std::sync::Mutex::default(),
         }
@@ -207,8 +214,16 @@ impl ControlPlane {
         }
         let asleep = self.catalog.sleep_idle(idle, |endpoint| self.save_logs(endpoint));
         self.host.forget_components();
-        if asleep > 0 {
-            memory::give_back();
+        self.give_back(asleep > 0);
+    }
+
+    /// Gives free memory back when endpoints have just gone to sleep, and once more when it is time.
+    fn give_back(&self, just_asleep: bool) {
+        let now = Instant::now();
+        let mut again = self.give_back_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if just_asleep || again.is_some_and(|again| now >= again) {
+            *again = just_asleep.then(|| now + GIVE_BACK_AGAIN);
+            memory::give_back_everywhere();
         }
     }
 
