@@ -9,6 +9,8 @@
 #      divided by ENDPOINTS. After a restart and after a list: less that of an empty server. When all have been deployed,
 #      and when CALLED of them have been called: less that of a server with one endpoint, which was called CALLED times;
 #      so without what the calls themselves leave (libraries, the pool of instances). All endpoints are asleep each time.
+#      Then CALLED others are called: what memory grows by now, divided by CALLED, is what each endpoint that was ever
+#      called keeps; what the first CALLED left beyond that is left once.
 #   3. restart: from starting the process until it says that it is ready.
 #   4. list and metrics: from connecting to the last byte; size of the answer.
 #   5. first answer of SAMPLES random endpoints, each 200: from connecting to the last byte.
@@ -22,8 +24,9 @@ MODELS=${MODELS:-1}
 CALLED=${CALLED:-1000}
 SAMPLES=${SAMPLES:-50}
 IDLE_MS=2000
-# Long after the idle time: all are asleep then, and the look for leftovers that follows a start has ended.
-ASLEEP_S=10
+# Long after the idle time: all are asleep then, the look for leftovers that follows a start has ended, and so have the threads
+# that read records, whose memory is given back 12 s after the last endpoint went to sleep.
+ASLEEP_S=20
 CONNECTIONS=16
 
 # shellcheck source=benches/server.sh
@@ -133,10 +136,10 @@ fetch() {
         --header "Authorization: Bearer $token" "$1"
 }
 
-# call NAME: CALLED calls; the endpoint is NAME, in which @ is the number of the call.
+# call NAME [FROM]: CALLED calls; the endpoint is NAME, in which @ is the number of the call, from FROM on (1).
 call() {
-    local escaped=${one_flower//\"/\\\"}
-    each 1 "$CALLED" 'url = "'"$url/$1"'/invocations"
+    local escaped=${one_flower//\"/\\\"} from=${2:-1}
+    each "$from" "$((from + CALLED - 1))" 'url = "'"$url/$1"'/invocations"
 header = "Content-Type: application/json"
 data = "'"$escaped"'"' | send_all
 }
@@ -197,4 +200,8 @@ report 'metrics, s' "$seconds"
 report 'metrics, bytes' "$bytes"
 anonymous=$called_anonymous resident=$called_resident
 report_memory "$CALLED called"
+called=$(memory RssAnon)
+call 'iris-@' "$((CALLED + 1))"
+sleep "$ASLEEP_S"
+report 'RssAnon bytes per further endpoint called' $((($(memory RssAnon) - called) * 1024 / CALLED))
 echo "written as JSON lines to $out"

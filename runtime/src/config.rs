@@ -153,7 +153,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "TESSERA_ONNXRUNTIME", hide_env = true, help_heading = "Backends")]
     pub onnxruntime: Option<PathBuf>,
 
-    /// Threads that run graphs [default: number of cores]
+    /// Threads of all runs of graphs together; a run that is divided takes several [default: number of cores]
     #[arg(long, value_name = "N", env = "TESSERA_EXECUTOR_THREADS", hide_env = true, help_heading = "Backends")]
     pub executor_threads: Option<usize>,
 
@@ -182,6 +182,17 @@ pub struct ServeArgs {
     /// Idle time after which an endpoint's graphs leave memory, in milliseconds [default: 600000]
     #[arg(long, value_name = "MS", env = "TESSERA_GRAPH_IDLE_MS", hide_env = true, help_heading = "Scale to zero")]
     pub graph_idle_ms: Option<u64>,
+
+    /// Endpoints in memory at once; the least recently used one that has no request leaves for another. The component of
+    /// each takes a few of the mappings of memory that Linux lets a process have, 65530 by default [default: 2000]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TESSERA_AWAKE_ENDPOINTS_MAX",
+        hide_env = true,
+        help_heading = "Scale to zero"
+    )]
+    pub awake_endpoints_max: Option<usize>,
 
     /// Form of the log on stderr: human, json, or auto (human on a terminal, else json) [default: auto]
     #[arg(
@@ -241,6 +252,7 @@ pub struct ServeConfig {
 
     pub component_idle_ms: u64,
     pub graph_idle_ms: u64,
+    pub awake_endpoints_max: usize,
 
     pub log_format: LogFormat,
     pub log_level: LogLevel,
@@ -350,6 +362,7 @@ impl ServeArgs {
             graph_memory_bytes_max: size!(graph_memory_bytes_max, 2 * GIB, MIB, 64 * TIB),
             component_idle_ms: setting!(component_idle_ms, 300 * SECOND_MS, 1..=MONTH_MS),
             graph_idle_ms: setting!(graph_idle_ms, 600 * SECOND_MS, 1..=MONTH_MS),
+            awake_endpoints_max: setting!(awake_endpoints_max, 2000, 1..=1_000_000),
             log_format: self.log_format.or(file.log_format).unwrap_or(LogFormat::Auto),
             log_level: self.log_level.or(file.log_level).unwrap_or(LogLevel::Info),
             home: self.home.or(file.home).unwrap_or_else(|| DEFAULT_HOME.into()),

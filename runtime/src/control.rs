@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
@@ -19,7 +19,7 @@ use tokio::sync::{MutexGuard, RwLock, RwLockReadGuard, Semaphore};
 
 use crate::access::authorize::no_endpoint;
 use crate::access::{Action, Level, Object, Principal, authorize, tokens};
-use crate::catalog::served::{IdleTime, PlannedGraph, ServedEntity};
+use crate::catalog::served::{PlannedGraph, ServedEntity};
 use crate::catalog::{
     Catalog, DeployedGraph, Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Serving, Tag, Traces,
     WorkspaceId, check_endpoint_name,
@@ -69,6 +69,12 @@ pub struct ControlPlane {
     changes: RwLock<()>,
     turns: Turns,
     waking: Semaphore,
+    /// Most endpoints that are awake.
+    awake_max: usize,
+    /// When memory is to be given back once more.
+    give_back_at: std::sync::Mutex<Option<Instant>>,
+    /// Held while endpoints are put to sleep to make room.
+    making_room: std::sync::Mutex<()>,
     /// Running deploys by endpoint id, so that a delete can stop its own.
     deploys: std::sync::Mutex<HashMap<String, tokio::task::AbortHandle>>,
 }
@@ -85,12 +91,13 @@ const MESSAGE_BYTES_MAX: usize = 2 << 10;
 /// A config as JSON: a record holds up to two of them.
 const CONFIG_BYTES_MAX: usize = 24 << 10;
 
-/// Endpoints that may wait out their idle time in memory. The component of each takes a few of the mappings of memory that
-/// Linux lets a process have, 65,530 by default; without them no instance can start.
-const AWAKE_MAX: usize = 2000;
+/// Part of the endpoints that may be awake that sleeps when there is room for no other: looking for the least recently used
+/// takes a look at all.
+const ROOM_PART: usize = 16;
 
-/// Idle time of endpoints while there are more: long enough for the requests of one caller to find a component again.
-const CROWDED_IDLE: Duration = Duration::from_secs(1);
+/// How long after endpoints went to sleep, and after the start, memory is given back once more. The threads that read records
+/// wait 10 s for more of them before they end, and what they hold can be given back only then.
+const GIVE_BACK_AGAIN: Duration = Duration::from_secs(12);
 
 /// Endpoints that are read from disk at one time: each takes a thread for a moment.
 const WAKING_MAX: usize = 8;
@@ -142,6 +149,7 @@ impl ControlPlane {
         metrics: Arc<Metrics>,
         home: Home,
         background: Handle,
+        awake_max: usize,
     ) -> ControlPlane {
         ControlPlane {
             secrets: Secrets::new(Arc::clone(&store)),
@@ -155,6 +163,9 @@ impl ControlPlane {
             changes: RwLock::new(()),
             turns: Turns::default(),
             waking: Semaphore::new(WAKING_MAX),
+            awake_max,
+            give_back_at: std::sync::Mutex::new(Some(Instant::now() + GIVE_BACK_AGAIN)),
+            making_room: std::sync::Mutex::default(),
             deploys: std::sync::Mutex::default(),
         }
     }
@@ -200,15 +211,38 @@ impl ControlPlane {
     /// Gives back the memory of what nobody has asked for in a while: components of served entities, then all else of the
     /// endpoints. Blocks.
     pub fn sleep_idle(&self, idle: Duration) {
-        let awake = self.catalog.all_awake();
-        let idle = IdleTime { usual: idle, most: if awake.len() > AWAKE_MAX { CROWDED_IDLE } else { Duration::MAX } };
-        for endpoint in awake {
+        // Those that could not sleep when others woke, since they were in use.
+        self.make_room(0);
+        for endpoint in self.catalog.all_awake() {
             for entity in endpoint.serving.iter().flat_map(|serving| &serving.entities) {
                 entity.drop_idle(idle, &self.host.graphs);
             }
         }
-        if self.catalog.sleep_idle(idle, |endpoint| self.save_logs(endpoint)) > 0 {
-            memory::give_back();
+        let asleep = self.catalog.sleep_idle(idle, |endpoint| self.save_logs(endpoint));
+        self.host.forget_components();
+        self.give_back(asleep > 0);
+    }
+
+    /// Gives free memory back when endpoints have just gone to sleep, and once more when it is time.
+    fn give_back(&self, just_asleep: bool) {
+        let now = Instant::now();
+        let mut again = self.give_back_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if just_asleep || again.is_some_and(|again| now >= again) {
+            *again = just_asleep.then(|| now + GIVE_BACK_AGAIN);
+            memory::give_back_everywhere();
+        }
+    }
+
+    /// Puts the least recently used endpoints to sleep, if with `more` there were too many awake. Those in use stay, so that
+    /// there may be more after all. Blocks.
+    fn make_room(&self, more: usize) {
+        let enough = self.awake_max.saturating_sub(more);
+        if self.catalog.awake_count() <= enough {
+            return;
+        }
+        let _alone = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.catalog.awake_count() > enough {
+            self.catalog.sleep_least_used(enough - enough / ROOM_PART, |endpoint| self.save_logs(endpoint));
         }
     }
 
@@ -471,6 +505,7 @@ impl ControlPlane {
         let Some(mut record) = document::<EndpointRecord>(&*self.store, &endpoint_key(workspace, name))? else {
             return Ok(None);
         };
+        self.make_room(1);
         let Some(config) = record.config.clone() else {
             return Ok(Some(Endpoint { record, serving: None }));
         };
@@ -562,6 +597,10 @@ impl ControlPlane {
         let (workspace, name, id) = (record.workspace, record.name.clone(), record.id.clone());
         self.store.commit(Transaction::new().put_document(&endpoint_key(workspace, &name), &record)?).await?;
         let endpoint = self.catalog.put(Endpoint { record, serving });
+        if self.catalog.awake_count() > self.awake_max {
+            let control = Arc::clone(self);
+            self.background.spawn_blocking(move || control.make_room(0));
+        }
         self.start_deploy(workspace, name, id);
         Ok(endpoint)
     }
@@ -596,7 +635,7 @@ impl ControlPlane {
                 tracing::info!(endpoint = name, config_version = config.version, "deployed");
                 record.config = Some(config);
                 record.failed = None;
-                record.graphs = deployed_graphs(&serving);
+                record.graphs = deployed_graphs(&serving, &self.host);
                 Some(Arc::new(serving))
             }
             Err(FailedDeploy { entity, message }) => {
@@ -719,7 +758,7 @@ impl ControlPlane {
     }
 }
 
-fn deployed_graphs(serving: &Serving) -> Vec<DeployedGraph> {
+fn deployed_graphs(serving: &Serving, host: &ModelHost) -> Vec<DeployedGraph> {
     let of_entity = |entity: &Arc<ServedEntity>| -> Vec<DeployedGraph> {
         let describe = |graph: &PlannedGraph| DeployedGraph {
             entity: entity.config.name.clone(),
@@ -727,6 +766,8 @@ fn deployed_graphs(serving: &Serving) -> Vec<DeployedGraph> {
             backend: graph.key.backend.name().to_owned(),
             backend_version: graph.backend_version.clone(),
             target: graph.key.target.name().to_owned(),
+            // It was loaded a moment ago.
+            intra_op_threads: host.graphs.cached(&graph.key).map(|graph| graph.intra_op_threads()),
         };
         entity.plan.graphs.iter().map(describe).collect()
     };

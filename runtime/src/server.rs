@@ -76,6 +76,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
         Arc::clone(&metrics),
         home.clone(),
         background.handle().clone(),
+        config.awake_endpoints_max,
     ));
     let app = Arc::new(App {
         directory,

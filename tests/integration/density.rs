@@ -5,7 +5,7 @@ use std::thread;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Package, Server, eventually, send, serving};
+use crate::harness::{Package, Server, eventually, send, serving, serving_with};
 
 const MODEL: &str = "main.default.hostile";
 
@@ -56,6 +56,68 @@ fn an_endpoint_that_went_idle_answers_again_with_its_log_and_counters() {
     server.start_again();
     let log = server.guest_log("e");
     assert!(log.contains("first-word") && log.contains("last-word"), "{log}");
+}
+
+#[test]
+fn above_the_most_that_may_be_awake_the_least_recently_used_endpoint_sleeps() {
+    // given room for two, and three endpoints, each with a component of its own
+    let server = Server::with(&["--awake-endpoints-max", "2"]);
+    server.push(MODEL, &Package::hostile(""));
+    for name in ["a", "b", "c"] {
+        server.create(name, &serving_with(MODEL, "1", ("name", name))).ok();
+        server.settled(name);
+    }
+    let rung = |name: &str| {
+        let request = server.request(Method::POST, &format!("/serving-endpoints/{name}/invocations"));
+        let request = request.header("x-tessera-want-cold-start", "1");
+        let answer = send(request.json(&json!({ "do": "counter" })));
+        assert_eq!(answer.ok(), json!({ "counter": 1 }));
+        // Requests one after the other: there is room for the next before it wakes its endpoint.
+        assert!(server.metric("tessera_endpoints_awake") <= 2.0);
+        answer.header("x-tessera-cold-start").split([';', ' ', ',']).next().unwrap().to_owned()
+    };
+    // when two are called, then they stay in memory
+    rung("a");
+    rung("b");
+    assert_eq!([rung("a"), rung("b"), rung("a")], ["rung=warm"; 3]);
+
+    // and a third takes the place of the one that was not called for longest
+    assert_eq!(rung("c"), "rung=component");
+    assert_eq!(rung("a"), "rung=warm");
+    assert_eq!(rung("b"), "rung=component", "it had to sleep for c");
+    assert_eq!(rung("a"), "rung=warm");
+    assert_eq!(rung("c"), "rung=component", "it had to sleep for b");
+}
+
+#[test]
+fn endpoints_of_one_model_share_its_component() {
+    // given two endpoints of one model and one of another
+    let server = Server::start();
+    server.push(MODEL, &Package::hostile(""));
+    server.create("one", &serving(MODEL, "1")).ok();
+    server.settled("one");
+    assert_eq!(server.metric("tessera_components_loaded"), 1.0);
+    server.create("same", &serving(MODEL, "1")).ok();
+    server.settled("same");
+
+    // then the two have one component, and each request still has an instance of its own
+    assert_eq!(server.metric("tessera_components_loaded"), 1.0);
+    for name in ["one", "same", "one", "same"] {
+        assert_eq!(server.invoke(name, &json!({ "do": "counter" })).ok(), json!({ "counter": 1 }));
+    }
+    assert_eq!(server.metric("tessera_components_loaded"), 1.0);
+
+    // and what differs in what init may read is another one
+    server.create("other", &serving_with(MODEL, "1", ("word", "another"))).ok();
+    server.settled("other");
+    assert_eq!(server.metric("tessera_components_loaded"), 2.0);
+
+    // and the shared one stays until the last of them is gone
+    let gone = |name: &str| server.delete(&format!("/api/2.0/serving-endpoints/{name}"), &json!({})).ok();
+    gone("one");
+    assert_eq!(server.metric("tessera_components_loaded"), 2.0);
+    gone("same");
+    eventually("it is gone", || (server.metric("tessera_components_loaded") == 1.0).then_some(()));
 }
 
 #[test]

@@ -38,6 +38,40 @@ fn same(predictions: &Value, oracle: &Value, what: &str) {
 }
 
 #[test]
+fn a_deploy_says_how_many_threads_runs_have_and_the_answers_do_not_depend_on_it() {
+    // given a small model for which nothing is said, and the same with more and more threads asked for
+    let server = Server::with(&["--executor-threads", "2"]);
+    let package = Package::of(&model("iris"));
+    let asking = |threads: u32| {
+        let manifest = format!("[graphs.model]\nfile = 'model.onnx'\nintra_op_threads = {threads}\n");
+        package.clone().with("tessera.toml", manifest)
+    };
+    let cases = [
+        ("measured", package.clone(), 1, "graph 'model' runs with 1 thread each, 2 at once: a run takes "),
+        ("one", asking(1), 1, "graph 'model' runs with 1 thread each, 2 at once, as its package asks\n"),
+        ("two", asking(2), 2, "graph 'model' runs with 2 threads each, 1 at once, as its package asks\n"),
+        ("nine", asking(9), 2, "2 threads each, 1 at once; its package asks for 9, which cannot be had here\n"),
+    ];
+    let request = json!({ "dataframe_split": { "columns": COLUMNS, "data": flowers() } });
+    let mut answers = Vec::new();
+    for (name, package, threads, line) in cases {
+        // when it is deployed, then its build log and its state say what was chosen
+        let endpoint = server.deploy(name, &package);
+        assert_eq!(endpoint["config"]["served_entities"][0]["graphs"][0]["intra_op_threads"], threads);
+        let log = server.build_log(name);
+        assert!(log.contains(line), "{name}: {log}");
+        answers.push(server.invoke(name, &request).ok());
+    }
+    // and all answer the same
+    assert!(answers[0]["predictions"].as_array().is_some_and(|rows| rows.len() == flowers().len()));
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+
+    // and a number that makes no sense is refused when it is registered
+    let (_, finalized) = server.register("main.default.none", &asking(0));
+    assert!(finalized.status >= 400 || finalized.json()["model_version"]["status"] != "READY", "{}", finalized.text());
+}
+
+#[test]
 fn the_iris_model_answers_as_in_python_whatever_the_input_form_and_the_backend() {
     // given the model on both backends, and what Python's onnxruntime makes of random flowers
     let server = Server::start();

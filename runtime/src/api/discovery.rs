@@ -83,7 +83,8 @@ async fn metrics(call: &Call) -> Result<Answer, ApiError> {
         compute_queue: control.host.executor.queued().0,
         computes: Arc::clone(control.host.executor.counters()),
         endpoints: control.catalog.len(),
-        awake_endpoints: control.catalog.all_awake().len(),
+        awake_endpoints: control.catalog.awake_count(),
+        components: control.host.components_loaded(),
     };
     // Off the event loop: with many endpoints it is megabytes.
     let metrics = Arc::clone(&call.app.metrics);

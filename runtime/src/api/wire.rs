@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use crate::access::{Level, Principal};
 use crate::catalog::served::ServedEntity;
 use crate::catalog::{
-    Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Route, Serving, Tag, TrafficConfig,
+    DeployedGraph, Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Route, Serving, Tag,
+    TrafficConfig,
 };
 use crate::clock::now_ms;
 use crate::error::ApiError;
@@ -169,6 +170,7 @@ pub(super) fn endpoint(endpoint: &Endpoint, level: Level) -> Value {
             _ => Deployment::Ready,
         };
         value["config"] = config_output(config, endpoint.serving.as_deref(), deployment);
+        show_graphs(&mut value["config"], record);
     }
     if let Some(pending) = &record.pending {
         value["pending_config"] = config_output(pending, None, Deployment::Creating);
@@ -186,14 +188,7 @@ pub(super) fn endpoint_in_list(record: &EndpointRecord, awake: Option<&Endpoint>
     value["permission_level"] = json!(level.name());
     if let Some(config) = &record.config {
         let mut full = config_output(config, None, Deployment::Ready);
-        for entity in full["served_entities"].as_array_mut().into_iter().flatten() {
-            let graphs = record.graphs.iter().filter(|graph| entity["name"] == graph.entity.as_str());
-            let graphs = graphs.map(|graph| {
-                json!({ "name": graph.name, "backend": graph.backend,
-                "backend_version": graph.backend_version, "target": graph.target })
-            });
-            entity["graphs"] = graphs.collect();
-        }
+        show_graphs(&mut full, record);
         // What lists show of an entity; the two last are not fields of the real service, and ignored by its clients.
         let brief = |entities: &Value, keys: &[&str]| -> Vec<Value> {
             let entities = entities.as_array().into_iter().flatten();
@@ -206,6 +201,16 @@ pub(super) fn endpoint_in_list(record: &EndpointRecord, awake: Option<&Endpoint>
         });
     }
     value
+}
+
+/// What runs the graphs of the config that is deployed: not a field of the real service, and ignored by its clients.
+fn show_graphs(config: &mut Value, record: &EndpointRecord) {
+    for entities in ["served_entities", "served_models"] {
+        for entity in config[entities].as_array_mut().into_iter().flatten() {
+            let graphs = record.graphs.iter().filter(|graph| entity["name"] == graph.entity.as_str());
+            entity["graphs"] = graphs.map(graph_output).collect();
+        }
+    }
 }
 
 fn base(record: &EndpointRecord, ready: bool) -> Value {
@@ -308,7 +313,6 @@ fn entity_output(
     }
     if let Some(served) = served {
         value["in_memory"] = json!(served.component_loaded());
-        value["graphs"] = served.plan.graphs.iter().map(graph_output).collect();
         if let Some(cold) = served.last_cold_start() {
             value["last_cold_start"] = json!({
                 "rung": cold.rung.name(),
@@ -324,14 +328,17 @@ fn rung_message(served: &ServedEntity) -> &'static str {
     if served.component_loaded() { "" } else { "Scaled to zero" }
 }
 
-/// Which backend runs a graph: not a field of the real service, and ignored by its clients.
-fn graph_output(graph: &crate::catalog::served::PlannedGraph) -> Value {
-    json!({
+fn graph_output(graph: &DeployedGraph) -> Value {
+    let mut value = json!({
         "name": graph.name,
-        "backend": graph.key.backend.name(),
+        "backend": graph.backend,
         "backend_version": graph.backend_version,
-        "target": graph.key.target.name(),
-    })
+        "target": graph.target,
+    });
+    if let Some(threads) = graph.intra_op_threads {
+        value["intra_op_threads"] = json!(threads);
+    }
+    value
 }
 
 /// A registered model, in the shape of MLflow's Unity Catalog client.

@@ -283,6 +283,9 @@ pub struct DeployedGraph {
     pub backend_version: String,
     /// Name of the execution target.
     pub target: String,
+    /// Threads of one run, as far as its deploy told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intra_op_threads: Option<u32>,
 }
 
 /// A label.

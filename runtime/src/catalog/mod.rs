@@ -8,6 +8,8 @@ mod config;
 pub mod served;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use papaya::{Equivalent, HashMap};
@@ -17,7 +19,7 @@ pub use self::config::{
     DeployedGraph, ENTITIES_MAX, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, InvalidConfig, Route, Tag,
     TrafficConfig, WorkspaceId, check_endpoint_name,
 };
-use self::served::{ColdStart, IdleTime, ServedEntity};
+use self::served::{ColdStart, ServedEntity};
 
 /// An endpoint that is awake.
 pub struct Endpoint {
@@ -60,14 +62,23 @@ impl Serving {
 
 impl Endpoint {
     fn traces(&self) -> Traces {
-        let entities = self.serving.iter().flat_map(|serving| &serving.entities);
+        let entities = self.entities();
         entities.filter_map(|entity| Some((entity.config.name.as_str().into(), entity.last_cold_start()?))).collect()
     }
 
+    fn entities(&self) -> impl Iterator<Item = &Arc<ServedEntity>> {
+        self.serving.iter().flat_map(|serving| &serving.entities)
+    }
+
     /// Whether nothing of it needs to be in memory: nobody has asked for it for a while, and it is not being deployed.
-    fn is_idle(&self, idle: IdleTime) -> bool {
-        let entities = self.serving.iter().flat_map(|serving| &serving.entities);
-        self.record.pending.is_none() && entities.into_iter().all(|entity| entity.is_idle(idle))
+    fn is_idle(&self, usual: Duration) -> bool {
+        self.record.pending.is_none() && self.entities().all(|entity| entity.is_idle(usual))
+    }
+
+    /// When somebody asked for it last; none where nobody could. None at all where it must stay in memory.
+    fn may_sleep_since(&self) -> Option<Option<Instant>> {
+        let stays = self.record.pending.is_some() || self.entities().any(|entity| !entity.config.scale_to_zero_enabled);
+        (!stays).then(|| self.entities().map(|entity| entity.last_used()).max())
     }
 
     /// Whether this is the only reference to it and to all that a request or a deploy would hold of it. By `get_mut`, which
@@ -109,6 +120,8 @@ impl Equivalent<Key> for BorrowedKey<'_> {
 pub struct Catalog {
     /// Read without a lock, changed without a copy.
     slots: HashMap<Key, Arc<Slot>>,
+    /// How many slots have an endpoint that is awake: changed by whoever takes one from nothing to something or back.
+    awake: AtomicUsize,
 }
 
 impl Catalog {
@@ -132,6 +145,11 @@ impl Catalog {
         self.slots.is_empty()
     }
 
+    /// How many are awake.
+    pub fn awake_count(&self) -> usize {
+        self.awake.load(Relaxed)
+    }
+
     /// All endpoints that are awake, for the server's own housekeeping.
     pub fn all_awake(&self) -> Vec<Arc<Endpoint>> {
         self.slots.pin().values().filter_map(|slot| slot.awake.load_full()).collect()
@@ -141,7 +159,9 @@ impl Catalog {
     pub fn put(&self, endpoint: Endpoint) -> Arc<Endpoint> {
         let key = Key(endpoint.record.workspace, endpoint.record.name.as_str().into());
         let endpoint = Arc::new(endpoint);
-        self.slots.pin().get_or_insert_with(key, Arc::default).awake.store(Some(Arc::clone(&endpoint)));
+        if self.slots.pin().get_or_insert_with(key, Arc::default).awake.swap(Some(Arc::clone(&endpoint))).is_none() {
+            self.awake.fetch_add(1, Relaxed);
+        }
         endpoint
     }
 
@@ -152,7 +172,10 @@ impl Catalog {
 
     /// Takes an endpoint out. Requests that have it already go on.
     pub fn remove(&self, workspace: WorkspaceId, name: &str) {
-        self.slots.pin().remove(&BorrowedKey(workspace, name));
+        let slots = self.slots.pin();
+        if let Some(slot) = slots.remove(&BorrowedKey(workspace, name)) {
+            self.empty(slot);
+        }
     }
 
     /// An endpoint, which `read` makes of what is stored and of its traces if it sleeps. None if there is none, or if
@@ -173,47 +196,81 @@ impl Catalog {
         }
         let Some(read) = read(traces.clone()).await?.map(Arc::new) else { return Ok(None) };
         // Not a store: what was published while this read is newer.
-        let published = slot.awake.compare_and_swap(&None::<Arc<Endpoint>>, Some(Arc::clone(&read)));
-        Ok(Some(published.as_ref().map_or(read, Arc::clone)))
+        if let Some(published) = &*slot.awake.compare_and_swap(&None::<Arc<Endpoint>>, Some(Arc::clone(&read))) {
+            return Ok(Some(Arc::clone(published)));
+        }
+        self.awake.fetch_add(1, Relaxed);
+        let is_place = |found: &Arc<Slot>| Arc::ptr_eq(found, &slot);
+        if !self.slots.pin().get(&BorrowedKey(workspace, name)).is_some_and(is_place) {
+            // Removed while this read: nobody would put it to sleep.
+            self.empty(&slot);
+        }
+        Ok(Some(read))
     }
 
     /// Sends those endpoints to sleep that have been idle for a while and are not in use. `save` keeps what must not be
     /// lost with one; where it fails, the endpoint stays. The number of those that sleep now. Blocks as long as `save` does.
-    pub fn sleep_idle(&self, idle: IdleTime, save: impl Fn(&Endpoint) -> bool) -> usize {
-        let slots: Vec<Arc<Slot>> = self.slots.pin().values().filter(|slot| slot.is_idle(idle)).cloned().collect();
-        slots.iter().filter(|slot| slot.sleep(&save)).count()
+    pub fn sleep_idle(&self, usual: Duration, save: impl Fn(&Endpoint) -> bool) -> usize {
+        let slots: Vec<Arc<Slot>> = self.slots.pin().values().filter(|slot| slot.is_idle(usual)).cloned().collect();
+        slots.iter().filter(|slot| self.sleep(slot, &save)).count()
     }
-}
 
-impl Slot {
-    fn is_idle(&self, idle: IdleTime) -> bool {
-        self.awake.load().as_ref().is_some_and(|endpoint| endpoint.is_idle(idle))
+    /// Sends endpoints to sleep until at most `most` are awake, the least recently used first. Those in use stay, those
+    /// being deployed and those that do not scale to zero. `save` and the answer are those of [`Catalog::sleep_idle`].
+    pub fn sleep_least_used(&self, most: usize, save: impl Fn(&Endpoint) -> bool) -> usize {
+        if self.awake_count() <= most {
+            return 0;
+        }
+        let since = |slot: &Arc<Slot>| Some((slot.awake.load().as_ref()?.may_sleep_since()?, Arc::clone(slot)));
+        let mut slots: Vec<(Option<Instant>, Arc<Slot>)> = self.slots.pin().values().filter_map(since).collect();
+        slots.sort_by_key(|(used, _)| *used);
+        let mut asleep = 0;
+        for (_, slot) in slots {
+            if self.awake_count() <= most {
+                break;
+            }
+            asleep += usize::from(self.sleep(&slot, &save));
+        }
+        asleep
     }
 
     /// Whether the endpoint sleeps now.
-    fn sleep(&self, save: impl Fn(&Endpoint) -> bool) -> bool {
+    fn sleep(&self, slot: &Slot, save: impl Fn(&Endpoint) -> bool) -> bool {
         // Held: the endpoint wakes just now.
-        let Ok(mut traces) = self.asleep.try_lock() else { return false };
+        let Ok(mut traces) = slot.asleep.try_lock() else { return false };
         // Out of reach first: from here on who asks for it waits for the lock, so that nobody can begin to use it.
-        let Some(mut endpoint) = self.awake.swap(None) else { return false };
+        let Some(mut endpoint) = self.empty(slot) else { return false };
         if endpoint.is_unused() && save(&endpoint) {
             *traces = endpoint.traces();
             return true;
         }
         // Not a store: what was published meanwhile is newer.
-        self.awake.compare_and_swap(&None::<Arc<Endpoint>>, Some(endpoint));
+        if slot.awake.compare_and_swap(&None::<Arc<Endpoint>>, Some(endpoint)).is_none() {
+            self.awake.fetch_add(1, Relaxed);
+        }
         false
+    }
+
+    /// Takes the endpoint out of a slot that is awake.
+    fn empty(&self, slot: &Slot) -> Option<Arc<Endpoint>> {
+        let endpoint = slot.awake.swap(None)?;
+        self.awake.fetch_sub(1, Relaxed);
+        Some(endpoint)
+    }
+}
+
+impl Slot {
+    fn is_idle(&self, usual: Duration) -> bool {
+        self.awake.load().as_ref().is_some_and(|endpoint| endpoint.is_idle(usual))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const HOME: WorkspaceId = WorkspaceId(1);
-    const NOW: IdleTime = IdleTime { usual: Duration::ZERO, most: Duration::ZERO };
+    const NOW: Duration = Duration::ZERO;
 
     fn endpoint(name: &str, id: &str) -> Endpoint {
         let record = EndpointRecord { id: id.to_owned(), ..EndpointRecord::empty(HOME, name) };
@@ -242,6 +299,47 @@ mod tests {
         assert!(catalog.wake(WorkspaceId(2), "a", async |_| Ok::<_, ()>(None)).await.unwrap().is_none());
         catalog.remove(HOME, "a");
         assert!(wake(&catalog, "a", "read").await.is_none() && catalog.is_empty());
+    }
+
+    #[tokio::test]
+    async fn above_a_number_endpoints_sleep_but_never_one_in_use() {
+        let catalog = Catalog::default();
+        let used = catalog.put(endpoint("used", "1"));
+        for name in ["a", "b", "c"] {
+            catalog.put(endpoint(name, name));
+        }
+        assert_eq!((catalog.awake_count(), catalog.sleep_least_used(4, |_| true)), (4, 0));
+        assert_eq!((catalog.sleep_least_used(3, |_| true), catalog.awake_count()), (1, 3));
+        assert_eq!(catalog.sleep_least_used(0, |_| false), 0, "what would be lost could not be saved");
+        assert_eq!((catalog.sleep_least_used(0, |_| true), catalog.awake_count()), (2, 1));
+        assert!(catalog.awake(HOME, "used").is_some());
+        drop(used);
+        catalog.sleep_least_used(0, |_| true);
+        assert!(catalog.awake(HOME, "used").is_none());
+    }
+
+    #[tokio::test]
+    async fn those_awake_are_counted_whatever_happens_to_them() {
+        let catalog = Catalog::default();
+        catalog.put(endpoint("a", "1"));
+        catalog.put(endpoint("a", "2"));
+        assert_eq!(catalog.awake_count(), 1);
+        catalog.remove(HOME, "a");
+        catalog.remove(HOME, "a");
+        assert_eq!(catalog.awake_count(), 0);
+        catalog.put_asleep(HOME, "a");
+        wake(&catalog, "a", "read").await.unwrap();
+        wake(&catalog, "a", "read").await.unwrap();
+        assert_eq!(catalog.awake_count(), 1);
+        catalog.sleep_idle(NOW, |_| true);
+        assert_eq!(catalog.awake_count(), 0);
+        // Removed while it wakes, it is not kept.
+        let woken = catalog.wake(HOME, "a", async |_| {
+            catalog.remove(HOME, "a");
+            Ok::<_, ()>(Some(endpoint("a", "read")))
+        });
+        assert!(woken.await.unwrap().is_some());
+        assert_eq!((catalog.awake_count(), catalog.len()), (0, 0));
     }
 
     #[tokio::test]

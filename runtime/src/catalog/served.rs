@@ -57,6 +57,8 @@ pub struct PlannedGraph {
     pub source: GraphSource,
     /// Version of the backend that runs it, for the endpoint's state.
     pub backend_version: String,
+    /// Threads of one run that its package asks for.
+    pub threads_asked: Option<u32>,
 }
 
 /// One model version behind an endpoint.
@@ -75,8 +77,8 @@ pub struct ServedEntity {
     /// Held while the component is loaded, so that it is loaded once however many requests wait.
     loading: Mutex<()>,
     started: Instant,
-    /// Milliseconds after `started`.
-    last_used_ms: AtomicU64,
+    /// Microseconds after `started`.
+    last_used_us: AtomicU64,
     last_cold_start: std::sync::Mutex<Option<ColdStart>>,
 }
 
@@ -89,21 +91,6 @@ pub struct ColdStart {
     pub component: Duration,
     /// Loading graphs.
     pub graphs: Duration,
-}
-
-/// After how long without a request memory is given back.
-#[derive(Debug, Clone, Copy)]
-pub struct IdleTime {
-    /// Where an entity says nothing else.
-    pub usual: Duration,
-    /// Whatever an entity says.
-    pub most: Duration,
-}
-
-impl IdleTime {
-    fn of(self, config: &EntityConfig) -> Duration {
-        config.scale_to_zero_idle_ms.map_or(self.usual, Duration::from_millis).min(self.most)
-    }
 }
 
 /// A served entity with everything in memory, for one request.
@@ -134,7 +121,7 @@ impl ServedEntity {
             pinned: std::sync::Mutex::default(),
             loading: Mutex::new(()),
             started: Instant::now(),
-            last_used_ms: AtomicU64::new(0),
+            last_used_us: AtomicU64::new(0),
             last_cold_start: std::sync::Mutex::new(last_cold_start),
         }
     }
@@ -144,7 +131,7 @@ impl ServedEntity {
     /// # Errors
     /// When the component cannot be loaded or compiled, or a backend refuses a graph.
     pub async fn ready(&self, host: &Arc<ModelHost>) -> Result<Ready, DeployError> {
-        self.last_used_ms.store(self.started.elapsed().as_millis() as u64, Relaxed);
+        self.last_used_us.store(self.started.elapsed().as_micros() as u64, Relaxed);
         let begun = Instant::now();
         let (component, mut rung) = match self.component.load_full() {
             Some(component) => (component, Rung::Warm),
@@ -165,7 +152,7 @@ impl ServedEntity {
         }
         let graphs: NamedGraphs = graphs.into();
         if !self.config.scale_to_zero_enabled || self.config.scale_to_zero_idle_ms.is_some() {
-            self.pinned().get_or_insert_with(|| Arc::clone(&graphs));
+            self.pin(&graphs);
         }
         Ok(Ready { component, graphs, cold })
     }
@@ -175,23 +162,39 @@ impl ServedEntity {
         if let Some(component) = self.component.load_full() {
             return Ok((component, Rung::Component));
         }
-        let (component, compiled) = host.component(&self.plan).await?;
-        let component = Arc::new(component);
+        let (component, rung) = host.component(&self.plan).await?;
         self.component.store(Some(Arc::clone(&component)));
-        Ok((component, if compiled { Rung::Compile } else { Rung::Component }))
+        Ok((component, rung))
     }
 
-    /// Whether nobody has asked for it for a while. Entities that do not scale to zero never are.
-    pub fn is_idle(&self, idle: IdleTime) -> bool {
-        let idle_ms = idle.of(&self.config).as_millis() as u64;
-        let now_ms = self.started.elapsed().as_millis() as u64;
-        self.config.scale_to_zero_enabled && now_ms.saturating_sub(self.last_used_ms.load(Relaxed)) >= idle_ms
+    /// Keeps these graphs loaded, in place of those before: a deploy may have found a better form of one.
+    fn pin(&self, graphs: &NamedGraphs) {
+        let same = |pinned: &NamedGraphs| pinned.iter().zip(&**graphs).all(|(a, b)| Arc::ptr_eq(&a.1, &b.1));
+        let mut pinned = self.pinned();
+        if !pinned.as_ref().is_some_and(same) {
+            let before = pinned.replace(Arc::clone(graphs));
+            drop(pinned);
+            // Freed after the lock: releasing a session takes milliseconds.
+            drop(before);
+        }
+    }
+
+    /// Whether nobody has asked for it for a while: `usual`, where it has no idle time of its own. Entities that do not
+    /// scale to zero never are.
+    pub fn is_idle(&self, usual: Duration) -> bool {
+        let idle = self.config.scale_to_zero_idle_ms.map_or(usual, Duration::from_millis);
+        self.config.scale_to_zero_enabled && self.last_used().elapsed() >= idle
+    }
+
+    /// When somebody asked for it last, or it was made.
+    pub fn last_used(&self) -> Instant {
+        self.started + Duration::from_micros(self.last_used_us.load(Relaxed))
     }
 
     /// Gives the component's memory back if the entity is idle, and that of its graphs if it has an idle time of its own:
     /// the others' graphs have theirs.
-    pub fn drop_idle(&self, idle: IdleTime, graphs: &Graphs) {
-        if !self.is_idle(idle) {
+    pub fn drop_idle(&self, usual: Duration, graphs: &Graphs) {
+        if !self.is_idle(usual) {
             return;
         }
         self.component.store(None);

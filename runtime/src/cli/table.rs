@@ -60,7 +60,11 @@ fn served_entity(block: &mut Block, config: &EndpointConfig, entity: &ServedEnti
     block.line(3, "message", &entity.state.deployment_state_message);
     for graph in &entity.graphs {
         let target = graph.target.as_deref().map_or(String::new(), |target| format!(" on {target}"));
-        block.line(3, "graph", &format!("{}  {}{target}", graph.name, backend(graph)));
+        let threads = graph.intra_op_threads.map_or(String::new(), |threads| match threads {
+            1 => ", runs with 1 thread".to_owned(),
+            _ => format!(", runs with {threads} threads"),
+        });
+        block.line(3, "graph", &format!("{}  {}{target}{threads}", graph.name, backend(graph)));
     }
     if let Some(in_memory) = entity.in_memory {
         block.line(3, "memory", if in_memory { "ready to run" } else { "scaled to zero" });
@@ -225,7 +229,7 @@ mod tests {
         "config":{"config_version":1,"served_entities":[
             {"name":"iris-1","entity_name":"main.default.iris","entity_version":"1",
              "state":{"deployment":"DEPLOYMENT_READY","deployment_state_message":"Scaled to zero"},
-             "graphs":[{"name":"model","backend":"onnxruntime","backend_version":"1.22","target":"cpu"}]},
+             "graphs":[{"name":"model","backend":"onnxruntime","backend_version":"1.22","target":"cpu","intra_op_threads":2}]},
             {"name":"iris-2","entity_name":"main.default.iris","entity_version":"2"}],
           "traffic_config":{"routes":[{"served_entity_name":"iris-1","traffic_percentage":90}]}},
         "pending_config":{"config_version":2,"served_entities":[{"name":"iris-3","entity_name":"main.default.iris",
@@ -255,7 +259,7 @@ iris
   config                version 1
     iris-1              main.default.iris v1  90 %  DEPLOYMENT_READY
       message           Scaled to zero
-      graph             model  onnxruntime 1.22 on cpu
+      graph             model  onnxruntime 1.22 on cpu, runs with 2 threads
     iris-2              main.default.iris v2
   pending config        version 2
     iris-3              main.default.iris v3  DEPLOYMENT_FAILED

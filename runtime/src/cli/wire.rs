@@ -75,6 +75,7 @@ pub(super) struct Graph {
     pub(super) backend: String,
     pub(super) backend_version: Option<String>,
     pub(super) target: Option<String>,
+    pub(super) intra_op_threads: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -98,6 +98,7 @@ mod tests {
             target: ExecutionTarget::Cpu,
             converted: Some(converted.clone()),
             batch: crate::nn::BatchSpec::default(),
+            intra_op_threads: 1,
         };
         let files = || fs::read_dir(home.path("graphs")).unwrap().count();
 

@@ -19,7 +19,7 @@ use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::future::{FutureExt, Shared};
@@ -30,12 +30,13 @@ use self::converted::ConvertedGraphs;
 use self::package::{ComponentSource, Golden, GraphSpec, InitTime, Package, PackageFile, RequestBodyMode};
 use self::profiles::Profiles;
 use self::worker::{GraphFile, Job, Workers};
-use crate::catalog::served::{PlannedGraph, ServedEntity};
+use crate::catalog::served::{PlannedGraph, Rung, ServedEntity};
 use crate::catalog::{EndpointRecord, EntityConfig, WorkspaceId};
 use crate::home::Home;
-use crate::nn::batcher;
+use crate::nn::threads::{self, MeasuredThreads};
 use crate::nn::{
-    Backends, Cancel, ExecutionTarget, Executor, Graph, GraphKey, GraphSource, Graphs, NnError, NnErrorKind, Tenant,
+    Backend, Backends, Cancel, ExecutionTarget, Executor, Graph, GraphKey, GraphSource, Graphs, Inputs, NnError,
+    NnErrorKind, Profile, Tenant, Threads, batcher,
 };
 use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits, Sandbox};
 use crate::secrets::is_reference;
@@ -47,7 +48,7 @@ const INIT_MS: u64 = 10_000;
 /// An artifact up to this size is loaded where it is called: that takes less than a hop to another thread and back.
 const MAP_INLINE_BYTES_MAX: u64 = 2 << 20;
 
-/// Time for finding out whether a graph can be batched.
+/// Time for finding out how many threads a graph's runs have, and whether they can be batched.
 const PROBE_MAX: Duration = Duration::from_secs(20);
 
 /// Most deploys at one time: compiling takes all the processor it gets, which requests need more.
@@ -115,9 +116,13 @@ pub struct ModelHost {
     /// Runs compiles, which go on when whoever asked for them is gone.
     background: tokio::runtime::Handle,
     deploying: tokio::sync::Semaphore,
+    /// Held while a graph is measured: two at once would measure each other.
+    measuring: tokio::sync::Mutex<()>,
     /// Workers at one time: each takes a core and gigabytes.
     workers_at_once: tokio::sync::Semaphore,
     compiling: Mutex<HashMap<ArtifactKey, Compiling>>,
+    /// Components in memory, for the other endpoints of a workspace that serve the same. Whoever serves one keeps it.
+    components: Mutex<HashMap<ArtifactKey, Weak<LoadedComponent>>>,
 }
 
 /// How a served entity gets into memory.
@@ -165,8 +170,10 @@ impl ModelHost {
             home: parts.home,
             background: parts.background,
             deploying: tokio::sync::Semaphore::new(DEPLOYS_MAX),
+            measuring: tokio::sync::Mutex::default(),
             workers_at_once: tokio::sync::Semaphore::new(DEPLOYS_MAX),
             compiling: Mutex::default(),
+            components: Mutex::default(),
         }
     }
 
@@ -229,12 +236,30 @@ impl ModelHost {
                 external_files: package.weights.get(name).cloned().unwrap_or_default(),
                 target,
                 batch: spec.batch.clone(),
+                intra_op_threads: 1,
                 converted: form.map(|form| self.converted.path(&digest, form)),
             };
-            let key = GraphKey { digest, backend: backend.id(), target, batch: spec.batch.clone() };
-            Ok(PlannedGraph { name: name.clone(), key, source, backend_version: backend.version().to_owned() })
+            let threads = self.threads(&*backend, target, spec.intra_op_threads);
+            let key = GraphKey { digest, backend: backend.id(), target, batch: spec.batch.clone(), threads };
+            Ok(PlannedGraph {
+                name: name.clone(),
+                key,
+                source,
+                backend_version: backend.version().to_owned(),
+                threads_asked: spec.intra_op_threads,
+            })
         };
         package.graphs.iter().map(plan).collect()
+    }
+
+    /// Who decides how many threads the runs of a graph have: a server has no more than those of its executor.
+    fn threads(&self, backend: &dyn Backend, target: ExecutionTarget, asked: Option<u32>) -> Threads {
+        let max = self.executor.threads();
+        match asked {
+            _ if max == 1 || !backend.divides_runs(target) => Threads::Fixed(1),
+            Some(asked) => Threads::Fixed(asked.min(max)),
+            None => Threads::Measured { max },
+        }
     }
 
     /// Names, without their endings, of what a deploy of an entity leaves on disk: the compiled component, the laid-out
@@ -303,42 +328,87 @@ impl ModelHost {
             golden::check(self, entity, golden, &plan.dir, ready).await?;
         }
         for ((name, graph), planned) in graphs.iter().zip(&plan.graphs) {
-            let finding = self.profile(&planned.key, graph).await?;
-            log.step(&format!("graph '{name}' {finding}"));
+            let profile = self.profile(planned, graph).await?;
+            log.step(&format!("graph '{name}' {}", self.threads_line(planned, &profile.threads)));
+            log.step(&format!("graph '{name}' {}", profile.finding));
         }
+        drop(graphs);
+        // Those that are loaded in another form since the golden request.
+        entity.ready(self).await?;
         log.step("ready");
         Ok(())
     }
 
-    /// Finds out whether a graph can be batched and what its runs cost, unless that is known. Gives a line for the build
-    /// log.
-    async fn profile(&self, key: &GraphKey, graph: &Arc<dyn Graph>) -> Result<String, DeployError> {
-        if let Some(known) = self.profiles.load(key) {
-            return Ok(known.finding);
+    /// How a graph's runs are divided, in a line for the build log.
+    fn threads_line(&self, planned: &PlannedGraph, measured: &MeasuredThreads) -> String {
+        let threads = planned.key.threads.number(Some(measured));
+        let plural = if threads == 1 { "" } else { "s" };
+        let mut line = format!("runs with {threads} thread{plural} each");
+        if planned.key.target == ExecutionTarget::Cpu {
+            line.push_str(&format!(", {} at once", self.executor.threads() / threads.max(1)));
         }
-        let (profiles, key, graph) = (self.profiles.clone(), key.clone(), Arc::clone(graph));
-        let cancel = Arc::new(Cancel::default());
-        let stop = Arc::clone(&cancel);
-        let probing = tokio::task::spawn_blocking(move || {
-            let sample = graph.schedule().take_sample();
-            let profile = batcher::probe(&*graph, sample.as_ref(), &stop)?;
-            graph.schedule().adopt(&profile);
-            // Not fatal: the graph works without, only alone after the next load.
-            if let Err(error) = profiles.save(&key, &profile) {
-                tracing::warn!("failed to keep what was found out about a graph: {error:#}");
-            }
-            Some(profile.finding)
-        });
-        // A model may run for ever on inputs that are made up, and other deploys wait for this one.
-        let finding = match tokio::time::timeout(PROBE_MAX, probing).await {
-            Ok(finding) => finding.map_err(|error| DeployError::host("measure a graph", &error))?,
-            Err(_elapsed) => {
-                cancel.cancel();
-                None
-            }
+        match planned.threads_asked {
+            Some(asked) if asked == threads => line.push_str(", as its package asks"),
+            Some(asked) => line.push_str(&format!("; its package asks for {asked}, which cannot be had here")),
+            None if !measured.run_ns.is_empty() => line.push_str(&format!(": {measured}")),
+            None => {}
+        }
+        line
+    }
+
+    /// Finds out how many threads a graph's runs have, whether they can be batched and what they cost, unless that is known.
+    async fn profile(&self, planned: &PlannedGraph, graph: &Arc<dyn Graph>) -> Result<Profile, DeployError> {
+        if let Some(known) = self.profiles.load(&planned.key) {
+            return Ok(known);
+        }
+        let _alone = self.measuring.lock().await;
+        let until = tokio::time::Instant::now() + PROBE_MAX;
+        let sample = Arc::new(graph.schedule().take_sample());
+        let (threads, measured) = self.measure_threads(planned, graph, &sample, until).await?;
+        let probing = {
+            let measured = Arc::clone(&measured);
+            move |cancel: &Cancel| batcher::probe(&*measured, (*sample).as_ref(), cancel)
         };
-        let unknown = || format!("runs alone: it could not be tried within {} s", PROBE_MAX.as_secs());
-        Ok(finding.unwrap_or_else(unknown))
+        let probed = within(until, probing).await?;
+        // What could not be tried is tried by the next deploy, unless this one found something that is worth keeping.
+        let keep = probed.is_some() || threads.intra_op_threads > 1;
+        let unknown = || Profile {
+            finding: format!("runs alone: it could not be tried within {} s", PROBE_MAX.as_secs()),
+            ..Profile::default()
+        };
+        let profile = Profile { threads, ..probed.unwrap_or_else(unknown) };
+        measured.schedule().adopt(&profile);
+        // Not fatal: the graph works without, only alone after the next load.
+        if keep && let Err(error) = self.profiles.save(&planned.key, &profile) {
+            tracing::warn!("failed to keep what was found out about a graph: {error:#}");
+        }
+        if !Arc::ptr_eq(graph, &measured) {
+            self.graphs.forget(&planned.key);
+            // Where it does not fit in memory now, a request loads it.
+            let _ = self.graphs.get(planned.key.clone(), move || Ok(measured)).await;
+        }
+        Ok(profile)
+    }
+
+    /// The number of threads that pays, and the graph loaded with it: `graph`, or another. What is not measured by `until`
+    /// stays at one thread.
+    async fn measure_threads(
+        &self,
+        planned: &PlannedGraph,
+        graph: &Arc<dyn Graph>,
+        sample: &Arc<Option<Inputs>>,
+        until: tokio::time::Instant,
+    ) -> Result<(MeasuredThreads, Arc<dyn Graph>), DeployError> {
+        let unknown = (MeasuredThreads::default(), Arc::clone(graph));
+        let Threads::Measured { max } = planned.key.threads else { return Ok(unknown) };
+        let failed = |error: NnError| DeployError::graph(&planned.name, &error);
+        let backend = self.backends.by_id(planned.key.backend).map_err(failed)?;
+        let (graph, sample, source) = (Arc::clone(graph), Arc::clone(sample), planned.source.clone());
+        let measuring = move |cancel: &Cancel| {
+            let load = |threads| backend.load(&GraphSource { intra_op_threads: threads, ..source.clone() });
+            threads::measure(graph, max, (*sample).as_ref(), load, cancel)
+        };
+        Ok(within(until, measuring).await?.unwrap_or(unknown))
     }
 
     /// Brings a graph into the form that loads fastest, if that is not done. A graph for which this fails is served all the
@@ -377,12 +447,14 @@ impl ModelHost {
         }
         let failed = |error: NnError| DeployError::graph(&planned.name, &error);
         let backend = self.backends.by_id(planned.key.backend).map_err(failed)?;
-        let source = planned.source.clone();
+        let mut source = planned.source.clone();
         let (profiles, key) = (self.profiles.clone(), planned.key.clone());
         let load = move || {
+            let profile = profiles.load(&key);
+            source.intra_op_threads = key.threads.number(profile.as_ref().map(|profile| &profile.threads));
             let graph = backend.load(&source)?;
-            if let Some(profile) = profiles.load(&key) {
-                graph.schedule().adopt(&profile);
+            if let Some(profile) = &profile {
+                graph.schedule().adopt(profile);
             }
             Ok(graph)
         };
@@ -390,19 +462,49 @@ impl ModelHost {
         Ok((graph, true))
     }
 
-    /// The component from its artifact, and whether it had to be compiled for that.
+    /// The component of a plan, and what had to be done for it: nothing where another endpoint has it in memory.
     ///
     /// # Errors
     /// When it can be neither loaded nor compiled.
-    pub async fn component(self: &Arc<Self>, plan: &Plan) -> Result<(LoadedComponent, bool), DeployError> {
+    pub async fn component(self: &Arc<Self>, plan: &Plan) -> Result<(Arc<LoadedComponent>, Rung), DeployError> {
+        if let Some(component) = self.components().get(&plan.artifact).and_then(Weak::upgrade) {
+            return Ok((component, Rung::Warm));
+        }
         if let Some(component) = self.map_artifact(plan.artifact).await? {
-            return Ok((component, false));
+            return Ok((self.share(plan.artifact, component), Rung::Component));
         }
         self.compile(plan).await?;
         let component = self.map_artifact(plan.artifact).await?;
         let component =
             component.ok_or_else(|| DeployError::Host("the artifact vanished after its compile".to_owned()))?;
-        Ok((component, true))
+        Ok((self.share(plan.artifact, component), Rung::Compile))
+    }
+
+    /// Lets other endpoints find a component. Of two that were loaded at the same time one stays.
+    fn share(&self, key: ArtifactKey, component: LoadedComponent) -> Arc<LoadedComponent> {
+        let mut components = self.components();
+        if let Some(earlier) = components.get(&key).and_then(Weak::upgrade) {
+            return earlier;
+        }
+        let component = Arc::new(component);
+        components.insert(key, Arc::downgrade(&component));
+        component
+    }
+
+    /// How many components are in memory.
+    pub fn components_loaded(&self) -> usize {
+        self.components().values().filter(|component| component.strong_count() > 0).count()
+    }
+
+    /// Forgets components that nobody serves any more: they are gone, but not their names.
+    pub fn forget_components(&self) {
+        let mut components = self.components();
+        components.retain(|_, component| component.strong_count() > 0);
+        components.shrink_to_fit();
+    }
+
+    fn components(&self) -> MutexGuard<'_, HashMap<ArtifactKey, Weak<LoadedComponent>>> {
+        self.components.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn map_artifact(self: &Arc<Self>, key: ArtifactKey) -> Result<Option<LoadedComponent>, DeployError> {
@@ -624,6 +726,24 @@ struct RemoveOnDrop<'a> {
 impl Drop for RemoveOnDrop<'_> {
     fn drop(&mut self) {
         self.host.compiling().remove(&self.key);
+    }
+}
+
+/// Runs something that blocks, on another thread, and stops it at `until`: a model may run for ever on inputs that are made
+/// up, and other deploys wait for this one. None when it was stopped.
+async fn within<T: Send + 'static>(
+    until: tokio::time::Instant,
+    measure: impl FnOnce(&Cancel) -> Option<T> + Send + 'static,
+) -> Result<Option<T>, DeployError> {
+    let cancel = Arc::new(Cancel::default());
+    let stop = Arc::clone(&cancel);
+    let measuring = tokio::task::spawn_blocking(move || measure(&stop));
+    match tokio::time::timeout_at(until, measuring).await {
+        Ok(measured) => measured.map_err(|error| DeployError::host("measure a graph", &error)),
+        Err(_elapsed) => {
+            cancel.cancel();
+            Ok(None)
+        }
     }
 }
 

@@ -21,6 +21,9 @@ const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 /// Largest golden request or response.
 const GOLDEN_BYTES_MAX: u64 = 16 << 20;
 
+/// Most threads that a package may ask for in one run of a graph; a server gives at most those that it has.
+const INTRA_OP_THREADS_MAX: u32 = 64;
+
 /// Most files in a package: their list must fit a record of the store.
 pub const FILES_MAX: usize = 300;
 
@@ -98,6 +101,9 @@ pub struct GraphSpec {
     /// How it may be batched.
     #[serde(default)]
     pub batch: BatchSpec,
+    /// Threads of one run; without it a deploy measures how many pay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intra_op_threads: Option<u32>,
 }
 
 /// The manifest's word for a backend.
@@ -326,6 +332,13 @@ impl Package {
         for (name, graph) in &self.graphs {
             need(&format!("the file of graph '{name}',"), &graph.file)?;
             graph.batch.check().map_err(|error| PackageError(format!("graph '{name}': {error}")))?;
+            if let Some(threads) =
+                graph.intra_op_threads.filter(|threads| !(1..=INTRA_OP_THREADS_MAX).contains(threads))
+            {
+                return Err(PackageError(format!(
+                    "graph '{name}': intra_op_threads is {threads}; 1 to {INTRA_OP_THREADS_MAX} are allowed"
+                )));
+            }
         }
         if let Some(golden) = &self.golden {
             at_most("golden request", &golden.request, GOLDEN_BYTES_MAX)?;
@@ -396,6 +409,7 @@ fn adopt_mlmodel(package: &mut Package, mlmodel: MlModel) -> Result<(), PackageE
             backend: BackendName::default(),
             target: TargetName::default(),
             batch: BatchSpec::default(),
+            intra_op_threads: None,
         };
         package.graphs.insert("model".to_owned(), spec);
     }
@@ -477,6 +491,20 @@ mod tests {
         assert!(error.0.contains("component 'c.wasm' is not in the package"), "{error}");
         let error = read(&[(MANIFEST, b"component = 'stock:nothing'\n")]).unwrap_err();
         assert!(error.0.contains("stock:scoring"), "{error}");
+    }
+
+    #[test]
+    fn a_number_of_threads_that_cannot_be_is_refused() {
+        let with = |threads: &str| {
+            let manifest = format!("[graphs.model]\nfile = 'model.onnx'\nintra_op_threads = {threads}\n");
+            read(&[("MLmodel", ML.as_bytes()), ("model.onnx", LINEAR), (MANIFEST, manifest.as_bytes())])
+        };
+        assert_eq!(with("2").unwrap().graphs["model"].intra_op_threads, Some(2));
+        for bad in ["0", "65"] {
+            let error = with(bad).unwrap_err();
+            assert!(error.0.contains(&format!("intra_op_threads is {bad}; 1 to 64 are allowed")), "{error}");
+        }
+        assert!(with("-1").unwrap_err().0.contains("intra_op_threads"));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::api::{self, App};
-use crate::sandbox;
+use crate::{memory, sandbox};
 
 /// Headers of one request.
 const HEADERS_MAX: usize = 64;
@@ -123,6 +123,7 @@ impl Servers {
             let thread = std::thread::Builder::new().name(format!("http-{index}")).spawn(move || {
                 sandbox::prepare_thread();
                 event_loop.app.control.host.executor.serve_on_this_thread();
+                runtime.spawn(memory::give_back_when_freed());
                 runtime.block_on(event_loop.run(socket));
                 runtime.shutdown_timeout(Duration::from_secs(1));
             });

@@ -20,6 +20,9 @@ const SHORT_RUN: Duration = Duration::from_micros(150);
 /// Longest batch of short runs on an event loop.
 const SHORT_BATCH: Duration = Duration::from_micros(500);
 
+/// How often it is looked whether a computation that waits for several threads is still wanted.
+const BLOCKED_CHECK: Duration = Duration::from_millis(20);
+
 /// Threads that run graphs. Dropping it finishes what runs, refuses what queues, and waits for the threads: not on an
 /// async thread.
 pub struct Executor {
@@ -52,24 +55,30 @@ pub enum Venue {
 struct Shared {
     queue: Mutex<Queue>,
     filled: Condvar,
+    /// Threads of all runs together, those inside of backends included.
+    threads: u32,
     queue_len_max: usize,
     rows_max: u32,
     counters: Arc<Counters>,
 }
 
-#[derive(Default)]
 struct Queue {
     works: FairQueue,
+    /// Threads that no run keeps busy.
+    free: u32,
     closed: bool,
 }
 
 impl Executor {
-    /// Starts `threads` threads (at least one). At most `queue_len_max` computations wait for them; a run has at most
+    /// Starts `threads` threads (at least one), as many as all runs together keep busy: a run that its backend divides
+    /// between k threads takes k of them. At most `queue_len_max` computations wait; a run has at most
     /// `rows_max` rows of several requests. Fails when the system refuses a thread.
     pub fn new(threads: usize, queue_len_max: usize, rows_max: u32) -> std::io::Result<Self> {
+        let free = u32::try_from(threads).unwrap_or(u32::MAX).max(1);
         let shared = Arc::new(Shared {
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue { works: FairQueue::default(), free, closed: false }),
             filled: Condvar::new(),
+            threads: free,
             queue_len_max,
             rows_max: rows_max.max(1),
             counters: Arc::default(),
@@ -83,6 +92,11 @@ impl Executor {
         Ok(executor)
     }
 
+    /// Threads of all runs together.
+    pub fn threads(&self) -> u32 {
+        self.shared.threads
+    }
+
     /// Lets short runs happen on this thread, which is an event loop.
     pub fn serve_on_this_thread(&self) {
         let limit = BatchLimit { rows: self.shared.rows_max, run_ns: SHORT_BATCH.as_nanos() as u64 };
@@ -93,7 +107,15 @@ impl Executor {
     pub fn venue(&self, graph: &dyn Graph, rows: u32) -> Venue {
         let schedule = graph.schedule();
         match schedule.estimate(rows) {
-            Some(run) if run <= SHORT_RUN && schedule.is_for_event_loops() && turn::is_here() => Venue::EventLoop,
+            Some(run)
+                if run <= SHORT_RUN
+                    && schedule.is_for_event_loops()
+                    // A divided run is counted, which only the threads' queue does.
+                    && graph.intra_op_threads() == 1
+                    && turn::is_here() =>
+            {
+                Venue::EventLoop
+            }
             _ => Venue::Thread,
         }
     }
@@ -201,27 +223,43 @@ impl Shared {
 
     /// A thread's life.
     fn run(&self) {
-        while let Some(batch) = self.pop() {
+        let mut kept_busy = 0;
+        while let Some((batch, threads)) = self.pop(kept_busy) {
+            kept_busy = threads;
             batcher::run(batch, Stop::WhenUnwanted, &self.counters);
         }
     }
 
-    fn pop(&self) -> Option<Vec<Work>> {
+    /// Gives back the threads of the last run, and waits for the next batch until there are as many free as it needs. The
+    /// batch that is next is waited for, also when another needed fewer: or it would never come, while there are others.
+    fn pop(&self, given_back: u32) -> Option<(Vec<Work>, u32)> {
         let limit = BatchLimit { rows: self.rows_max, run_ns: u64::MAX };
         // Dropped after the lock: whoever waits for them has its own clock, so nobody is left without an answer.
         let mut unwanted = Vec::new();
         let mut queue = self.lock();
+        queue.free += given_back;
         loop {
-            let batch = queue.works.take(limit, &mut unwanted);
+            let needed = queue.works.lead(&mut unwanted).map(|lead| lead.graph.intra_op_threads().min(self.threads));
+            let fits = needed.filter(|&needed| needed <= queue.free);
+            let batch = fits.and_then(|threads| Some((queue.works.take(limit, &mut unwanted)?, threads)));
             self.counters.dropped.fetch_add(unwanted.len() as u64, Relaxed);
-            if batch.is_some() {
-                return batch;
+            if let Some((batch, threads)) = batch {
+                queue.free -= threads;
+                if queue.free > 0 && queue.works.len() > 0 {
+                    // Whoever was woken for this one may have found too few threads.
+                    self.filled.notify_one();
+                }
+                return Some((batch, threads));
             }
             unwanted.clear();
             if queue.closed {
                 return None;
             }
-            queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = match needed {
+                None => self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                // Nobody tells when the one that needs more is given up, and there may be others behind it.
+                Some(_) => self.filled.wait_timeout(queue, BLOCKED_CHECK).unwrap_or_else(PoisonError::into_inner).0,
+            };
         }
     }
 
@@ -250,6 +288,7 @@ mod tests {
         info: GraphInfo,
         schedule: Schedule,
         runs: AtomicUsize,
+        threads: u32,
         body: Body,
     }
 
@@ -266,6 +305,9 @@ mod tests {
         fn schedule(&self) -> &Schedule {
             &self.schedule
         }
+        fn intra_op_threads(&self) -> u32 {
+            self.threads
+        }
         fn run(&self, _: Inputs, cancel: &Cancel) -> Result<Vec<(String, Tensor)>, NnError> {
             self.runs.fetch_add(1, Ordering::SeqCst);
             (self.body)(cancel)
@@ -273,9 +315,17 @@ mod tests {
     }
 
     fn fake(body: impl Fn(&Cancel) -> Result<Vec<(String, Tensor)>, NnError> + Send + Sync + 'static) -> Arc<Fake> {
+        divided(1, body)
+    }
+
+    /// One whose runs take several threads.
+    fn divided(
+        threads: u32,
+        body: impl Fn(&Cancel) -> Result<Vec<(String, Tensor)>, NnError> + Send + Sync + 'static,
+    ) -> Arc<Fake> {
         let info = GraphInfo { inputs: vec![], outputs: vec![] };
         let schedule = Schedule::new(BatchSpec::default());
-        Arc::new(Fake { info, schedule, runs: AtomicUsize::new(0), body: Box::new(body) })
+        Arc::new(Fake { info, schedule, runs: AtomicUsize::new(0), threads, body: Box::new(body) })
     }
 
     /// A graph that runs until the sender is dropped, with a receiver that hears of each start.
@@ -373,6 +423,57 @@ mod tests {
         tokio::task::spawn_blocking(move || stopped.recv().unwrap()).await.unwrap();
         assert!(compute(&executor, fake(|_| Ok(vec![])), vec![], far()).await.is_ok());
         assert_eq!(queued.runs.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn runs_together_keep_no_more_threads_busy_than_there_are_and_all_get_their_turn() {
+        const THREADS: u32 = 4;
+        let executor = Executor::new(THREADS as usize, 256, 1).unwrap();
+        let (busy, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let graph = |threads: u32| {
+            let (busy, most) = (busy.clone(), most.clone());
+            // A run that wants more than there are gets all.
+            let threads_busy = threads.min(THREADS) as usize;
+            divided(threads, move |_| {
+                most.fetch_max(busy.fetch_add(threads_busy, Ordering::SeqCst) + threads_busy, Ordering::SeqCst);
+                std::thread::yield_now();
+                busy.fetch_sub(threads_busy, Ordering::SeqCst);
+                Ok(vec![])
+            })
+        };
+        let graphs = [1, 2, 4, 9].map(graph);
+        let computes = (0..200).map(|index| compute(&executor, graphs[index % 4].clone(), vec![], far()));
+        for answer in futures_util::future::join_all(computes).await {
+            answer.unwrap();
+        }
+        assert!(most.load(Ordering::SeqCst) <= THREADS as usize, "{most:?}");
+        let shared = executor.shared.clone();
+        drop(executor);
+        assert_eq!(shared.lock().free, THREADS, "all were given back");
+    }
+
+    #[tokio::test]
+    async fn a_run_that_is_given_up_while_it_waits_for_threads_does_not_hold_up_those_behind_it() {
+        let executor = Arc::new(Executor::new(2, 8, 1).unwrap());
+        let (slow, started, release) = blocking();
+        let running = tokio::spawn({
+            let (executor, slow) = (executor.clone(), slow.clone());
+            async move { compute(&executor, slow, vec![], far()).await }
+        });
+        tokio::task::spawn_blocking(move || started.recv().unwrap()).await.unwrap();
+
+        // One thread is free: the next needs two, and the one behind it waits with it.
+        let wide = divided(2, |_| Ok(vec![]));
+        let mut waiting = Box::pin(compute(&executor, wide.clone(), vec![], far()));
+        assert!(poll_once(&mut waiting).await.is_none());
+        let mut behind = Box::pin(compute(&executor, fake(|_| Ok(vec![])), vec![], far()));
+        assert!(poll_once(&mut behind).await.is_none());
+        drop(waiting);
+        behind.await.unwrap();
+        assert_eq!(wide.runs.load(Ordering::SeqCst), 0);
+        drop(release);
+        running.await.unwrap().unwrap();
+        compute(&executor, wide.clone(), vec![], far()).await.unwrap();
     }
 
     #[tokio::test]

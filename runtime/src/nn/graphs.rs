@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::error::panic_text;
-use super::{BackendId, BatchSpec, ExecutionTarget, Graph, NnError, NnErrorKind};
+use super::{BackendId, BatchSpec, ExecutionTarget, Graph, NnError, NnErrorKind, Threads};
 
 /// What makes two loads the same load.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -21,6 +21,8 @@ pub struct GraphKey {
     pub target: ExecutionTarget,
     /// What its package says about batching: others may say something else about the same model.
     pub batch: BatchSpec,
+    /// Who decides how many threads a run has.
+    pub threads: Threads,
 }
 
 /// A snapshot for metrics.
@@ -314,6 +316,7 @@ mod tests {
             backend: BackendId::Tract,
             target: ExecutionTarget::Cpu,
             batch: BatchSpec::default(),
+            threads: Threads::Fixed(1),
         }
     }
 

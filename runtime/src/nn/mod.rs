@@ -3,7 +3,8 @@
 //!
 //! In the order of a compute: [`Backends`] says who can run a graph, [`Graphs`] holds the loaded ones under a memory
 //! budget, [`GraphInfo::check`] turns what a guest sent into [`Inputs`] that fit the graph, [`Executor`] decides where
-//! they run, [`batcher`] runs those of several requests together, [`Graph::run`] is the backend's part.
+//! they run, [`batcher`] runs those of several requests together, [`threads`] says how many threads a run has,
+//! [`Graph::run`] is the backend's part.
 //!
 //! Invariants: ML libraries are known only below [`backends`]; whatever a model file or a tensor holds, the answer is an
 //! [`NnError`], never a panic; an execution target is never changed silently.
@@ -17,6 +18,7 @@ mod graphs;
 mod tensor;
 #[cfg(test)]
 mod test_models;
+pub mod threads;
 mod turn;
 mod watch;
 
@@ -31,6 +33,7 @@ pub use error::{NnError, NnErrorKind};
 pub use executor::{Compute, Executor, Venue};
 pub use graphs::{GraphKey, Graphs, GraphsStats};
 pub use tensor::{ElementType, RANK_MAX, Tensor, TensorType};
+pub use threads::Threads;
 
 /// Where a graph should run, as asked. Never changed silently: a target that no backend has is an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,6 +82,11 @@ pub trait Backend: Send + Sync {
         }
     }
 
+    /// Whether a run can be divided between threads on a target; else it has one.
+    fn divides_runs(&self, _target: ExecutionTarget) -> bool {
+        false
+    }
+
     /// Loads a graph: blocks for as long as reading and optimising the model takes. `InvalidEncoding` when the file is
     /// not a good model, `UnsupportedOperation` when it asks for what this backend or `wasi:nn` does not have.
     fn load(&self, source: &GraphSource) -> Result<Arc<dyn Graph>, NnError>;
@@ -106,6 +114,8 @@ pub struct GraphSource {
     pub target: ExecutionTarget,
     /// What its package says about batching.
     pub batch: BatchSpec,
+    /// Threads of one run, for a backend that divides runs.
+    pub intra_op_threads: u32,
     /// Where [`Backend::convert`] wrote this model before. If nothing usable is there, the model file is loaded, and the
     /// log says so.
     pub converted: Option<PathBuf>,
@@ -124,6 +134,11 @@ pub trait Graph: Send + Sync {
 
     /// What is known of its runs.
     fn schedule(&self) -> &Schedule;
+
+    /// Threads that one run keeps busy, the one it is called on included.
+    fn intra_op_threads(&self) -> u32 {
+        1
+    }
 
     /// Computes all outputs, in the model's order; blocks until done. A backend that can stop early does so when
     /// `cancel` says so, with `Timeout`.

@@ -58,6 +58,7 @@ pub struct Metrics {
     compute_wait_time: Gauge<f64, AtomicU64>,
     endpoints: Gauge,
     awake_endpoints: Gauge,
+    components: Gauge,
 }
 
 /// What is read at the moment of a scrape.
@@ -72,6 +73,8 @@ pub struct Observed {
     pub endpoints: usize,
     /// Those of them that do not sleep.
     pub awake_endpoints: usize,
+    /// Components in memory, each once however many endpoints serve it.
+    pub components: usize,
 }
 
 impl Default for Metrics {
@@ -94,6 +97,7 @@ impl Default for Metrics {
             compute_wait_time: Gauge::default(),
             endpoints: Gauge::default(),
             awake_endpoints: Gauge::default(),
+            components: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -124,6 +128,8 @@ impl Metrics {
             "Endpoints that are more in memory than a name",
             self.awake_endpoints.clone(),
         );
+        let help = "Components in memory, each once however many endpoints serve it";
+        registry.register("components_loaded", help, self.components.clone());
     }
 
     /// The series of a served entity. There are none before it is first counted.
@@ -164,6 +170,7 @@ impl Metrics {
         self.compute_wait_time.set(observed.computes.queue_ns.load(Relaxed) as f64 / 1e9);
         self.endpoints.set(observed.endpoints as i64);
         self.awake_endpoints.set(observed.awake_endpoints as i64);
+        self.components.set(observed.components as i64);
         let mut text = String::new();
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry);
@@ -318,7 +325,14 @@ mod tests {
 
     fn text(metrics: &Metrics) -> String {
         let graphs = crate::nn::GraphsStats::default();
-        metrics.text(&Observed { graphs, compute_queue: 0, computes: Arc::default(), endpoints: 0, awake_endpoints: 0 })
+        metrics.text(&Observed {
+            graphs,
+            compute_queue: 0,
+            computes: Arc::default(),
+            endpoints: 0,
+            awake_endpoints: 0,
+            components: 0,
+        })
     }
 
     fn count(metrics: &Metrics, endpoint: &str) -> Option<String> {

@@ -31,6 +31,7 @@ fn source(file: &ModelFile) -> GraphSource {
         target: ExecutionTarget::Cpu,
         converted: None,
         batch: BatchSpec::default(),
+        intra_op_threads: 1,
     }
 }
 

@@ -91,6 +91,13 @@ fn no_candidate(info: &GraphInfo) -> Option<String> {
     info.inputs.is_empty().then(|| "it has no inputs".to_owned())
 }
 
+/// Inputs that the graph takes, as few rows of them as it does: the sample's, else made-up ones.
+pub(in crate::nn) fn working_inputs(graph: &dyn Graph, sample: Option<&Inputs>, cancel: &Cancel) -> Option<Inputs> {
+    let given = sample.and_then(first_row).into_iter().chain(sample.cloned());
+    let made_up = (1..=3).filter_map(|seed| made_up(graph.info(), seed));
+    given.chain(made_up).find(|inputs| graph.run(inputs.clone(), cancel).is_ok())
+}
+
 /// Single rows that the graph answers, with their answers.
 fn working_samples(graph: &dyn Graph, sample: Option<&Inputs>, cancel: &Cancel) -> Vec<(Inputs, Outputs)> {
     let mut candidates = Vec::new();

@@ -69,27 +69,35 @@ impl FairQueue {
         before - self.len
     }
 
-    /// The next batch, without works that nobody waits for any more: these go to `dropped`. None when nothing waits.
-    pub(in crate::nn) fn take(&mut self, limit: BatchLimit, dropped: &mut Vec<Work>) -> Option<Vec<Work>> {
+    /// The work that leads the next batch. Those before it that nobody waits for any more go to `dropped`. None when
+    /// nothing waits.
+    pub(in crate::nn) fn lead(&mut self, dropped: &mut Vec<Work>) -> Option<&Work> {
         let now = Instant::now();
-        let mut batch = Vec::new();
-        while batch.is_empty() && !self.lines.is_empty() {
+        while !self.lines.is_empty() {
             // Stable: of two that had the same, the one that has waited longer.
             self.lines.sort_by_key(|line| line.served_ns);
             let line = &mut self.lines[0];
             self.served_ns = self.served_ns.max(line.served_ns);
-            match line.works.pop_front() {
-                Some(work) => {
+            match line.works.front() {
+                Some(work) if work.wanted(now) => break,
+                Some(_) => {
+                    dropped.extend(line.works.pop_front());
                     self.len -= 1;
-                    if work.wanted(now) { batch.push(work) } else { dropped.push(work) }
                 }
                 None => drop(self.lines.remove(0)),
             }
         }
-        let lead = batch.first()?;
-        let rows_max = rows_of_batch(lead, limit);
-        let row_ns = row_ns(lead);
-        self.fill(&mut batch, rows_max, now, dropped);
+        self.lines.first()?.works.front()
+    }
+
+    /// The next batch, without works that nobody waits for any more: these go to `dropped`. None when nothing waits.
+    pub(in crate::nn) fn take(&mut self, limit: BatchLimit, dropped: &mut Vec<Work>) -> Option<Vec<Work>> {
+        self.lead(dropped)?;
+        let lead = self.lines.first_mut()?.works.pop_front()?;
+        self.len -= 1;
+        let (rows_max, row_ns) = (rows_of_batch(&lead, limit), row_ns(&lead));
+        let mut batch = vec![lead];
+        self.fill(&mut batch, rows_max, Instant::now(), dropped);
         for work in &batch {
             if let Some(line) = self.lines.iter_mut().find(|line| line.tenant == work.tenant) {
                 line.served_ns = line.served_ns.saturating_add(row_ns.saturating_mul(u64::from(work.rows)));

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::spec::BatchSpec;
 use crate::nn::Inputs;
+use crate::nn::threads::MeasuredThreads;
 
 /// Sizes of runs that are told apart: 1, 2, up to 4, up to 8, … up to 512 rows.
 const CLASSES: usize = 10;
@@ -49,6 +50,8 @@ pub struct Profile {
     pub exact: bool,
     /// Nanoseconds per row of a run of 1, 2, 4, … rows, as far as measured.
     pub row_ns: Vec<u64>,
+    /// Threads of one run.
+    pub threads: MeasuredThreads,
     /// Why the graph is not batchable, or how it was shown to be: for the build log.
     pub finding: String,
 }

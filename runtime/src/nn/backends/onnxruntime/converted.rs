@@ -110,7 +110,7 @@ impl Library {
                 "it has {bytes} bytes, the largest model that is converted has {CONVERT_BYTES_MAX}"
             )));
         }
-        let session = self.session_builder(GraphOptimizationLevel::All).and_then(|builder| {
+        let session = self.session_builder(GraphOptimizationLevel::All, 1).and_then(|builder| {
             builder
                 .with_optimized_model_path(to)?
                 .with_config_entry("session.save_model_format", "ORT")?
@@ -122,19 +122,28 @@ impl Library {
     }
 
     /// A session on a converted file; with the means to pack its weights later, if they were left in place.
-    pub(super) fn open_converted(&'static self, path: &Path) -> Result<(Loaded, Option<Packing>), NnError> {
+    pub(super) fn open_converted(
+        &'static self,
+        path: &Path,
+        threads: u32,
+    ) -> Result<(Loaded, Option<Packing>), NnError> {
         let model = MappedModel::open(path).map_err(|error| NnError::runtime(error.kind().to_string()))?;
         let model = Arc::new(model);
         if model.bytes() <= PACK_AT_ONCE_BYTES_MAX {
-            return Ok((self.mapped_session(&model, Weights::Packed)?, None));
+            return Ok((self.mapped_session(&model, Weights::Packed, threads)?, None));
         }
-        let loaded = self.mapped_session(&model, Weights::InPlace)?;
-        Ok((loaded, Some(Packing::new(self, model))))
+        let loaded = self.mapped_session(&model, Weights::InPlace, threads)?;
+        Ok((loaded, Some(Packing::new(self, model, threads))))
     }
 
-    pub(super) fn mapped_session(&self, model: &Arc<MappedModel>, weights: Weights) -> Result<Loaded, NnError> {
+    pub(super) fn mapped_session(
+        &self,
+        model: &Arc<MappedModel>,
+        weights: Weights,
+        threads: u32,
+    ) -> Result<Loaded, NnError> {
         // The graph is optimised already. ONNX Runtime checks the file's structure before it uses it.
-        let session = self.session_builder(GraphOptimizationLevel::Disable).and_then(|builder| {
+        let session = self.session_builder(GraphOptimizationLevel::Disable, threads).and_then(|builder| {
             let mut builder = builder
                 .with_prepacking(weights == Weights::Packed)?
                 // The session borrows the bytes for as long as it lives: `Loaded` keeps them so.

@@ -53,7 +53,7 @@ impl Library {
             .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
             // The default tries out every algorithm with each new shape, while a request waits.
             .with_conv_algorithm_search(ConvAlgorithmSearch::Heuristic);
-        let builder = self.session_builder(GraphOptimizationLevel::All).and_then(|builder| {
+        let builder = self.session_builder(GraphOptimizationLevel::All, 1).and_then(|builder| {
             // Without `error_on_failure` the graph would silently run on the CPU.
             let builder = builder.with_execution_providers([provider.build().error_on_failure()])?;
             Ok(builder.with_config_entry("session.record_ep_graph_assignment_info", "1")?)
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn a_session_tells_which_provider_has_its_nodes() {
         let Some(library) = tests::library() else { return };
-        let session = library.session_builder(GraphOptimizationLevel::Disable).and_then(|builder| {
+        let session = library.session_builder(GraphOptimizationLevel::Disable, 1).and_then(|builder| {
             builder.with_config_entry("session.record_ep_graph_assignment_info", "1")?.commit_from_memory(FIRST_MODEL)
         });
         let session = session.map_err(|error| error.to_string()).unwrap().inner();

@@ -1,7 +1,8 @@
 //! ONNX Runtime through `ort`: fast, every operator, but a C++ library that is found when the process starts.
 //!
-//! Each graph is one session, shared by all threads, without a thread pool of its own: parallelism comes from running
-//! many requests, not from splitting one. `ort`'s `Session::run` takes `&mut self`, since some execution providers are not
+//! Each graph is one session, shared by all threads. Most have no thread pool of their own: parallelism comes from running
+//! many requests, not from splitting one. Where a deploy found that long runs are worth dividing ([`crate::nn::threads`]),
+//! the session has threads beside the one that runs it, which sleep between runs: spinning would take them from others. `ort`'s `Session::run` takes `&mut self`, since some execution providers are not
 //! thread-safe; ONNX Runtime documents `OrtApi::Run` as thread-safe for the CPU provider, so [`Session::run`] calls it on
 //! the shared session. With any other provider ([`gpu`]) it takes a lock.
 
@@ -110,7 +111,7 @@ fn initialise(path: &Path) -> Result<Library, NnError> {
         Library { path: path.to_owned(), version: format!("1.{minor}"), environment, cpu, form: converted::form() };
     // The first session sets up what all share (milliseconds and megabytes): no request shall wait for it.
     let first = library
-        .session_builder(GraphOptimizationLevel::Disable)
+        .session_builder(GraphOptimizationLevel::Disable, 1)
         .and_then(|mut builder| builder.commit_from_memory(FIRST_MODEL));
     first.map_err(|error| cannot_load(path, error.message()))?;
     Ok(library)
@@ -145,6 +146,10 @@ impl Backend for OnnxRuntime {
         }
     }
 
+    fn divides_runs(&self, target: ExecutionTarget) -> bool {
+        target == ExecutionTarget::Cpu
+    }
+
     fn load(&self, source: &GraphSource) -> Result<Arc<dyn Graph>, NnError> {
         self.check_target(source.target)?;
         // Before the library sees the file: it would panic in `ort` on types that `wasi:nn` does not have, and follow
@@ -158,7 +163,8 @@ impl Backend for OnnxRuntime {
             ExecutionTarget::Cpu => Schedule::new(source.batch.clone()),
             _ => Schedule::threads_only(source.batch.clone()),
         };
-        Ok(Arc::new(Session::new(self.0, info, loaded, packing, SESSION_BYTES + files_bytes(source), schedule)?))
+        let session = Session::new(self.0, info, loaded, packing, SESSION_BYTES + files_bytes(source), schedule)?;
+        Ok(Arc::new(session.with_threads(source.intra_op_threads)))
     }
 
     fn conversion(&self, target: ExecutionTarget) -> Option<&str> {
@@ -175,7 +181,7 @@ impl Library {
     /// A session on the converted form of a model, else on the model itself.
     fn open(&'static self, source: &GraphSource) -> Result<(Loaded, Option<Packing>), NnError> {
         if let Some(converted) = &source.converted {
-            match self.open_converted(converted) {
+            match self.open_converted(converted, source.intra_op_threads) {
                 Ok(opened) => return Ok(opened),
                 Err(error) => {
                     let path = converted.display();
@@ -186,15 +192,16 @@ impl Library {
             }
         }
         let session = self
-            .session_builder(GraphOptimizationLevel::All)
+            .session_builder(GraphOptimizationLevel::All, source.intra_op_threads)
             .and_then(|mut builder| builder.commit_from_file(&source.path));
         let session = session.map_err(|error| load_error(&error, &source.path))?;
         Ok((Loaded::new(session.inner()), None))
     }
 
-    fn session_builder(&self, level: GraphOptimizationLevel) -> ort::Result<SessionBuilder> {
+    /// Of the threads of a run, the one that asks for it is one.
+    fn session_builder(&self, level: GraphOptimizationLevel, threads: u32) -> ort::Result<SessionBuilder> {
         let builder = ort::session::Session::builder(&self.environment)?
-            .with_intra_threads(1)?
+            .with_intra_threads(threads.max(1) as usize)?
             .with_inter_threads(1)?
             .with_parallel_execution(false)?
             .with_intra_op_spinning(false)?

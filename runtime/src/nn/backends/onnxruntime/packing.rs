@@ -23,13 +23,15 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 pub(super) struct Packing {
     library: &'static Library,
     model: Arc<MappedModel>,
+    /// Threads of one run.
+    threads: u32,
     runs: AtomicU32,
     begun: AtomicBool,
 }
 
 impl Packing {
-    pub(super) fn new(library: &'static Library, model: Arc<MappedModel>) -> Self {
-        Self { library, model, runs: AtomicU32::new(0), begun: AtomicBool::new(false) }
+    pub(super) fn new(library: &'static Library, model: Arc<MappedModel>, threads: u32) -> Self {
+        Self { library, model, threads, runs: AtomicU32::new(0), begun: AtomicBool::new(false) }
     }
 
     /// Counts a run, and starts packing when that pays. Runs go on meanwhile, on the session they began with.
@@ -42,9 +44,10 @@ impl Packing {
             return;
         }
         let (library, model, current) = (self.library, Arc::clone(&self.model), Arc::downgrade(current));
+        let threads = self.threads;
         let started = thread::Builder::new().name("pack-graph".to_owned()).spawn(move || {
             let _turn = turn;
-            pack(library, &model, &current);
+            pack(library, &model, threads, &current);
         });
         if let Err(error) = started {
             tracing::warn!("a graph stays slow, since no thread could be started to pack its weights: {error}");
@@ -53,9 +56,9 @@ impl Packing {
 }
 
 /// The graph may be dropped meanwhile; then this was for nothing.
-fn pack(library: &'static Library, model: &Arc<MappedModel>, current: &Weak<ArcSwap<Loaded>>) {
+fn pack(library: &'static Library, model: &Arc<MappedModel>, threads: u32, current: &Weak<ArcSwap<Loaded>>) {
     let begun = Instant::now();
-    let packed = match caught(|| library.mapped_session(model, Weights::Packed)) {
+    let packed = match caught(|| library.mapped_session(model, Weights::Packed, threads)) {
         Ok(packed) => packed,
         Err(error) => return tracing::warn!("a graph stays slow, since its weights could not be packed: {error}"),
     };

@@ -49,6 +49,7 @@ pub(super) struct Session {
     output_names: Vec<CString>,
     memory_bytes: u64,
     schedule: Schedule,
+    intra_op_threads: u32,
     /// Replaced once, by `packing`. A run stays with the one it took.
     pub(super) current: Arc<ArcSwap<Loaded>>,
     packing: Option<Packing>,
@@ -75,10 +76,16 @@ impl Session {
             info,
             memory_bytes,
             schedule,
+            intra_op_threads: 1,
             current: Arc::new(ArcSwap::from_pointee(loaded)),
             packing,
             library,
         })
+    }
+
+    /// Tells how many threads its runs have.
+    pub(super) fn with_threads(self, intra_op_threads: u32) -> Self {
+        Self { intra_op_threads: intra_op_threads.max(1), ..self }
     }
 }
 
@@ -97,6 +104,10 @@ impl Graph for Session {
 
     fn schedule(&self) -> &Schedule {
         &self.schedule
+    }
+
+    fn intra_op_threads(&self) -> u32 {
+        self.intra_op_threads
     }
 
     #[allow(unsafe_code)]

@@ -47,7 +47,14 @@ impl Converted {
 }
 
 pub(super) fn source(path: PathBuf, converted: Option<PathBuf>) -> GraphSource {
-    GraphSource { path, external_files: vec![], target: ExecutionTarget::Cpu, converted, batch: BatchSpec::default() }
+    GraphSource {
+        path,
+        external_files: vec![],
+        target: ExecutionTarget::Cpu,
+        converted,
+        batch: BatchSpec::default(),
+        intra_op_threads: 1,
+    }
 }
 
 fn random_input(random: &mut fastrand::Rng, rows: u32, columns: u32) -> Tensor {
@@ -84,6 +91,22 @@ fn a_converted_model_answers_like_the_model() {
             assert_close(&run(&*graph, &x), &run(&*original, &x));
         }
         assert!(converted.path().exists(), "it was used");
+    }
+}
+
+#[test]
+fn a_run_divided_between_threads_answers_like_one_that_is_not() {
+    let Some(library) = library() else { return };
+    let converted = Converted::new(library, &wide());
+    let x = random_input(&mut fastrand::Rng::with_seed(7), 33, 512);
+    let expected = run(&*converted.original(library), &x);
+    for source in [&converted.source, &source(converted.file.path(), None)] {
+        let graph = OnnxRuntime(library).load(&GraphSource { intra_op_threads: 3, ..source.clone() }).unwrap();
+        assert_eq!(graph.intra_op_threads(), 3);
+        // Also beyond the runs after which its weights are packed.
+        for _ in 0..30 {
+            assert_close(&run(&*graph, &x), &expected);
+        }
     }
 }
 
