@@ -19,12 +19,16 @@ pub enum ErrorCode {
     ResourceAlreadyExists,
     /// 401: no valid credentials.
     Unauthenticated,
+    /// 403: known, but not allowed.
+    PermissionDenied,
     /// 404: no such path.
     NotFound,
     /// 404: no such thing, or not yours.
     ResourceDoesNotExist,
     /// 409: the thing is in a state that forbids this.
     ResourceConflict,
+    /// 429: over a rate limit or a quota.
+    RequestLimitExceeded,
     /// 429: too much at once.
     ResourceExhausted,
     /// 500: our own failure.
@@ -45,9 +49,11 @@ impl ErrorCode {
             ErrorCode::InvalidParameterValue => "INVALID_PARAMETER_VALUE",
             ErrorCode::ResourceAlreadyExists => "RESOURCE_ALREADY_EXISTS",
             ErrorCode::Unauthenticated => "UNAUTHENTICATED",
+            ErrorCode::PermissionDenied => "PERMISSION_DENIED",
             ErrorCode::NotFound => "NOT_FOUND",
             ErrorCode::ResourceDoesNotExist => "RESOURCE_DOES_NOT_EXIST",
             ErrorCode::ResourceConflict => "RESOURCE_CONFLICT",
+            ErrorCode::RequestLimitExceeded => "REQUEST_LIMIT_EXCEEDED",
             ErrorCode::ResourceExhausted => "RESOURCE_EXHAUSTED",
             ErrorCode::InternalError => "INTERNAL_ERROR",
             ErrorCode::NotImplemented => "NOT_IMPLEMENTED",
@@ -61,9 +67,10 @@ impl ErrorCode {
         match self {
             ErrorCode::BadRequest | ErrorCode::InvalidParameterValue | ErrorCode::ResourceAlreadyExists => 400,
             ErrorCode::Unauthenticated => 401,
+            ErrorCode::PermissionDenied => 403,
             ErrorCode::NotFound | ErrorCode::ResourceDoesNotExist => 404,
             ErrorCode::ResourceConflict => 409,
-            ErrorCode::ResourceExhausted => 429,
+            ErrorCode::RequestLimitExceeded | ErrorCode::ResourceExhausted => 429,
             ErrorCode::InternalError => 500,
             ErrorCode::NotImplemented => 501,
             ErrorCode::TemporarilyUnavailable => 503,
@@ -82,12 +89,14 @@ pub struct ApiError {
     pub status: u16,
     /// For people.
     pub message: String,
+    /// Seconds after which it is worth trying again, for `Retry-After`; none for the status' usual.
+    pub retry_after_s: Option<u64>,
 }
 
 impl ApiError {
     /// An error with the code's own status.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> ApiError {
-        ApiError { code, status: code.status(), message: message.into() }
+        ApiError { code, status: code.status(), message: message.into(), retry_after_s: None }
     }
 
     /// A field has a value that is not allowed.
@@ -104,6 +113,13 @@ impl ApiError {
     pub fn internal(doing: &str, cause: &dyn std::error::Error) -> ApiError {
         tracing::error!(cause = %chain(cause), "failed to {doing}");
         ApiError::new(ErrorCode::InternalError, format!("the server failed to {doing}; its log says why"))
+    }
+
+    /// The same error with a time after which it is worth trying again.
+    #[must_use]
+    pub fn with_retry_after(mut self, seconds: u64) -> ApiError {
+        self.retry_after_s = Some(seconds);
+        self
     }
 
     /// The same error under a finer status.

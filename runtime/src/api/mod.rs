@@ -5,6 +5,7 @@ mod endpoints;
 mod files;
 mod invocations;
 mod registry;
+mod usage;
 mod wire;
 
 use std::net::SocketAddr;
@@ -24,11 +25,13 @@ use tokio::sync::{Semaphore, mpsc};
 
 use self::invocations::Wanted;
 use crate::admission::Admission;
+use crate::audit::Audit;
 use crate::auth::{Auth, Principal};
 use crate::control::ControlPlane;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{self, BodyLimits, ResponseBody};
 use crate::observe::metrics::Metrics;
+use crate::usage::Recorder;
 
 /// Longest path with its query.
 const URI_BYTES_MAX: usize = 8 << 10;
@@ -46,6 +49,10 @@ pub struct App {
     pub control: Arc<ControlPlane>,
     /// Who may run now.
     pub admission: Admission,
+    /// Who changed what.
+    pub audit: Arc<Audit>,
+    /// Who used what.
+    pub usage: Arc<Recorder>,
     /// Series of the whole server.
     pub metrics: Arc<Metrics>,
     /// Limits of invocations' bodies.
@@ -152,6 +159,8 @@ async fn route(call: &mut Call) -> Result<Answer, ApiError> {
             method,
             ["api", "2.0", "serving-endpoints", name, "served-models", entity, what @ ("logs" | "build-logs")],
         ) if method == get => endpoints::logs(call, name, entity, what).await,
+
+        (method, ["api", "2.0", "tessera", "usage"]) if method == get => usage::usage(call).await,
 
         // The model registry.
         (_, ["api", "2.0", "mlflow", "unity-catalog", what @ ..]) => registry::route(call, what).await,
@@ -271,7 +280,7 @@ fn render_error(error: &ApiError, request_id: &str, open_inference: bool) -> Ans
     let headers = response.headers_mut();
     match error.status {
         401 => drop(headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
-        429 | 503 => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))),
+        429 | 503 => drop(headers.insert(RETRY_AFTER, HeaderValue::from(error.retry_after_s.unwrap_or(1)))),
         // The OpenAI client repeats every 5xx; a request that ran out of its time would only do so again.
         504 => drop(headers.insert("x-should-retry", HeaderValue::from_static("false"))),
         _ => {}
