@@ -42,7 +42,7 @@ fn home(dir: &Path) -> [u8; 32] {
         ..EntityRow::default()
     });
     recorder.record(PayloadRow {
-        workspace: 1,
+        workspace: 1_234_567_890_123_456,
         endpoint_name: "iris".to_owned(),
         request_time_ms: TIME_MS,
         status_code: 200,
@@ -129,6 +129,9 @@ fn the_command_line_sums_up_and_decrypts_without_a_server() {
     assert_eq!(none, "no requests were recorded\n");
     let payload = printed(tessera(dir.path(), &["usage", "payload", "iris"]));
     assert_eq!(serde_json::from_str::<Value>(&payload).unwrap()["request"], "question");
+
+    let none = tessera(dir.path(), &["usage", "payload", "other"]);
+    assert!(String::from_utf8_lossy(&none.stderr).contains("nothing is kept of requests to 'other'"), "{none:?}");
 
     // Another home's key opens nothing, and a folder that is no home is not made one.
     fs::write(dir.path().join("node.key"), "ab".repeat(32)).unwrap();

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 
@@ -11,6 +11,7 @@ use super::audit::{existing_keys, since_ms};
 use super::client::{Client, ClientError};
 use super::endpoint::endpoint_name;
 use super::{ClientOptions, Format, json, print_bytes, table};
+use crate::usage::parts::payload_tables;
 use crate::usage::rows::Table;
 use crate::usage::summary::{By, Filter, Summary, payloads, summarise};
 
@@ -46,7 +47,7 @@ struct PayloadArgs {
     /// Name of the endpoint
     #[arg(value_name = "ENDPOINT", value_parser = endpoint_name)]
     endpoint: String,
-    /// Number of the workspace [default: the first]
+    /// Number of the workspace [default: the only one with such an endpoint]
     #[arg(long, value_name = "ID")]
     workspace: Option<u64>,
     /// Requests of the last time span, like 90m or 7d, or from an RFC 3339 time on
@@ -112,10 +113,26 @@ fn from_files(args: &UsageArgs) -> anyhow::Result<String> {
     Ok(serde_json::json!({ "usage": usage }).to_string())
 }
 
+fn payload_table(dir: &Path, args: &PayloadArgs) -> anyhow::Result<Table> {
+    let mut found = payload_tables(dir, &args.endpoint).context("failed to look for inference tables")?;
+    if let Some(wanted) = args.workspace {
+        found.retain(|table| *table == Table::Payload(wanted, args.endpoint.clone()));
+    }
+    match found.as_slice() {
+        [] => bail!("nothing is kept of requests to '{}' in {}", args.endpoint, dir.display()),
+        [table] => Ok(table.clone()),
+        [_, ..] => {
+            let ids = found.iter().filter_map(|table| if let Table::Payload(id, _) = table { Some(id) } else { None });
+            let ids: Vec<String> = ids.map(u64::to_string).collect();
+            bail!("'{}' is an endpoint of the workspaces {}: set --workspace", args.endpoint, ids.join(", "))
+        }
+    }
+}
+
 fn payload(home: &Path, args: &PayloadArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let key = existing_keys(home)?.usage;
     let dir = home.join("usage");
-    let table = Table::Payload(args.workspace.unwrap_or(1), args.endpoint.clone());
+    let table = payload_table(&dir, args)?;
     if args.show_key {
         let key = table.data_key(&key).map(hex::encode);
         let shown = serde_json::json!({ "folder": dir.join(table.folder()), "key": key });

@@ -309,6 +309,20 @@ fn table_of(dir: &Path, day: &Path) -> Option<Table> {
     }
 }
 
+/// The inference tables of endpoints with this name, one a workspace.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn payload_tables(dir: &Path, endpoint: &str) -> io::Result<Vec<Table>> {
+    let mut tables = match day_folders(&dir.join("payload")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        days => days?.iter().filter_map(|day| table_of(dir, day)).collect(),
+    };
+    tables.retain(|table| matches!(table, Table::Payload(_, name) if name == endpoint));
+    tables.dedup();
+    Ok(tables)
+}
+
 /// Writes a part as a whole.
 fn write(path: &Path, key: Option<[u8; 32]>, batches: impl Iterator<Item = io::Result<RecordBatch>>) -> io::Result<()> {
     let temporary = path.with_extension("new");
