@@ -50,7 +50,7 @@ bench: dist ## Measure speed beside bare baselines, cold starts, batching, densi
 	@benches/cold.sh
 	@benches/batching.sh
 	@benches/density.sh
-	cargo bench --profile dist -p tessera --bench sandbox
+	cargo bench --profile dist -p tessera --bench sandbox --bench records
 
 setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients
 	@$(SETUP) rust onnxruntime iris minilm filetype python

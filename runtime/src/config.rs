@@ -33,6 +33,8 @@ const SECOND_MS: u64 = 1000;
 const HOUR_MS: u64 = 3600 * SECOND_MS;
 /// Longer idle times than a month are a way to say "never"; a bound keeps the arithmetic far from overflow.
 const MONTH_MS: u64 = 30 * 24 * HOUR_MS;
+/// A hundred years, far from overflow like the other.
+const DAYS_MAX: u64 = 36_500;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -193,6 +195,35 @@ pub struct ServeArgs {
         help_heading = "Scale to zero"
     )]
     pub awake_endpoints_max: Option<usize>,
+    /// Days after which files of the audit log are removed; 0 keeps them [default: 0]
+    #[arg(
+        long,
+        value_name = "DAYS",
+        env = "TESSERA_AUDIT_RETENTION_DAYS",
+        hide_env = true,
+        help_heading = "Audit and usage"
+    )]
+    pub audit_retention_days: Option<u64>,
+
+    /// Days after which usage and payloads are removed; 0 keeps them [default: 90]
+    #[arg(
+        long,
+        value_name = "DAYS",
+        env = "TESSERA_USAGE_RETENTION_DAYS",
+        hide_env = true,
+        help_heading = "Audit and usage"
+    )]
+    pub usage_retention_days: Option<u64>,
+
+    /// Usage and payloads on disk; the oldest make room [default: 10GiB]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "TESSERA_USAGE_BYTES_MAX",
+        hide_env = true,
+        help_heading = "Audit and usage"
+    )]
+    pub usage_bytes_max: Option<ByteSize>,
 
     /// Form of the log on stderr: human, json, or auto (human on a terminal, else json) [default: auto]
     #[arg(
@@ -253,6 +284,12 @@ pub struct ServeConfig {
     pub component_idle_ms: u64,
     pub graph_idle_ms: u64,
     pub awake_endpoints_max: usize,
+
+    /// None keeps them.
+    pub audit_retention_days: Option<u64>,
+    /// None keeps them.
+    pub usage_retention_days: Option<u64>,
+    pub usage_bytes_max: u64,
 
     pub log_format: LogFormat,
     pub log_level: LogLevel,
@@ -363,6 +400,9 @@ impl ServeArgs {
             component_idle_ms: setting!(component_idle_ms, 300 * SECOND_MS, 1..=MONTH_MS),
             graph_idle_ms: setting!(graph_idle_ms, 600 * SECOND_MS, 1..=MONTH_MS),
             awake_endpoints_max: setting!(awake_endpoints_max, 2000, 1..=1_000_000),
+            audit_retention_days: Some(setting!(audit_retention_days, 0, 0..=DAYS_MAX)).filter(|days| *days > 0),
+            usage_retention_days: Some(setting!(usage_retention_days, 90, 0..=DAYS_MAX)).filter(|days| *days > 0),
+            usage_bytes_max: size!(usage_bytes_max, 10 * GIB, MIB, 64 * TIB),
             log_format: self.log_format.or(file.log_format).unwrap_or(LogFormat::Auto),
             log_level: self.log_level.or(file.log_level).unwrap_or(LogLevel::Info),
             home: self.home.or(file.home).unwrap_or_else(|| DEFAULT_HOME.into()),

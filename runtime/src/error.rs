@@ -27,6 +27,8 @@ pub enum ErrorCode {
     ResourceDoesNotExist,
     /// 409: the thing is in a state that forbids this.
     ResourceConflict,
+    /// 429: over a rate limit or a quota.
+    RequestLimitExceeded,
     /// 429: too much at once.
     ResourceExhausted,
     /// 500: our own failure.
@@ -51,6 +53,7 @@ impl ErrorCode {
             ErrorCode::NotFound => "NOT_FOUND",
             ErrorCode::ResourceDoesNotExist => "RESOURCE_DOES_NOT_EXIST",
             ErrorCode::ResourceConflict => "RESOURCE_CONFLICT",
+            ErrorCode::RequestLimitExceeded => "REQUEST_LIMIT_EXCEEDED",
             ErrorCode::ResourceExhausted => "RESOURCE_EXHAUSTED",
             ErrorCode::InternalError => "INTERNAL_ERROR",
             ErrorCode::NotImplemented => "NOT_IMPLEMENTED",
@@ -67,7 +70,7 @@ impl ErrorCode {
             ErrorCode::PermissionDenied => 403,
             ErrorCode::NotFound | ErrorCode::ResourceDoesNotExist => 404,
             ErrorCode::ResourceConflict => 409,
-            ErrorCode::ResourceExhausted => 429,
+            ErrorCode::RequestLimitExceeded | ErrorCode::ResourceExhausted => 429,
             ErrorCode::InternalError => 500,
             ErrorCode::NotImplemented => 501,
             ErrorCode::TemporarilyUnavailable => 503,
@@ -86,12 +89,14 @@ pub struct ApiError {
     pub status: u16,
     /// For people.
     pub message: String,
+    /// Seconds after which it is worth trying again, for `Retry-After`; none for the status' usual.
+    pub retry_after_s: Option<u64>,
 }
 
 impl ApiError {
     /// An error with the code's own status.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> ApiError {
-        ApiError { code, status: code.status(), message: message.into() }
+        ApiError { code, status: code.status(), message: message.into(), retry_after_s: None }
     }
 
     /// A field has a value that is not allowed.
@@ -108,6 +113,13 @@ impl ApiError {
     pub fn internal(doing: &str, cause: &dyn std::error::Error) -> ApiError {
         tracing::error!(cause = %chain(cause), "failed to {doing}");
         ApiError::new(ErrorCode::InternalError, format!("the server failed to {doing}; its log says why"))
+    }
+
+    /// The same error with a time after which it is worth trying again.
+    #[must_use]
+    pub fn with_retry_after(mut self, seconds: u64) -> ApiError {
+        self.retry_after_s = Some(seconds);
+        self
     }
 
     /// The same error under a finer status.

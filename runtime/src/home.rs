@@ -11,6 +11,8 @@
 //! HOME/profiles/     what deploys found out about graphs
 //! HOME/graphs/       models in the form that their backend loads fastest
 //! HOME/build-logs/   one file per deploy
+//! HOME/audit/        who changed what: lines of JSON, chained by keyed hashes
+//! HOME/usage/        requests and payloads, as Parquet
 //! HOME/logs/         what guests wrote, one file per served entity that has left memory
 //! ```
 
@@ -35,7 +37,9 @@ impl Home {
     pub fn open(root: &Path) -> Result<Home> {
         create_private_dir(root).with_context(|| format!("failed to make the home folder {}", root.display()))?;
         let root = root.canonicalize().with_context(|| format!("failed to open {}", root.display()))?;
-        for name in ["store", "blobs", "packages", "artifacts", "profiles", "graphs", "build-logs", "logs"] {
+        for name in
+            ["store", "blobs", "packages", "artifacts", "profiles", "graphs", "build-logs", "logs", "audit", "usage"]
+        {
             create_private_dir(&root.join(name))
                 .with_context(|| format!("failed to make {name} in the home folder"))?;
         }
@@ -86,6 +90,8 @@ impl Home {
         Ok(Keys {
             artifacts: blake3::derive_key("tessera 2026 artifact authentication", &secret),
             tokens: blake3::derive_key("tessera 2026 token hashes", &secret),
+            audit: blake3::derive_key("tessera 2026 audit chain", &secret),
+            usage: blake3::derive_key("tessera 2026 usage and payload log", &secret),
         })
     }
 }
@@ -96,6 +102,10 @@ pub struct Keys {
     pub artifacts: [u8; 32],
     /// Keys the hashes under which tokens are stored.
     pub tokens: [u8; 32],
+    /// Keys the hashes that chain the audit log.
+    pub audit: [u8; 32],
+    /// Seals what is kept of payloads.
+    pub usage: [u8; 32],
 }
 
 /// Makes a folder that only its owner can enter; fine if it exists.

@@ -8,6 +8,7 @@
 //! - [`http`]: sockets, event loops, limits of connections and bodies.
 //! - [`api`]: the route table, the wire's JSON, error bodies. The only place that knows both HTTP and the domain.
 //! - [`access`]: a token becomes a principal; who may do what.
+//! - [`gateway`]: rate limits and quotas, counted without a lock.
 //! - [`catalog`]: endpoint → traffic → served entity. An endpoint that nobody calls is a name here, and wakes from its
 //!   record; [`catalog::served`] is the ladder from disk to memory.
 //! - [`admission`]: a place for an instance, or a bounded wait for one.
@@ -21,6 +22,9 @@
 //! - [`secrets`]: values that settings refer to, which no artifact holds.
 //! - [`deploy`]: package → capability check → compile worker → artifact → converted graphs → golden request.
 //! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything.
+//!
+//! - [`audit`]: who changed what, and who was denied, on disk before a change is acknowledged.
+//! - [`usage`]: a row per request and, where asked for, its payload, as Parquet; beside the path, never on it.
 //!
 //! Beside them: [`server`] puts the parts together, [`config`] and [`cli`] are what a person types, [`observe`] is what a
 //! person sees, [`error`] is what a caller gets; [`memory`] gives back what is free.
@@ -38,6 +42,7 @@
 pub mod access;
 pub mod admission;
 pub mod api;
+pub mod audit;
 pub mod catalog;
 pub mod cli;
 pub mod clock;
@@ -45,6 +50,7 @@ pub mod config;
 pub mod control;
 pub mod deploy;
 pub mod error;
+pub mod gateway;
 pub mod home;
 pub mod http;
 pub mod memory;
@@ -56,3 +62,4 @@ pub mod secrets;
 pub mod server;
 pub mod store;
 pub mod turns;
+pub mod usage;

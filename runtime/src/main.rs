@@ -16,6 +16,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => report(serve(args)),
         Command::CompileWorker => deploy::worker::main(),
         Command::Doctor(args) => cli::doctor::run(args),
+        Command::Audit(args) => cli::audit(args),
+        Command::Usage(args) => cli::usage(args),
         Command::Client(command) => cli::run(command),
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::access::Directory;
 use crate::admission::Admission;
 use crate::api::App;
+use crate::audit::{self, Audit, Event};
 use crate::config::ServeConfig;
 use crate::control::ControlPlane;
 use crate::deploy::artifact::Artifacts;
@@ -30,6 +31,7 @@ use crate::sandbox::{RequestLimits, Sandbox};
 use crate::store::blobs::Blobs;
 use crate::store::sled::SledStore;
 use crate::store::{StateStore, StoreError};
+use crate::usage::{self, Recorder};
 
 /// How often idle components and graphs are looked for, at most.
 const IDLE_CHECK_MAX: Duration = Duration::from_secs(5);
@@ -67,6 +69,9 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
 
     let directory = Directory::open(Arc::clone(&store), &home, keys.tokens);
     let directory = Arc::new(background.block_on(directory).context("failed to read the principals")?);
+    let (audit, usage) = start_records(config, &home, &keys, &metrics)?;
+    background.block_on(audit.append(Event::own("server.start", env!("CARGO_PKG_VERSION"))))?;
+
     let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::clone(&blobs)));
     let host = Arc::new(model_host(config, &home, &keys, &blobs, &background)?);
     let control = Arc::new(ControlPlane::new(
@@ -81,6 +86,8 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let app = Arc::new(App {
         directory,
         admission: Admission::new(config.concurrent_requests_max, config.queued_requests_max, Arc::clone(&metrics)),
+        audit: Arc::clone(&audit),
+        usage: Arc::clone(&usage),
         metrics,
         control: Arc::clone(&control),
         body_limits: BodyLimits {
@@ -96,6 +103,11 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     start_idle_checks(&background, &control, config);
     let outcome = run(config, &home, &app, &background, endpoints);
     control.save_all_logs();
+    // Not left to the end of the two: a request that outlives the drain would hold them.
+    background.block_on(usage.flush());
+    if let Err(error) = background.block_on(audit.append(Event::own("server.stop", env!("CARGO_PKG_VERSION")))) {
+        tracing::error!("{error}");
+    }
     // Without a bound this would wait for a model that is being loaded.
     background.shutdown_timeout(BACKGROUND_END);
     outcome
@@ -199,6 +211,21 @@ fn model_host(
             log_bytes: config.log_bytes_per_request,
         },
     }))
+}
+
+/// The audit log, and the tables of usage and payloads.
+fn start_records(
+    config: &ServeConfig,
+    home: &Home,
+    keys: &Keys,
+    metrics: &Metrics,
+) -> Result<(Arc<Audit>, Arc<Recorder>)> {
+    let retention = audit::Retention { days: config.audit_retention_days };
+    let audit = Audit::start(&home.path("audit"), keys.audit, retention).context("failed to open the audit log")?;
+    let retention = usage::Retention { days: config.usage_retention_days, bytes_max: config.usage_bytes_max };
+    let usage = Recorder::start(&home.path("usage"), keys.usage, retention, metrics.usage_rows_dropped.clone())
+        .context("failed to open the usage tables")?;
+    Ok((Arc::new(audit), Arc::new(usage)))
 }
 
 /// Deploys, idle checks and signals run here, apart from the event loops that answer requests.

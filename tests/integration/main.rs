@@ -13,10 +13,12 @@
 //! - [`models`]: real models, compared with the Python libraries they come from.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
 //! - [`cli`]: the command line.
+//! - [`audit`]: the audit log and the usage table, by the command line.
 
 // Helpers of tests may panic as tests do; clippy's setting covers only the functions marked `#[test]`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+mod audit;
 mod cli;
 mod crash;
 mod density;

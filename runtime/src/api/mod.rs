@@ -10,6 +10,7 @@ mod permissions;
 mod registry;
 mod routes;
 mod secrets;
+mod usage;
 mod wire;
 
 use std::net::SocketAddr;
@@ -31,11 +32,13 @@ use self::routes::{Access, Found, Route};
 use crate::access::{Action, Directory, Level, Object, Principal, authorize};
 use crate::admission::Admission;
 use crate::catalog::Endpoint;
+use crate::audit::Audit;
 use crate::control::ControlPlane;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{self, BodyLimits, ResponseBody};
 use crate::observe::metrics::Metrics;
 use crate::registry::ModelRecord;
+use crate::usage::Recorder;
 
 /// Longest path with its query.
 const URI_BYTES_MAX: usize = 8 << 10;
@@ -53,6 +56,10 @@ pub struct App {
     pub control: Arc<ControlPlane>,
     /// Who may run now.
     pub admission: Admission,
+    /// Who changed what.
+    pub audit: Arc<Audit>,
+    /// Who used what.
+    pub usage: Arc<Recorder>,
     /// Series of the whole server.
     pub metrics: Arc<Metrics>,
     /// Limits of invocations' bodies.
@@ -338,7 +345,7 @@ fn render_error(error: &ApiError, request_id: &str, open_inference: bool) -> Ans
     let headers = response.headers_mut();
     match error.status {
         401 => drop(headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
-        429 | 503 => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))),
+        429 | 503 => drop(headers.insert(RETRY_AFTER, HeaderValue::from(error.retry_after_s.unwrap_or(1)))),
         // The OpenAI client repeats every 5xx; a request that ran out of its time would only do so again.
         504 => drop(headers.insert("x-should-retry", HeaderValue::from_static("false"))),
         _ => {}

@@ -15,7 +15,7 @@ use crate::access::Level;
 use crate::error::ApiError;
 
 /// All routes, by module.
-static ALL: [&[Route]; 8] = [
+static ALL: [&[Route]; 9] = [
     super::discovery::ROUTES,
     super::endpoints::ROUTES,
     super::files::ROUTES,
@@ -24,6 +24,7 @@ static ALL: [&[Route]; 8] = [
     super::permissions::ROUTES,
     super::registry::ROUTES,
     super::secrets::ROUTES,
+    super::usage::ROUTES,
 ];
 
 /// One method on one path.

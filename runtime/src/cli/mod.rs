@@ -1,9 +1,10 @@
 //! The command line. `tessera serve` is the server; every other command is a client of its REST API and nothing more:
 //! it knows addresses, tokens and JSON, and none of the server's types. `tessera doctor` needs no server: it looks at the
-//! machine as one would.
+//! machine as one would. Nor do `tessera audit` and, where none runs, `tessera usage`: they read the files of a home.
 //!
 //! Answers go to stdout, notes and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod audit;
 mod client;
 pub mod doctor;
 mod endpoint;
@@ -12,6 +13,7 @@ mod json;
 mod model;
 mod push;
 mod table;
+mod usage;
 mod wire;
 
 use std::io::{self, Write};
@@ -22,11 +24,13 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{DEFAULT_HOME, ServeArgs};
+use audit::AuditArgs;
 use client::{Client, ClientError};
 use doctor::DoctorArgs;
 use endpoint::EndpointCommand;
 use invoke::{InvokeArgs, LogsArgs};
 use model::ModelCommand;
+use usage::UsageArgs;
 
 /// Self-hosted model serving: every endpoint a WASI component, a fresh instance per request
 #[derive(Debug, Parser)]
@@ -48,6 +52,10 @@ pub enum Command {
     CompileWorker,
     /// Tell what this machine can do: instances, backends, GPU, and what is missing for them
     Doctor(DoctorArgs),
+    /// Check or read the audit log: who changed what, and who was denied
+    Audit(AuditArgs),
+    /// Sum up who used what, and print what was kept of requests and answers
+    Usage(UsageArgs),
     /// A command that talks to a server.
     #[command(flatten)]
     Client(ClientCommand),
@@ -110,9 +118,26 @@ pub struct ClientOptions {
 
 /// Runs a client command and prints its answer or its error.
 pub fn run(command: ClientCommand) -> ExitCode {
-    let format = if command.options().json { Format::Json } else { Format::Human };
-    match execute(command, format, &mut io::stdout().lock()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let format = Format::new(command.options().json);
+    exit(execute(command, format, &mut io::stdout().lock()).map(|()| ExitCode::SUCCESS), format)
+}
+
+/// Runs `tessera audit`.
+pub fn audit(args: AuditArgs) -> ExitCode {
+    let format = Format::new(args.json);
+    exit(audit::run(&args, format, &mut io::stdout().lock()), format)
+}
+
+/// Runs `tessera usage`.
+pub fn usage(args: UsageArgs) -> ExitCode {
+    let format = Format::new(args.options.json);
+    exit(usage::run(args, format, &mut io::stdout().lock()).map(|()| ExitCode::SUCCESS), format)
+}
+
+/// Prints the error, if there is one.
+fn exit(outcome: anyhow::Result<ExitCode>, format: Format) -> ExitCode {
+    match outcome {
+        Ok(code) => code,
         // `tessera endpoint list | head -1` has all it wanted.
         Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
@@ -149,6 +174,12 @@ impl ClientCommand {
 enum Format {
     Human,
     Json,
+}
+
+impl Format {
+    fn new(json: bool) -> Format {
+        if json { Format::Json } else { Format::Human }
+    }
 }
 
 /// What every client command works with.

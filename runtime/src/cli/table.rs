@@ -6,6 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use comfy_table::{Row, Table, presets};
 
+use crate::audit::Record;
+use crate::usage::summary::{By, Summary};
+
 use super::wire::{Endpoint, EndpointConfig, EndpointState, Graph, ModelVersion, RegisteredModel, ServedEntity};
 
 /// Endpoints, one a row; of several served entities, one a line.
@@ -106,6 +109,44 @@ pub(super) fn model(model: &RegisteredModel, versions: &[ModelVersion]) -> Strin
         add_row(&mut table, row);
     }
     format!("{}\n{}", block.0, text(&table))
+}
+
+/// Summaries of usage, one a row.
+pub(super) fn usage(summaries: &[Summary], by: By) -> String {
+    if summaries.is_empty() {
+        return "no requests were recorded".to_owned();
+    }
+    let key = by.to_string().to_uppercase();
+    let mut table = new_table(&[&key, "REQUESTS", "ERRORS", "TOKENS IN", "TOKENS OUT", "P50 MS", "P99 MS"]);
+    for summary in summaries {
+        let ms = |ms: f64| format!("{ms:.1}");
+        let Summary { requests, errors, input_tokens, output_tokens, .. } = summary;
+        let counts = [requests, errors, input_tokens, output_tokens].map(u64::to_string);
+        let [requests, errors, input, output] = counts;
+        let key = summary.key.clone();
+        add_row(&mut table, [key, requests, errors, input, output, ms(summary.p50_ms), ms(summary.p99_ms)]);
+    }
+    text(&table)
+}
+
+/// Records of the audit log, one a row.
+pub(super) fn audit_records(records: &[Record]) -> String {
+    if records.is_empty() {
+        return "no records\n".to_owned();
+    }
+    let mut table = new_table(&["TIME", "ACTION", "OBJECT", "PRINCIPAL", "SOURCE", "OUTCOME", "COUNT"]);
+    for Record { time, event, count, .. } in records {
+        let principal = event.principal.as_ref().map(|who| who.name.clone()).unwrap_or_default();
+        let outcome = match (event.status, &event.error_code) {
+            (0, _) => String::new(),
+            (status, Some(code)) => format!("{status} {code}"),
+            (status, None) => status.to_string(),
+        };
+        let [object, source] = [&event.object, &event.source].map(|text| text.clone().unwrap_or_default());
+        let count = if *count == 1 { String::new() } else { count.to_string() };
+        add_row(&mut table, [time.clone(), event.action.clone(), object, principal, source, outcome, count]);
+    }
+    text(&table)
 }
 
 /// Facts about one thing, a line or more each.

@@ -47,6 +47,8 @@ pub struct Metrics {
     pub queued: Gauge,
     /// Open connections.
     pub connections: Gauge,
+    /// Rows of usage and payload tables that found no place.
+    pub usage_rows_dropped: Counter,
     graph_count: Gauge,
     graph_bytes: Gauge<u64, AtomicU64>,
     graph_loads: Gauge<u64, AtomicU64>,
@@ -86,6 +88,7 @@ impl Default for Metrics {
             instances: Gauge::default(),
             queued: Gauge::default(),
             connections: Gauge::default(),
+            usage_rows_dropped: Counter::default(),
             graph_count: Gauge::default(),
             graph_bytes: Gauge::default(),
             graph_loads: Gauge::default(),
@@ -112,6 +115,8 @@ impl Metrics {
         registry.register("instances", "Instances that live now", self.instances.clone());
         registry.register("queued_requests", "Requests that wait for an instance", self.queued.clone());
         registry.register("connections", "Open connections", self.connections.clone());
+        let dropped = self.usage_rows_dropped.clone();
+        registry.register("usage_rows_dropped", "Rows of usage and payload tables that found no place", dropped);
         registry.register("graphs_loaded", "Graphs in memory", self.graph_count.clone());
         registry.register_with_unit("graph_memory", "Memory of loaded graphs", Unit::Bytes, self.graph_bytes.clone());
         registry.register("graph_loads", "Graph loads since the start", self.graph_loads.clone());

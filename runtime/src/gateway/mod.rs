@@ -1,0 +1,7 @@
+//! What stands between a caller and an endpoint: how much may be asked for, by whom.
+//!
+//! - [`limits`]: rate limits of endpoints and quotas of workspaces, checked without a lock.
+//! - [`window`]: how many in the last minute, the counter under both.
+
+pub mod limits;
+pub mod window;
