@@ -13,15 +13,19 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::http::tls::{ClientAuth, ClientCertificates, TlsFiles};
 use crate::observe::log::{LogFormat, LogLevel};
 
 /// Where a server keeps its state, and where the command line looks for one, when nothing else is said.
 pub const DEFAULT_HOME: &str = ".tessera";
 
 /// Variables that begin with `TESSERA_` and are no settings of the server: the command line's and the Makefile's.
-const OTHER_VARIABLES: [&str; 7] = [
+const OTHER_VARIABLES: [&str; 10] = [
     "TESSERA_HOST",
     "TESSERA_TOKEN",
+    "TESSERA_CA_CERT",
+    "TESSERA_CLIENT_CERT",
+    "TESSERA_CLIENT_KEY",
     "TESSERA_CACHE",
     "TESSERA_BIN",
     "TESSERA_GUESTS",
@@ -63,13 +67,35 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDR", env = "TESSERA_LISTEN", hide_env = true, help_heading = "Server")]
     pub listen: Option<SocketAddr>,
 
-    /// Listen beyond this machine although there is no TLS yet: tokens and data cross the network readable [default:
-    /// false]
+    /// Listen beyond this machine without TLS: tokens and data cross the network readable [default: false]
     #[arg(
         long, value_name = "BOOL", env = "TESSERA_ALLOW_PLAIN_HTTP", hide_env = true, help_heading = "Server",
         num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true
     )]
     pub allow_plain_http: Option<bool>,
+
+    /// Certificate in PEM, those between it and its CA after it; with it the port speaks TLS [default: none]
+    #[arg(long, value_name = "FILE", env = "TESSERA_TLS_CERT", hide_env = true, help_heading = "TLS")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key of the certificate, in PEM; both files are read again when they change, and on SIGHUP [default: none]
+    #[arg(long, value_name = "FILE", env = "TESSERA_TLS_KEY", hide_env = true, help_heading = "TLS")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Certificates in PEM that those of clients must chain to [default: none]
+    #[arg(long, value_name = "FILE", env = "TESSERA_TLS_CLIENT_CA", hide_env = true, help_heading = "TLS")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// With a client CA, whether a client must present a certificate: required or optional [default: required with a CA]
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "TESSERA_TLS_CLIENT_AUTH",
+        hide_env = true,
+        help_heading = "TLS",
+        hide_possible_values = true
+    )]
+    pub tls_client_auth: Option<ClientAuth>,
 
     /// HTTP event loops, one thread each [default: number of cores]
     #[arg(long, value_name = "N", env = "TESSERA_THREADS", hide_env = true, help_heading = "Server")]
@@ -254,6 +280,7 @@ pub struct ServeArgs {
 pub struct ServeConfig {
     pub home: PathBuf,
     pub listen: SocketAddr,
+    pub tls: Option<TlsFiles>,
     pub threads: usize,
     pub max_connections: usize,
     pub header_timeout_ms: u64,
@@ -334,12 +361,20 @@ pub enum ConfigError {
     },
     /// A network address without TLS and without the operator's consent.
     #[error(
-        "setting listen is {listen}: allowed are loopback addresses, for there is no TLS yet and tokens and data would \
-         cross the network readable; pass --allow-plain-http to accept that"
+        "setting listen is {listen}: allowed are loopback addresses, for without TLS tokens and data would cross the \
+         network readable; give a certificate with --tls-cert and --tls-key, or pass --allow-plain-http to accept that"
     )]
     PlainHttp {
         /// The address given.
         listen: SocketAddr,
+    },
+    /// A part of TLS without the part that it belongs to.
+    #[error("setting {setting} needs {other} beside it")]
+    Needs {
+        /// The setting given.
+        setting: &'static str,
+        /// The one missing.
+        other: &'static str,
     },
 }
 
@@ -369,12 +404,19 @@ impl ServeArgs {
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let listen = self.listen.or(file.listen).unwrap_or((Ipv4Addr::LOCALHOST, 8080).into());
+        let tls = tls(
+            self.tls_cert.or(file.tls_cert),
+            self.tls_key.or(file.tls_key),
+            self.tls_client_ca.or(file.tls_client_ca),
+            self.tls_client_auth.or(file.tls_client_auth),
+        )?;
         let plain_http_accepted = self.allow_plain_http.or(file.allow_plain_http).unwrap_or(false);
-        if !listen.ip().to_canonical().is_loopback() && !plain_http_accepted {
+        if tls.is_none() && !listen.ip().to_canonical().is_loopback() && !plain_http_accepted {
             return Err(ConfigError::PlainHttp { listen });
         }
         Ok(ServeConfig {
             listen,
+            tls,
             threads: setting!(threads, cores.min(1024), 1..=1024),
             max_connections: setting!(max_connections, 4096, 1..=1_000_000),
             header_timeout_ms: setting!(header_timeout_ms, 10 * SECOND_MS, 1..=HOUR_MS),
@@ -468,6 +510,27 @@ impl<'de> Deserialize<'de> for ByteSize {
             }
         }
         deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// The files of TLS, which make sense only together: one that is given and not used would be a false safety.
+fn tls(
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    ca: Option<PathBuf>,
+    auth: Option<ClientAuth>,
+) -> Result<Option<TlsFiles>, ConfigError> {
+    let needs = |setting, other| Err(ConfigError::Needs { setting, other });
+    match (cert, key, ca, auth) {
+        (None, None, None, None) => Ok(None),
+        (_, _, None, Some(_)) => needs("tls_client_auth", "tls_client_ca"),
+        (None, None, Some(_), _) => needs("tls_client_ca", "tls_cert"),
+        (Some(_), None, ..) => needs("tls_cert", "tls_key"),
+        (None, Some(_), ..) => needs("tls_key", "tls_cert"),
+        (Some(cert), Some(key), ca, auth) => {
+            let clients = ca.map(|ca| ClientCertificates { ca, auth: auth.unwrap_or(ClientAuth::Required) });
+            Ok(Some(TlsFiles { cert, key, clients }))
+        }
     }
 }
 
@@ -597,10 +660,36 @@ mod tests {
 
     #[test]
     fn the_network_without_tls_takes_consent() {
-        assert!(refused(flags(&["--listen", "0.0.0.0:80"])).contains("setting listen is 0.0.0.0:80"));
+        let error = refused(flags(&["--listen", "0.0.0.0:80"]));
+        assert!(error.contains("setting listen is 0.0.0.0:80") && error.contains("--tls-cert"), "{error}");
         for given in [["--listen", "[::1]:0"].as_slice(), &["--listen", "0.0.0.0:80", "--allow-plain-http"]] {
             flags(given).lower(ServeArgs::default()).unwrap();
         }
+    }
+
+    #[test]
+    fn tls_takes_certificate_and_key_and_lets_a_server_listen_anywhere() {
+        let pair = ["--tls-cert", "c.pem", "--tls-key", "k.pem"];
+        let tls = |more: &[&str]| flags(&[&pair[..], more].concat()).lower(ServeArgs::default()).unwrap().tls.unwrap();
+        assert_eq!(tls(&["--listen", "0.0.0.0:443"]).clients, None);
+        let clients = tls(&["--tls-client-ca", "ca.pem"]).clients.unwrap();
+        assert_eq!((clients.ca, clients.auth), ("ca.pem".into(), ClientAuth::Required));
+        let clients = tls(&["--tls-client-ca", "ca.pem", "--tls-client-auth", "optional"]).clients.unwrap();
+        assert_eq!(clients.auth, ClientAuth::Optional);
+        let text = "tls_cert = 'c.pem'\ntls_key = 'k.pem'\ntls_client_ca = 'ca.pem'\ntls_client_auth = 'optional'";
+        let from_file = ServeArgs::default().lower(file(text)).unwrap().tls.unwrap();
+        assert_eq!(from_file.clients.unwrap().auth, ClientAuth::Optional);
+
+        // A part alone is a mistake, and the pair may come from two places.
+        for (given, setting, other) in [
+            (&pair[..2], "tls_cert", "tls_key"),
+            (&pair[2..], "tls_key", "tls_cert"),
+            (&["--tls-client-ca", "ca.pem"], "tls_client_ca", "tls_cert"),
+            (&["--tls-client-auth", "required"], "tls_client_auth", "tls_client_ca"),
+        ] {
+            assert_eq!(refused(flags(given)), format!("setting {setting} needs {other} beside it"));
+        }
+        assert!(flags(&pair[..2]).lower(file("tls_key = 'k.pem'")).unwrap().tls.is_some());
     }
 
     #[test]

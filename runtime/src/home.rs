@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! HOME/admin.token   the first administrator's token (0600)
-//! HOME/address       host:port, written once requests are accepted
+//! HOME/address       host:port, with TLS https://host:port; written once requests are accepted
 //! HOME/node.key      keys of this home (0600): artifact authentication, token hashes
 //! HOME/store/        records (endpoints, models, principals)
 //! HOME/blobs/        files of packages, by digest

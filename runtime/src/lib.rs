@@ -5,7 +5,7 @@
 //!
 //! An invocation meets the modules in this order:
 //!
-//! - [`http`]: sockets, event loops, limits of connections and bodies.
+//! - [`http`]: sockets, TLS, event loops, limits of connections and bodies.
 //! - [`api`]: the route table, the wire's JSON, error bodies. The only place that knows both HTTP and the domain.
 //! - [`access`]: a token becomes a principal; who may do what.
 //! - [`gateway`]: rate limits and quotas, counted without a lock.

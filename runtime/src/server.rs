@@ -22,6 +22,7 @@ use crate::deploy::{HostParts, ModelHost};
 use crate::error::chain;
 use crate::home::{Home, Keys};
 use crate::http::body::BodyLimits;
+use crate::http::tls::Tls;
 use crate::http::{HttpLimits, Listeners, Servers};
 use crate::memory;
 use crate::nn::{Backends, Executor, Graphs};
@@ -121,14 +122,22 @@ fn run(config: &ServeConfig, home: &Home, app: &Arc<App>, background: &Runtime, 
         header_timeout: Duration::from_millis(config.header_timeout_ms),
         drain_timeout: Duration::from_millis(config.drain_timeout_ms),
     };
+    let tls = config.tls.as_ref().map(|files| Tls::load(files, &app.metrics)).transpose();
+    let tls = tls.context("failed to set up TLS")?.map(Arc::new);
     let listeners = Listeners::bind(config.listen, limits.threads)?;
     let address = listeners.address;
     let (stop, stopped) = watch::channel(false);
     // The handlers first: a signal that comes as soon as the address is known must drain, not kill.
-    let ended = background.block_on(async { end_signals() })?;
-    let servers = Servers::start(app, listeners, &limits, &stopped)?;
+    let ended = background.block_on(async {
+        if let Some(tls) = &tls {
+            Arc::clone(tls).watch()?;
+        }
+        end_signals()
+    })?;
+    let written = if tls.is_some() { format!("https://{address}") } else { address.to_string() };
+    let servers = Servers::start(app, listeners, tls.as_ref(), &limits, &stopped)?;
     app.accepting.store(true, Relaxed);
-    home.write("address", address.to_string().as_bytes())?;
+    home.write("address", written.as_bytes())?;
     tracing::info!(%address, home = %home.path("").display(), endpoints, "serving");
 
     let failure = background.block_on(async {

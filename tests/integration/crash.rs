@@ -9,10 +9,10 @@ use std::time::Duration;
 use std::{fmt, thread};
 
 use reqwest::Method;
-use reqwest::blocking::{Client, RequestBuilder};
+use reqwest::blocking::RequestBuilder;
 use serde_json::{Value, json};
 
-use crate::harness::{Package, Server, serving_with};
+use crate::harness::{Package, Server, client, serving_with};
 
 const CYCLES: u32 = 30;
 const ENDPOINTS: [&str; 4] = ["a", "b", "c", "d"];
@@ -179,7 +179,7 @@ fn what_was_acknowledged_survives_kill_9_and_nothing_is_half_made() {
             let known = &mut known;
             scope.spawn(move || {
                 // No pool: a request on a connection that has died meanwhile would be sent again by the client.
-                let client = Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
+                let client = client().pool_max_idle_per_host(0).build().unwrap();
                 change_until_killed(known, &mut client_random, |method, path| {
                     client.request(method, format!("http://{address}{path}")).bearer_auth(&token)
                 });

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
-use reqwest::blocking::{Client, RequestBuilder, Response};
+use reqwest::blocking::{Client, ClientBuilder, RequestBuilder, Response};
 use reqwest::header::HeaderMap;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -32,6 +32,13 @@ pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T
         assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// A client that trusts nobody yet: whom a test talks to must not depend on the machine's proxies and CAs.
+pub(crate) fn client() -> ClientBuilder {
+    // Installed by the first; there is one for the process.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().no_proxy().tls_certs_only([]).timeout(PATIENCE)
 }
 
 /// What `make test` builds or installs, by the variable that says where.
@@ -188,7 +195,7 @@ pub(crate) struct Server {
     folder: TempDir,
     flags: Vec<String>,
     child: Child,
-    /// `host:port`.
+    /// What it wrote into its home: `host:port`, with TLS `https://host:port`.
     pub(crate) address: String,
     pub(crate) token: String,
     client: Client,
@@ -202,17 +209,15 @@ impl Server {
 
     /// A server with flags of `tessera serve`.
     pub(crate) fn with(flags: &[&str]) -> Server {
+        Server::with_client(flags, client().build().unwrap())
+    }
+
+    /// The same, asked by a client of the test's making.
+    pub(crate) fn with_client(flags: &[&str], client: Client) -> Server {
         let folder = tempfile::tempdir().unwrap();
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let child = spawn(&folder, &flags);
-        let mut server = Server {
-            folder,
-            flags,
-            child,
-            address: String::new(),
-            token: String::new(),
-            client: Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
-        };
+        let mut server = Server { folder, flags, child, address: String::new(), token: String::new(), client };
         server.wait_until_up();
         server
     }
@@ -249,6 +254,11 @@ impl Server {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
     }
 
+    /// Asks the process to look at its files again.
+    pub(crate) fn hang_up(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::HUP).unwrap();
+    }
+
     /// Waits for the end of the process.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let child = &mut self.child;
@@ -262,7 +272,8 @@ impl Server {
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        let scheme = if self.address.starts_with("https://") { "" } else { "http://" };
+        format!("{scheme}{}{path}", self.address)
     }
 
     /// A request with the administrator's token.

@@ -5,10 +5,9 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use reqwest::Method;
-use reqwest::blocking::Client;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Package, Server, eventually, model, read, send};
+use crate::harness::{Answer, Package, Server, client, eventually, model, read, send};
 
 /// A connection that sends `text` as it is. Reads on it end after a time, so that a test fails and does not hang.
 fn connect(server: &Server, text: &str) -> TcpStream {
@@ -94,7 +93,7 @@ fn what_is_not_json_or_not_there_is_told_apart() {
 #[test]
 fn nobody_gets_in_without_a_token() {
     let server = echo(&[]);
-    let client = Client::builder().no_proxy().build().unwrap();
+    let client = client().build().unwrap();
     let get = |path: &str| client.get(server.url(path));
 
     // what everybody may ask
@@ -214,7 +213,7 @@ fn heads_are_bounded() {
 #[test]
 fn http2_without_tls_works() {
     let server = echo(&[]);
-    let client = Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
+    let client = client().http2_prior_knowledge().build().unwrap();
     let request = client.post(server.url("/serving-endpoints/echo/invocations")).bearer_auth(&server.token);
     let response = request.json(&json!({ "do": "counter" })).send().unwrap();
     assert_eq!(response.version(), reqwest::Version::HTTP_2);
@@ -321,7 +320,7 @@ fn a_guest_sees_headers_but_no_credentials() {
 #[test]
 fn metrics_are_not_for_those_behind_a_proxy() {
     let server = echo(&[]);
-    let client = Client::builder().no_proxy().build().unwrap();
+    let client = client().build().unwrap();
 
     // when a proxy on this machine passes on somebody's request, then its address does not count as theirs
     for header in ["x-forwarded-for", "X-Forwarded-For"] {
@@ -378,7 +377,7 @@ fn a_refused_upload_is_told_so_however_long_it_is() {
 
     // when somebody uploads to it, then they see the refusal and not a reset connection
     for _ in 0..5 {
-        let client = Client::builder().no_proxy().build().unwrap();
+        let client = client().build().unwrap();
         let request = client.put(server.url(path)).bearer_auth(&server.token).body(vec![0; 8 << 20]);
         let answer = send(request);
         answer.is_error(409, "RESOURCE_CONFLICT", &[]);

@@ -7,6 +7,7 @@
 //! - [`hostile`]: guests that misbehave. The caller learns why, everybody else notices nothing.
 //! - [`isolation`]: nothing passes from one request to another.
 //! - [`http`]: bad, slow and large requests; streams; the graceful end.
+//! - [`tls`]: certificates, their change while requests run, clients that must have one.
 //! - [`endpoints`]: create, update, split, fail, delete, restart, scale to zero.
 //! - [`density`]: many endpoints, of which few are in memory.
 //! - [`crash`]: `kill -9` at any moment.
@@ -31,3 +32,4 @@ mod mlflow;
 mod models;
 mod permissions;
 mod secrets;
+mod tls;

@@ -35,6 +35,7 @@ use crate::catalog::Endpoint;
 use crate::audit::Audit;
 use crate::control::ControlPlane;
 use crate::error::{ApiError, ErrorCode};
+use crate::http::Scheme;
 use crate::http::body::{self, BodyLimits, ResponseBody};
 use crate::observe::metrics::Metrics;
 use crate::registry::ModelRecord;
@@ -85,6 +86,7 @@ pub(crate) struct Call {
     /// None once a handler has taken it.
     body: Option<Incoming>,
     peer: SocketAddr,
+    scheme: Scheme,
     id: String,
     started: Instant,
 }
@@ -92,7 +94,7 @@ pub(crate) struct Call {
 type Answer = Response<ResponseBody>;
 
 /// Answers one request. Never fails: what goes wrong becomes an error body.
-pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr) -> Answer {
+pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr, scheme: Scheme) -> Answer {
     let id = request_id();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
@@ -106,6 +108,7 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr)
         principal: None,
         body: Some(body),
         peer,
+        scheme,
         id: id.clone(),
         started,
     };
@@ -129,6 +132,7 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr)
     }
     tracing::debug!(
         request_id = id,
+        scheme = call.scheme.name(),
         %method,
         path,
         status = response.status().as_u16(),

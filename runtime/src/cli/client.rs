@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Certificate, ClientBuilder, Identity, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -51,6 +51,11 @@ pub(super) enum ClientError {
     /// Something answered that is not the API, a proxy perhaps.
     #[error("{address} answered {status} without an API error: {start}")]
     NotTheApi { address: String, status: StatusCode, start: String },
+    /// The server's certificate does not prove that it is the server.
+    #[error(
+        "the certificate of {address} is refused ({reason}): trust its CA with --ca-cert, and use a name that it is for"
+    )]
+    Untrusted { address: String, reason: rustls::CertificateError },
     /// The connection failed.
     #[error("failed to send {method} {path}")]
     Transport { method: Method, path: String, source: reqwest::Error },
@@ -82,10 +87,10 @@ impl Client {
             }
             None => bail!("no token for {}: set --token or TESSERA_TOKEN", address(&base)),
         };
-        Client::connect(base, token)
+        Client::connect(base, token, options)
     }
 
-    fn connect(base: Url, token: String) -> anyhow::Result<Client> {
+    fn connect(base: Url, token: String, options: &ClientOptions) -> anyhow::Result<Client> {
         // Requests set their own timeouts.
         let mut http =
             reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).redirect(reqwest::redirect::Policy::none());
@@ -93,6 +98,7 @@ impl Client {
         if matches!(base.host_str(), Some("localhost" | "127.0.0.1" | "[::1]")) {
             http = http.no_proxy();
         }
+        http = tls(http, &base, options)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         Ok(Client {
             runtime: runtime.context("failed to start the HTTP client")?,
@@ -173,6 +179,9 @@ impl Client {
             Ok(response) if response.status().is_success() => Ok(response),
             Ok(response) => Err(self.refusal(response)),
             Err(error) if is_refused(&error) => Err(ClientError::NoServer { address: address(&self.base) }),
+            Err(error) if let Some(reason) = certificate_error(&error) => {
+                Err(ClientError::Untrusted { address: address(&self.base), reason })
+            }
             // The address is in our own text.
             Err(error) => Err(ClientError::Transport { method, path, source: error.without_url() }),
         }
@@ -212,6 +221,31 @@ impl Client {
     }
 }
 
+/// Whom to trust, and as whom to come, when the address asks for TLS.
+fn tls(http: ClientBuilder, base: &Url, options: &ClientOptions) -> anyhow::Result<ClientBuilder> {
+    // The client builds TLS in any case, with the process's provider. It is ours already where two clients are made.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    if base.scheme() != "https" {
+        // None: reading the system's takes milliseconds, and fails on a machine that has none.
+        return Ok(http.tls_certs_only([]));
+    }
+    let read = |path: &Path| fs::read(path).with_context(|| format!("failed to read {}", path.display()));
+    let mut http = http;
+    if let Some(path) = &options.ca_cert {
+        let trusted = Certificate::from_pem_bundle(&read(path)?).ok().filter(|found| !found.is_empty());
+        http = http.tls_certs_only(
+            trusted.with_context(|| format!("the CA certificate {} holds no certificate in PEM", path.display()))?,
+        );
+    }
+    if let (Some(cert), Some(key)) = (&options.client_cert, &options.client_key) {
+        let identity = Identity::from_pem(&[read(cert)?, b"\n".to_vec(), read(key)?].concat());
+        http = http.identity(identity.with_context(|| {
+            format!("the client certificate {} with the key {} cannot be used", cert.display(), key.display())
+        })?);
+    }
+    Ok(http)
+}
+
 /// A file on its way: exactly `bytes` more of it, read as the connection takes them. The reads block the runtime, which
 /// has nothing else to do.
 struct Upload<R> {
@@ -248,17 +282,14 @@ impl<R: Read + Unpin> Body for Upload<R> {
     }
 }
 
-/// Reads `127.0.0.1:8080` and `http://host:8080/` alike.
+/// Reads `127.0.0.1:8080`, `http://host:8080/` and `https://host`.
 fn parse_address(text: &str) -> anyhow::Result<Url> {
     let text = text.trim();
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let url = Url::parse(&full).with_context(|| format!("the server address '{text}' is no URL"))?;
     match url.scheme() {
-        "http" => Ok(url),
-        "https" => {
-            bail!("the server address '{text}' asks for TLS, which this version does not speak yet: use http://")
-        }
-        _ => bail!("the server address '{text}' is no http:// URL"),
+        "http" | "https" => Ok(url),
+        _ => bail!("the server address '{text}' is no http:// or https:// URL"),
     }
 }
 
@@ -273,10 +304,25 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
 }
 
 fn is_refused(error: &reqwest::Error) -> bool {
+    io_errors(error).any(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// Why the server's certificate was not accepted, if that is what failed.
+fn certificate_error(error: &reqwest::Error) -> Option<rustls::CertificateError> {
+    io_errors(error).find_map(|error| match error.get_ref()?.downcast_ref()? {
+        rustls::Error::InvalidCertificate(reason) => Some(reason.clone()),
+        _ => None,
+    })
+}
+
+/// The system's errors among the causes, also those that one of them wraps.
+fn io_errors(error: &reqwest::Error) -> impl Iterator<Item = &io::Error> {
     let first: &(dyn std::error::Error + 'static) = error;
-    std::iter::successors(Some(first), |error| error.source())
-        .filter_map(|error| error.downcast_ref::<std::io::Error>())
-        .any(|error| error.kind() == ErrorKind::ConnectionRefused)
+    std::iter::successors(Some(first), |error| match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => Some(inner),
+        None => error.source(),
+    })
+    .filter_map(|error| error.downcast_ref::<io::Error>())
 }
 
 /// The JSON of an answer, as the type that `T` reads of it.
@@ -286,7 +332,13 @@ pub(super) fn parse<'de, T: Deserialize<'de>>(answer: &'de str) -> anyhow::Resul
 
 #[cfg(test)]
 pub(super) fn for_tests(address: &str) -> Client {
-    Client::connect(parse_address(address).unwrap(), "secret".into()).unwrap()
+    Client::connect(parse_address(address).unwrap(), "secret".into(), &no_options()).unwrap()
+}
+
+#[cfg(test)]
+fn no_options() -> ClientOptions {
+    let (host, token, ca_cert, client_cert, client_key) = Default::default();
+    ClientOptions { host, token, ca_cert, client_cert, client_key, home: "/nowhere".into(), json: false }
 }
 
 #[cfg(test)]
@@ -404,7 +456,7 @@ pub(super) mod tests {
     }
 
     fn options(host: Option<&str>, home: PathBuf) -> ClientOptions {
-        ClientOptions { host: host.map(str::to_owned), token: None, home, json: false }
+        ClientOptions { host: host.map(str::to_owned), home, ..no_options() }
     }
 
     #[test]
@@ -418,6 +470,34 @@ pub(super) mod tests {
         assert_eq!(open(None).unwrap(), expected);
         assert_eq!(open(Some("http://127.0.0.1:8080/")).unwrap(), expected);
         assert!(open(Some("other:80")).unwrap_err().to_string().starts_with("no token for http://other"));
-        assert!(open(Some("https://other")).unwrap_err().to_string().contains("TLS"));
+        assert!(open(Some("https://127.0.0.1:8080")).unwrap_err().to_string().starts_with("no token for https://127"));
+        assert!(open(Some("ftp://other")).unwrap_err().to_string().contains("no http:// or https:// URL"));
+
+        // A server with TLS says so in the file.
+        fs::write(home.path().join("address"), "https://127.0.0.1:8443").unwrap();
+        assert_eq!(open(None).unwrap(), ("https://127.0.0.1:8443".to_owned(), "dapi-1".to_owned()));
+        assert!(open(Some("127.0.0.1:8443")).unwrap_err().to_string().starts_with("no token for http://127.0.0.1"));
+    }
+
+    #[test]
+    fn a_certificate_file_that_is_none_is_refused_by_name() {
+        let home = tempfile::tempdir().unwrap();
+        let empty = home.path().join("empty.pem");
+        fs::write(&empty, "no certificate").unwrap();
+        let base =
+            ClientOptions { token: Some("t".into()), ..options(Some("https://127.0.0.1:1"), home.path().into()) };
+        for (given, words) in [
+            (ClientOptions { ca_cert: Some("/no/ca.pem".into()), ..base.clone() }, "failed to read /no/ca.pem"),
+            (ClientOptions { ca_cert: Some(empty.clone()), ..base.clone() }, "holds no certificate in PEM"),
+            (
+                ClientOptions { client_cert: Some(empty.clone()), client_key: Some(empty.clone()), ..base.clone() },
+                "cannot be used",
+            ),
+        ] {
+            let error = Client::new(&given).map(drop).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+            // They are not even read for an address without TLS.
+            Client::new(&ClientOptions { host: Some("http://127.0.0.1:1".into()), ..given }).map(drop).unwrap();
+        }
     }
 }

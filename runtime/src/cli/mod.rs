@@ -99,12 +99,35 @@ pub enum ClientCommand {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Client options")]
 pub struct ClientOptions {
-    /// Address of the server, like http://127.0.0.1:8080 [default: what DIR/address says]
+    /// Address of the server, like http://127.0.0.1:8080 or https://models.example.com [default: what DIR/address says]
     #[arg(long, global = true, value_name = "URL", env = "TESSERA_HOST", hide_env_values = true)]
     pub host: Option<String>,
     /// Access token [default: what DIR/admin.token says, if DIR is that server's]
     #[arg(long, global = true, value_name = "TOKEN", env = "TESSERA_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// Certificates in PEM to trust instead of the system's, for https:// [default: the system's]
+    #[arg(long, global = true, value_name = "FILE", env = "TESSERA_CA_CERT", hide_env_values = true)]
+    pub ca_cert: Option<PathBuf>,
+    /// Certificate in PEM for a server that asks clients for one
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TESSERA_CLIENT_CERT",
+        hide_env_values = true,
+        requires = "client_key"
+    )]
+    pub client_cert: Option<PathBuf>,
+    /// Private key of the client certificate, in PEM
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TESSERA_CLIENT_KEY",
+        hide_env_values = true,
+        requires = "client_cert"
+    )]
+    pub client_key: Option<PathBuf>,
     /// Home of a server on this machine, to find its address and token
     #[arg(
         long, global = true, value_name = "DIR", env = "TESSERA_HOME", hide_env_values = true,
@@ -268,6 +291,7 @@ mod tests {
             "tessera endpoint create iris --model a.b.c",
             "tessera endpoint create iris --model a.b.c --version one",
             "tessera endpoint create iris --file c.json --model a.b.c",
+            "tessera endpoint list --client-cert c.pem",
             "tessera serve --tensor-bytes-max 1MB",
         ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");

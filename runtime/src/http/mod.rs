@@ -1,8 +1,9 @@
-//! Connections: one event loop per core, HTTP/1.1 and HTTP/2 without TLS, limits that fire, a graceful end.
+//! Connections: one event loop per core, HTTP/1.1 and HTTP/2 with and without TLS, limits that fire, a graceful end.
 //!
 //! Knows sockets and HTTP, nothing of endpoints: each request goes to [`crate::api::answer`].
 
 pub mod body;
+pub mod tls;
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -15,12 +16,16 @@ use anyhow::{Context, Result};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 
+use self::tls::Tls;
 use crate::api::{self, App};
+use crate::observe::metrics::Metrics;
 use crate::{memory, sandbox};
 
 /// Headers of one request.
@@ -45,7 +50,8 @@ pub struct HttpLimits {
     pub threads: usize,
     /// Open connections over all threads.
     pub connections_max: usize,
-    /// From accepting a connection, or the end of a request, to the end of the next request's headers.
+    /// From accepting a connection, or the end of a request, to the end of the next request's headers. A TLS handshake
+    /// is part of it.
     pub header_timeout: Duration,
     /// How long requests may go on after the signal to end.
     pub drain_timeout: Duration,
@@ -104,6 +110,7 @@ impl Servers {
     pub fn start(
         app: &Arc<App>,
         listeners: Listeners,
+        tls: Option<&Arc<Tls>>,
         limits: &HttpLimits,
         shutdown: &watch::Receiver<bool>,
     ) -> Result<Servers> {
@@ -112,6 +119,7 @@ impl Servers {
         for (index, socket) in listeners.sockets.into_iter().enumerate() {
             let event_loop = EventLoop {
                 app: Arc::clone(app),
+                tls: tls.map(Arc::clone),
                 limits: limits.clone(),
                 connections: Arc::clone(&connections),
                 shutdown: shutdown.clone(),
@@ -144,6 +152,8 @@ impl Servers {
 
 struct EventLoop {
     app: Arc<App>,
+    /// None speaks plain HTTP.
+    tls: Option<Arc<Tls>>,
     limits: HttpLimits,
     connections: Arc<Semaphore>,
     shutdown: watch::Receiver<bool>,
@@ -157,7 +167,7 @@ impl EventLoop {
             Err(error) => return tracing::error!("failed to listen: {error}"),
         };
         let graceful = GracefulShutdown::new();
-        let http = self.builder();
+        let http = Arc::new(self.builder());
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -200,7 +210,7 @@ impl EventLoop {
 
     fn serve(
         &self,
-        http: &auto::Builder<TokioExecutor>,
+        http: &Arc<auto::Builder<TokioExecutor>>,
         graceful: &GracefulShutdown,
         stream: TcpStream,
         peer: SocketAddr,
@@ -210,31 +220,102 @@ impl EventLoop {
         let _ = stream.set_nodelay(true);
         // A client that takes nothing of what was sent to it must not hold its connection for ever.
         let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIME_MAX));
-        let app = Arc::clone(&self.app);
+        let connection = Connection {
+            app: Arc::clone(&self.app),
+            http: Arc::clone(http),
+            watcher: graceful.watcher(),
+            peer,
+            first_request_by: Instant::now() + self.limits.header_timeout,
+            _place: Place::new(permit, &self.app.metrics),
+        };
+        // Two tasks and not one with a branch: a plain connection's would be as large as a handshake.
+        match &self.tls {
+            None => tokio::spawn(connection.serve(stream, Scheme::Http)),
+            Some(tls) => tokio::spawn(connection.serve_tls(stream, Arc::clone(tls), self.shutdown.clone())),
+        };
+    }
+}
+
+/// How a connection is made: what absolute URLs begin with that are handed out over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// In plain text.
+    Http,
+    /// Over TLS.
+    Https,
+}
+
+impl Scheme {
+    /// Its name in a URL.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        }
+    }
+}
+
+/// One of the connections that may be open, for as long as this lives.
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    metrics: Arc<Metrics>,
+}
+
+impl Place {
+    fn new(permit: OwnedSemaphorePermit, metrics: &Arc<Metrics>) -> Place {
+        metrics.connections.inc();
+        Place { _permit: permit, metrics: Arc::clone(metrics) }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
+}
+
+/// A connection that was accepted.
+struct Connection {
+    app: Arc<App>,
+    http: Arc<auto::Builder<TokioExecutor>>,
+    watcher: Watcher,
+    peer: SocketAddr,
+    first_request_by: Instant,
+    _place: Place,
+}
+
+impl Connection {
+    async fn serve_tls(self, stream: TcpStream, tls: Arc<Tls>, mut shutdown: watch::Receiver<bool>) {
+        let handshake = tokio::time::timeout_at(self.first_request_by, tls.handshake(stream));
+        let stream = tokio::select! {
+            shaken = handshake => shaken.inspect_err(|_| tls.count_timeout()).ok().flatten(),
+            // No request has begun.
+            _ = shutdown.wait_for(|stop| *stop) => None,
+        };
+        if let Some(stream) = stream {
+            self.serve(stream, Scheme::Https).await;
+        }
+    }
+
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, scheme: Scheme) {
+        let Connection { app, http, watcher, peer, first_request_by, _place } = self;
         let begun = Arc::new(AtomicBool::new(false));
         let saw_request = Arc::clone(&begun);
         let service = service_fn(move |request| {
             saw_request.store(true, Relaxed);
             let app = Arc::clone(&app);
-            async move { Ok::<_, Infallible>(api::answer(app, request, peer).await) }
+            async move { Ok::<_, Infallible>(api::answer(app, request, peer, scheme).await) }
         });
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service).into_owned());
-        let first_request_within = self.limits.header_timeout;
-        let metrics = Arc::clone(&self.app.metrics);
-        tokio::spawn(async move {
-            let _permit = permit;
-            metrics.connections.inc();
-            let mut connection = std::pin::pin!(connection);
-            // hyper has no timeout while it tells HTTP/1 from HTTP/2, so a silent connection is ended here.
-            tokio::select! {
-                _ = &mut connection => {}
-                () = tokio::time::sleep(first_request_within) => {
-                    if begun.load(Relaxed) {
-                        let _ = connection.await;
-                    }
+        let connection = watcher.watch(http.serve_connection(TokioIo::new(stream), service));
+        let mut connection = std::pin::pin!(connection);
+        // hyper has no timeout while it tells HTTP/1 from HTTP/2, so a silent connection is ended here.
+        tokio::select! {
+            _ = &mut connection => {}
+            () = tokio::time::sleep_until(first_request_by) => {
+                if begun.load(Relaxed) {
+                    let _ = connection.await;
                 }
             }
-            metrics.connections.dec();
-        });
+        }
     }
 }

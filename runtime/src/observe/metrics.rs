@@ -49,6 +49,9 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Rows of usage and payload tables that found no place.
     pub usage_rows_dropped: Counter,
+    tls_certificate: Family<Vec<(String, String)>, Gauge>,
+    tls_failures: Family<Vec<(String, String)>, Counter>,
+    tls_reloads: Family<Vec<(String, String)>, Counter>,
     graph_count: Gauge,
     graph_bytes: Gauge<u64, AtomicU64>,
     graph_loads: Gauge<u64, AtomicU64>,
@@ -89,6 +92,9 @@ impl Default for Metrics {
             queued: Gauge::default(),
             connections: Gauge::default(),
             usage_rows_dropped: Counter::default(),
+            tls_certificate: Family::default(),
+            tls_failures: Family::default(),
+            tls_reloads: Family::default(),
             graph_count: Gauge::default(),
             graph_bytes: Gauge::default(),
             graph_loads: Gauge::default(),
@@ -117,6 +123,11 @@ impl Metrics {
         registry.register("connections", "Open connections", self.connections.clone());
         let dropped = self.usage_rows_dropped.clone();
         registry.register("usage_rows_dropped", "Rows of usage and payload tables that found no place", dropped);
+        let (help, gauge) = ("End of the TLS certificate, as Unix time", self.tls_certificate.clone());
+        registry.register_with_unit("tls_certificate_not_after", help, Unit::Seconds, gauge);
+        let help = "TLS handshakes that failed, by reason";
+        registry.register("tls_handshakes_failed", help, self.tls_failures.clone());
+        registry.register("tls_reloads", "New TLS files, loaded or refused", self.tls_reloads.clone());
         registry.register("graphs_loaded", "Graphs in memory", self.graph_count.clone());
         registry.register_with_unit("graph_memory", "Memory of loaded graphs", Unit::Bytes, self.graph_bytes.clone());
         registry.register("graph_loads", "Graph loads since the start", self.graph_loads.clone());
@@ -160,6 +171,21 @@ impl Metrics {
     /// Counts a request that was refused before it reached a guest.
     pub fn count_refusal(&self, reason: &str) {
         self.refused.get_or_create(&vec![("reason".to_owned(), reason.to_owned())]).inc();
+    }
+
+    /// Counts a TLS handshake that failed.
+    pub fn count_tls_failure(&self, reason: &str) {
+        self.tls_failures.get_or_create(&vec![("reason".to_owned(), reason.to_owned())]).inc();
+    }
+
+    /// Counts new TLS files, which were `loaded` or `refused`.
+    pub fn count_tls_reload(&self, outcome: &str) {
+        self.tls_reloads.get_or_create(&vec![("outcome".to_owned(), outcome.to_owned())]).inc();
+    }
+
+    /// Sets when the certificate in `file` ends, in seconds since 1970.
+    pub fn tls_certificate(&self, file: &str, not_after: i64) {
+        self.tls_certificate.get_or_create(&vec![("file".to_owned(), file.to_owned())]).set(not_after);
     }
 
     /// The text of `/metrics`.
