@@ -19,6 +19,8 @@ pub enum ErrorCode {
     ResourceAlreadyExists,
     /// 401: no valid credentials.
     Unauthenticated,
+    /// 403: known, but not allowed.
+    PermissionDenied,
     /// 404: no such path.
     NotFound,
     /// 404: no such thing, or not yours.
@@ -45,6 +47,7 @@ impl ErrorCode {
             ErrorCode::InvalidParameterValue => "INVALID_PARAMETER_VALUE",
             ErrorCode::ResourceAlreadyExists => "RESOURCE_ALREADY_EXISTS",
             ErrorCode::Unauthenticated => "UNAUTHENTICATED",
+            ErrorCode::PermissionDenied => "PERMISSION_DENIED",
             ErrorCode::NotFound => "NOT_FOUND",
             ErrorCode::ResourceDoesNotExist => "RESOURCE_DOES_NOT_EXIST",
             ErrorCode::ResourceConflict => "RESOURCE_CONFLICT",
@@ -61,6 +64,7 @@ impl ErrorCode {
         match self {
             ErrorCode::BadRequest | ErrorCode::InvalidParameterValue | ErrorCode::ResourceAlreadyExists => 400,
             ErrorCode::Unauthenticated => 401,
+            ErrorCode::PermissionDenied => 403,
             ErrorCode::NotFound | ErrorCode::ResourceDoesNotExist => 404,
             ErrorCode::ResourceConflict => 409,
             ErrorCode::ResourceExhausted => 429,

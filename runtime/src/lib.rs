@@ -19,7 +19,8 @@
 //! - [`registry`]: models and their versions, uploaded file by file.
 //! - [`control`]: endpoints are made, changed and woken; [`turns`] gives each one change at a time.
 //! - [`deploy`]: package → capability check → compile worker → artifact → converted graphs → golden request.
-//! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything.
+//! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything, [`seal`]
+//!   encrypts what lies in it.
 //!
 //! Beside them: [`server`] puts the parts together, [`config`] and [`cli`] are what a person types, [`observe`] is what a
 //! person sees, [`error`] is what a caller gets; [`memory`] gives back what is free.
@@ -31,6 +32,8 @@
 //! - An instance answers one request and is gone. What `init` left in memory is the only thing requests share.
 //! - wasmtime is known to [`sandbox`] and [`deploy`] alone, ML libraries to [`nn::backends`], sled to [`store`], HTTP to
 //!   [`http`] and [`api`].
+//! - What is kept is sealed. In plain there is only what was made from it, in the cache folder, to be mapped and run; it
+//!   may be deleted while the server is stopped.
 //! - What is acknowledged is in the store; what is in the catalog is in the store.
 //! - Guests reach what the contract offers and nothing else: no files, no network, no environment.
 
@@ -51,6 +54,7 @@ pub mod nn;
 pub mod observe;
 pub mod registry;
 pub mod sandbox;
+pub mod seal;
 pub mod server;
 pub mod store;
 pub mod turns;

@@ -4,6 +4,7 @@ mod discovery;
 mod endpoints;
 mod files;
 mod invocations;
+mod keys;
 mod registry;
 mod wire;
 
@@ -29,6 +30,7 @@ use crate::control::ControlPlane;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{self, BodyLimits, ResponseBody};
 use crate::observe::metrics::Metrics;
+use crate::seal::rotation::Rotation;
 
 /// Longest path with its query.
 const URI_BYTES_MAX: usize = 8 << 10;
@@ -54,6 +56,8 @@ pub struct App {
     pub upload_bytes_max: u64,
     /// Uploads at one time; each holds a thread that writes.
     pub uploads: Semaphore,
+    /// The keys that seal what is kept.
+    pub keys: Arc<Rotation>,
     /// Whether new work is taken: false before the start is complete and while draining.
     pub accepting: AtomicBool,
 }
@@ -158,6 +162,8 @@ async fn route(call: &mut Call) -> Result<Answer, ApiError> {
         (_, ["api", "2.0", "fs", what @ ("files" | "directories"), "Models", path @ ..]) => {
             files::route(call, what, path).await
         }
+
+        (_, ["api", "2.0", "tessera", "keys", what @ ..]) => keys::route(call, what).await,
 
         // Discovery, health, metrics.
         (method, ["health"]) if method == get => discovery::health(),
