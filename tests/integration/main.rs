@@ -10,6 +10,7 @@
 //! - [`endpoints`]: create, update, split, fail, delete, restart, scale to zero.
 //! - [`density`]: many endpoints, of which few are in memory.
 //! - [`crash`]: `kill -9` at any moment.
+//! - [`sealed`]: nothing readable on disk, wrong keys, key rotation.
 //! - [`models`]: real models, compared with the Python libraries they come from.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
 //! - [`cli`]: the command line.
@@ -27,3 +28,4 @@ mod http;
 mod isolation;
 mod mlflow;
 mod models;
+mod sealed;
