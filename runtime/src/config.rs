@@ -15,12 +15,14 @@ use serde::{Deserialize, Deserializer};
 
 use crate::http::tls::{ClientAuth, ClientCertificates, TlsFiles};
 use crate::observe::log::{LogFormat, LogLevel};
+use crate::seal::source::KEY_VARIABLE;
 
 /// Where a server keeps its state, and where the command line looks for one, when nothing else is said.
 pub const DEFAULT_HOME: &str = ".tessera";
 
 /// Variables that begin with `TESSERA_` and are no settings of the server: the command line's and the Makefile's.
-const OTHER_VARIABLES: [&str; 10] = [
+const OTHER_VARIABLES: [&str; 11] = [
+    KEY_VARIABLE,
     "TESSERA_HOST",
     "TESSERA_TOKEN",
     "TESSERA_CA_CERT",
@@ -57,6 +59,26 @@ pub struct ServeArgs {
     /// Directory that holds all state; the server writes `address` and `admin.token` into it [default: .tessera]
     #[arg(long, value_name = "DIR", env = "TESSERA_HOME", hide_env = true, help_heading = "Server")]
     pub home: Option<PathBuf>,
+
+    /// Directory for what is made from that state and kept in plain, to be mapped and run; may be deleted while the server
+    /// is stopped [default: the folder cache in the home]
+    #[arg(long, value_name = "DIR", env = "TESSERA_CACHE_DIR", hide_env = true, help_heading = "Encryption at rest")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// File with the key that wraps the keys of the home, 64 hex digits or base64; made if it is absent. TESSERA_KEY holds
+    /// such a key itself [default: the file node.key in the home]
+    #[arg(long, value_name = "FILE", env = "TESSERA_KEY_FILE", hide_env = true, help_heading = "Encryption at rest")]
+    pub key_file: Option<PathBuf>,
+
+    /// File with the key before: opens what the key does not, which is then wrapped with the key [default: none]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TESSERA_PREVIOUS_KEY_FILE",
+        hide_env = true,
+        help_heading = "Encryption at rest"
+    )]
+    pub previous_key_file: Option<PathBuf>,
 
     /// TOML file with settings [default: none]
     #[arg(long, value_name = "FILE", env = "TESSERA_CONFIG", hide_env = true, help_heading = "Server")]
@@ -301,6 +323,10 @@ pub struct ServeConfig {
     pub compile_timeout_ms: u64,
     pub compile_memory_bytes_max: u64,
 
+    pub cache_dir: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    pub previous_key_file: Option<PathBuf>,
+
     pub onnxruntime: Option<PathBuf>,
     pub executor_threads: usize,
     pub executor_queue_max: usize,
@@ -448,6 +474,9 @@ impl ServeArgs {
             log_format: self.log_format.or(file.log_format).unwrap_or(LogFormat::Auto),
             log_level: self.log_level.or(file.log_level).unwrap_or(LogLevel::Info),
             home: self.home.or(file.home).unwrap_or_else(|| DEFAULT_HOME.into()),
+            cache_dir: self.cache_dir.or(file.cache_dir),
+            key_file: self.key_file.or(file.key_file),
+            previous_key_file: self.previous_key_file.or(file.previous_key_file),
             onnxruntime: self.onnxruntime.or(file.onnxruntime),
         })
     }

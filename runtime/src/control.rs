@@ -26,13 +26,14 @@ use crate::catalog::{
 };
 use crate::clock::now_ms;
 use crate::deploy::build_log::BuildLog;
-use crate::deploy::{DeployError, ModelHost};
+use crate::deploy::{DeployError, ModelHost, UNFINISHED};
 use crate::error::{ApiError, ErrorCode, chain};
 use crate::home::Home;
 use crate::memory;
 use crate::observe::log_ring::LogRing;
 use crate::observe::metrics::Metrics;
 use crate::registry::Registry;
+use crate::seal;
 use crate::secrets::{Secrets, is_reference};
 use crate::store::documents::{document, read_document, visit_documents};
 use crate::store::{StateStore, StoreError, Transaction};
@@ -101,6 +102,9 @@ const GIVE_BACK_AGAIN: Duration = Duration::from_secs(12);
 
 /// Endpoints that are read from disk at one time: each takes a thread for a moment.
 const WAKING_MAX: usize = 8;
+
+/// Age of something unfinished in the cache, in which nothing was written for so long that nobody does any more.
+const UNFINISHED_MAX: Duration = Duration::from_secs(3600);
 
 /// Times that the outcome of a deploy is offered to a store whose queue is full.
 const COMMIT_TRIES: u32 = 10;
@@ -255,7 +259,8 @@ impl ControlPlane {
 
     /// Whether nothing that the guests of an endpoint wrote would be lost with it.
     fn save_logs(&self, endpoint: &Endpoint) -> bool {
-        let save = |entity: &Arc<ServedEntity>| entity.log.save(&self.log_path(&endpoint.record, &entity.config));
+        let save =
+            |entity: &Arc<ServedEntity>| entity.log.save(&self.host.files, &log_name(&endpoint.record, &entity.config));
         let saved = endpoint.serving.iter().flat_map(|serving| &serving.entities).try_for_each(save);
         if let Err(error) = &saved {
             tracing::warn!(endpoint = endpoint.record.name, "failed to save what its guest wrote: {error}");
@@ -263,12 +268,8 @@ impl ControlPlane {
         saved.is_ok()
     }
 
-    fn log_path(&self, record: &EndpointRecord, entity: &EntityConfig) -> PathBuf {
-        self.home.path(&format!("logs/{}-{}.log", record.id, entity.name))
-    }
-
-    /// Removes what was made for endpoints that are gone: laid-out packages, artifacts, converted graphs, logs. Blocks, and reads every
-    /// package that is served: once, some time after a start.
+    /// Removes what was made for endpoints that are gone: laid-out packages, artifacts, converted graphs, logs. Blocks, and
+    /// reads every package that is served: after a start, and from time to time.
     ///
     /// # Errors
     /// When the records cannot be read.
@@ -301,14 +302,18 @@ impl ControlPlane {
             }
             Ok::<_, StoreError>(())
         })?;
-        let folders = ["packages", "artifacts", "graphs", "profiles", "build-logs", "logs"]
-            .map(|name| std::fs::read_dir(self.home.path(name)));
+        let folders = ["packages", "artifacts", "graphs"].map(|name| self.home.cache(name)).into_iter();
+        let folders = folders.chain(seal::files::FOLDERS.map(|name| self.home.path(name))).map(std::fs::read_dir);
         let is_leftover = |entry: &std::fs::DirEntry| {
             let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(UNFINISHED) {
+                let modified = entry.metadata().and_then(|metadata| metadata.modified());
+                return modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > UNFINISHED_MAX));
+            }
             // Names begin with what they belong to: a digest, a key, an endpoint's id.
             !kept.contains(&hashes.hash_one(name.split(['.', '-']).next().unwrap_or(&name)))
         };
-        let entries = folders.into_iter().flatten().flatten().flatten();
+        let entries = folders.flatten().flatten().flatten();
         Ok(entries.filter(is_leftover).map(|entry| entry.path()).collect())
     }
 
@@ -584,8 +589,8 @@ impl ControlPlane {
         let configs = [&record.pending, &record.failed.as_ref().map(|failed| failed.config.clone()), &record.config];
         let mut versions: Vec<u64> = configs.into_iter().flatten().map(|config| config.version).collect();
         versions.sort_unstable_by(|a, b| b.cmp(a));
-        let read = |version| std::fs::read_to_string(self.home.path(&build_log_name(&record.id, version, entity))).ok();
-        versions.into_iter().find_map(read)
+        let read = |version| self.host.files.read(&build_log_name(&record.id, version, entity)).ok().flatten();
+        versions.into_iter().find_map(read).map(|text| String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Commits a record with a pending config, shows it, and starts the deploy. Called in the endpoint's turn.
@@ -618,7 +623,11 @@ impl ControlPlane {
     async fn deploy(self: &Arc<ControlPlane>, workspace: WorkspaceId, name: &str, id: &str) {
         let Some(endpoint) = self.deploying(workspace, name, id).await else { return };
         let Some(config) = endpoint.record.pending.clone() else { return };
-        let outcome = match self.serving(&endpoint.record, &config, endpoint.serving.as_deref(), &Traces::default()) {
+        // Lays packages out, which takes as long as they are large.
+        let serving = tokio::task::block_in_place(|| {
+            self.serving(&endpoint.record, &config, endpoint.serving.as_deref(), &Traces::default())
+        });
+        let outcome = match serving {
             Ok(serving) => self.ready_all(&endpoint.record, &config, &serving).await.map(|()| serving),
             Err(failed) => Err(failed),
         };
@@ -710,7 +719,7 @@ impl ControlPlane {
             let metrics = self.metrics.entity(&record.name, &entity.name);
             let log = match current {
                 Some(current) => current.log.clone(),
-                None => LogRing::open(&self.log_path(record, entity)),
+                None => LogRing::open(&self.host.files, &log_name(record, entity)),
             };
             let cold_start = traces.iter().find(|(name, _)| **name == *entity.name).map(|(_, cold)| *cold);
             entities.push(Arc::new(ServedEntity::new(entity.clone(), plan, log, metrics, cold_start)));
@@ -739,7 +748,7 @@ impl ControlPlane {
             }
             let name = build_log_name(&record.id, config.version, &entity.config.name);
             // Not synced: it is a log. One that cannot be written must not fail the deploy it describes.
-            if let Err(error) = std::fs::write(self.home.path(&name), log.text()) {
+            if let Err(error) = self.host.files.write(&name, log.text().as_bytes()) {
                 tracing::warn!("failed to keep a build log: {error}");
             }
             outcome.map_err(|message| FailedDeploy::new(&entity.config.name, message))?;
@@ -785,6 +794,10 @@ fn same(a: &EntityConfig, b: &EntityConfig) -> bool {
 
 fn endpoint_key(workspace: WorkspaceId, name: &str) -> String {
     format!("endpoint/{workspace}/{name}")
+}
+
+fn log_name(record: &EndpointRecord, entity: &EntityConfig) -> String {
+    format!("logs/{}-{}.log", record.id, entity.name)
 }
 
 fn build_log_name(id: &str, version: u64, entity: &str) -> String {

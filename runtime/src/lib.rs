@@ -21,7 +21,8 @@
 //! - [`control`]: endpoints are made, changed and woken; [`turns`] gives each one change at a time.
 //! - [`secrets`]: values that settings refer to, which no artifact holds.
 //! - [`deploy`]: package → capability check → compile worker → artifact → converted graphs → golden request.
-//! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything.
+//! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything, [`seal`]
+//!   encrypts what lies in it.
 //!
 //! - [`audit`]: who changed what, and who was denied, on disk before a change is acknowledged.
 //! - [`usage`]: a row per request and, where asked for, its payload, as Parquet; beside the path, never on it.
@@ -36,6 +37,8 @@
 //! - An instance answers one request and is gone. What `init` left in memory is the only thing requests share.
 //! - wasmtime is known to [`sandbox`] and [`deploy`] alone, ML libraries to [`nn::backends`], sled to [`store`], HTTP to
 //!   [`http`] and [`api`].
+//! - What is kept is sealed. In plain there is only what was made from it, in the cache folder, to be mapped and run; it
+//!   may be deleted while the server is stopped.
 //! - What is acknowledged is in the store; what is in the catalog is in the store.
 //! - Guests reach what the contract offers and nothing else: no files, no network, no environment.
 
@@ -58,6 +61,7 @@ pub mod nn;
 pub mod observe;
 pub mod registry;
 pub mod sandbox;
+pub mod seal;
 pub mod secrets;
 pub mod server;
 pub mod store;

@@ -1,12 +1,12 @@
 //! The server: opens the home, puts the parts together, serves until it is told to end.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
@@ -29,7 +29,12 @@ use crate::nn::{Backends, Executor, Graphs};
 use crate::observe::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::{RequestLimits, Sandbox};
+use crate::seal::files::SealedFiles;
+use crate::seal::keyring::{self, Found, Keyring};
+use crate::seal::rotation::Rotation;
+use crate::seal::source::{self, KEY_VARIABLE, MasterKey};
 use crate::store::blobs::Blobs;
+use crate::store::sealed::{self, SealedStore};
 use crate::store::sled::SledStore;
 use crate::store::{StateStore, StoreError};
 use crate::usage::{self, Recorder};
@@ -57,14 +62,19 @@ const BLOB_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// # Errors
 /// When the home, the store, the backends or the address cannot be had.
 pub fn serve(config: &ServeConfig) -> Result<()> {
-    let home = Home::open(&config.home)?;
-    let keys = home.keys()?;
-    let store: Arc<dyn StateStore> =
+    let home = Home::open_with_cache(&config.home, config.cache_dir.as_deref())?;
+    let records: Arc<dyn StateStore> =
         Arc::new(SledStore::open(&home.path("store")).context("failed to open the state store")?);
+    let ring = Arc::new(open_keys(config, &home, &*records)?);
+    let keys = Keys::derive(&ring.secret()?);
+    let sealed = Arc::new(SealedStore::new(records, Arc::clone(&ring)));
+    let store: Arc<dyn StateStore> = sealed.clone();
     // A leftover of a server that was killed: nobody must take it for this one's. Only now that the store is locked, for
     // before that it may be the address of a server that runs on this home.
     let _ = std::fs::remove_file(home.path("address"));
-    let blobs = Arc::new(Blobs::open(&home.path("blobs")).context("failed to open the files of packages")?);
+    let blobs = Blobs::open(&home.path("blobs"), Arc::clone(&ring)).context("failed to open the files of packages")?;
+    let blobs = Arc::new(blobs);
+    let files = Arc::new(SealedFiles::new(home.clone(), Arc::clone(&ring)));
     let background = background_runtime()?;
     let metrics = Arc::new(Metrics::default());
 
@@ -74,7 +84,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     background.block_on(audit.append(Event::own("server.start", env!("CARGO_PKG_VERSION"))))?;
 
     let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::clone(&blobs)));
-    let host = Arc::new(model_host(config, &home, &keys, &blobs, &background)?);
+    let host = Arc::new(model_host(config, &home, &keys, (&blobs, &files), &background)?);
     let control = Arc::new(ControlPlane::new(
         store,
         Arc::clone(&registry),
@@ -84,6 +94,15 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
         background.handle().clone(),
         config.awake_endpoints_max,
     ));
+    let rotation = Arc::new(Rotation {
+        home: home.clone(),
+        keys: ring,
+        store: sealed,
+        blobs: Arc::clone(&blobs),
+        files,
+        background: background.handle().clone(),
+        progress: Mutex::default(),
+    });
     let app = Arc::new(App {
         directory,
         admission: Admission::new(config.concurrent_requests_max, config.queued_requests_max, Arc::clone(&metrics)),
@@ -97,9 +116,11 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
         },
         upload_bytes_max: config.upload_bytes_max,
         uploads: Semaphore::new(UPLOADS_MAX),
+        keys: Arc::clone(&rotation),
         accepting: AtomicBool::new(false),
     });
     let endpoints = control.restore().context("failed to bring the endpoints back")?;
+    rotation.resume();
     start_sweeps(&background, &control, blobs);
     start_idle_checks(&background, &control, config);
     let outcome = run(config, &home, &app, &background, endpoints);
@@ -177,11 +198,36 @@ async fn store_failure(control: &ControlPlane) -> StoreError {
     }
 }
 
+/// The keys of the home, made at the first start. Before anything is written to a home whose keys do not fit.
+fn open_keys(config: &ServeConfig, home: &Home, records: &dyn StateStore) -> Result<Keyring> {
+    let own_file = home.path("node.key");
+    let found = sealed::look(records).context("failed to read the records")?;
+    let old_secret = if home.path(keyring::FILE).exists() { None } else { source::old_secret(&own_file)? };
+    let file = config.key_file.as_ref().unwrap_or(&own_file);
+    let variable = std::env::var(KEY_VARIABLE).ok();
+    if variable.is_some() && config.key_file.is_some() {
+        bail!("both {KEY_VARIABLE} and key_file are set: leave one of them out");
+    }
+    let first_start = !home.path(keyring::FILE).exists() && found != Found::Sealed;
+    let master = match variable.is_none() && first_start && !file.exists() {
+        true => MasterKey::create(file)?,
+        false => MasterKey::read(file, variable.as_deref())?,
+    };
+    let previous = config.previous_key_file.as_deref().map(|file| MasterKey::read(file, None)).transpose()?;
+    let ring = Keyring::open(home, &master, previous.as_ref(), old_secret, found)?;
+    if ring.list().unsealed_accepted {
+        tracing::warn!(
+            "this home holds data from before encryption, which is not sealed: `tessera key rotate` seals it"
+        );
+    }
+    Ok(ring)
+}
+
 fn model_host(
     config: &ServeConfig,
     home: &Home,
     keys: &Keys,
-    blobs: &Arc<Blobs>,
+    (blobs, files): (&Arc<Blobs>, &Arc<SealedFiles>),
     background: &Runtime,
 ) -> Result<ModelHost> {
     let instances_max = u32::try_from(config.concurrent_requests_max).unwrap_or(u32::MAX);
@@ -203,7 +249,8 @@ fn model_host(
         executor: Executor::new(config.executor_threads, config.executor_queue_max, config.batch_rows_max)
             .context("failed to start executors")?,
         blobs: Arc::clone(blobs),
-        artifacts: Artifacts::open(&home.path("artifacts"), keys.artifacts).context("failed to open the artifacts")?,
+        files: Arc::clone(files),
+        artifacts: Artifacts::open(&home.cache("artifacts"), keys.artifacts).context("failed to open the artifacts")?,
         workers: Workers {
             // This very program, also after its file was replaced by another version.
             executable: PathBuf::from("/proc/self/exe"),
@@ -285,23 +332,18 @@ fn start_idle_checks(background: &Runtime, control: &Arc<ControlPlane>, config: 
     });
 }
 
-/// Looks for what endpoints left that are gone, at the start; for files of packages, at the start and from time to time.
+/// Looks for what endpoints left that are gone, and for files of packages that nothing refers to: at the start and from
+/// time to time.
 fn start_sweeps(background: &Runtime, control: &Arc<ControlPlane>, blobs: Arc<Blobs>) {
-    let registry = Arc::clone(&control.registry);
-    background.spawn_blocking({
-        let control = Arc::clone(control);
-        move || {
-            if let Err(error) = control.sweep() {
-                tracing::warn!("failed to look for leftovers: {}", chain(&error));
-            }
-            memory::give_back();
-        }
-    });
+    let control = Arc::clone(control);
     background.spawn(async move {
         loop {
-            let (registry, blobs) = (Arc::clone(&registry), Arc::clone(&blobs));
+            let (control, blobs) = (Arc::clone(&control), Arc::clone(&blobs));
             let swept = tokio::task::spawn_blocking(move || {
-                sweep_blobs(&registry, &blobs);
+                if let Err(error) = control.sweep() {
+                    tracing::warn!("failed to look for leftovers: {}", chain(&error));
+                }
+                sweep_blobs(&control.registry, &blobs);
                 memory::give_back();
             });
             let _ = swept.await;

@@ -152,7 +152,7 @@ fn secrets_are_for_their_owner_alone() {
     let server = Server::start();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&server.home()), 0o700);
-    for name in ["admin.token", "node.key"] {
+    for name in ["admin.token", "node.key", "keys.json"] {
         assert_eq!(mode(&server.home().join(name)), 0o600, "{name}");
     }
     assert!(!server.log().contains(&server.token), "the token is not logged");

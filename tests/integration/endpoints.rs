@@ -473,7 +473,7 @@ fn a_damaged_artifact_is_made_again() {
 
     // when somebody changes the compiled code, then it is not run: it is compiled again
     let mut changed = 0;
-    for entry in std::fs::read_dir(server.home().join("artifacts")).unwrap() {
+    for entry in std::fs::read_dir(server.home().join("cache/artifacts")).unwrap() {
         let path = entry.unwrap().path();
         let mut bytes = std::fs::read(&path).unwrap();
         if let Some(byte) = bytes.iter_mut().rev().nth(1000) {

@@ -265,6 +265,23 @@ impl Server {
         eventually("the server ends", || child.try_wait().unwrap())
     }
 
+    /// Tries to start again on the same home, which must be refused with all these words.
+    #[track_caller]
+    pub(crate) fn refused_start(&mut self, words: &[&str]) {
+        let before = self.log().len();
+        self.child = spawn(&self.folder, &self.flags);
+        assert!(!self.wait().success(), "it started");
+        let said = self.log()[before..].to_owned();
+        for word in words {
+            assert!(said.contains(word), "'{word}' is not in: {said}");
+        }
+    }
+
+    /// Gives more flags to the next start.
+    pub(crate) fn add_flags(&mut self, flags: &[&str]) {
+        self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    }
+
     /// Starts again on the same home; the one before must have ended. The port is another one.
     pub(crate) fn start_again(&mut self) {
         self.child = spawn(&self.folder, &self.flags);

@@ -11,6 +11,7 @@
 //! - [`endpoints`]: create, update, split, fail, delete, restart, scale to zero.
 //! - [`density`]: many endpoints, of which few are in memory.
 //! - [`crash`]: `kill -9` at any moment.
+//! - [`sealed`]: nothing readable on disk, wrong keys, key rotation.
 //! - [`models`]: real models, compared with the Python libraries they come from.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
 //! - [`cli`]: the command line.
@@ -31,5 +32,6 @@ mod isolation;
 mod mlflow;
 mod models;
 mod permissions;
+mod sealed;
 mod secrets;
 mod tls;

@@ -1,5 +1,6 @@
 //! Files of model versions, on the paths that the Databricks SDK uploads to and downloads from.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Release;
@@ -7,7 +8,6 @@ use std::sync::atomic::Ordering::Release;
 use hyper::Method;
 use hyper::header::{CONTENT_LENGTH, HeaderValue};
 use serde_json::json;
-use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 use super::registry::parse_version;
@@ -17,6 +17,7 @@ use crate::access::Level;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{BodyLimits, ResponseBody};
 use crate::registry::VersionRecord;
+use crate::seal::stream::Reader;
 
 /// Bytes read from disk at a time.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -116,32 +117,43 @@ async fn read(call: &Call, with_body: bool) -> Result<Answer, ApiError> {
     let mut response = respond(200, "application/octet-stream", "");
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(file.bytes));
     if with_body {
-        let path = call.app.control.host.blobs.path(&file.digest);
-        let opened = tokio::fs::File::open(path).await.map_err(|error| ApiError::internal("read a file", &error))?;
-        *response.body_mut() = stream(opened);
+        let (blobs, digest) = (Arc::clone(&call.app.control.host.blobs), file.digest);
+        let opened = tokio::task::spawn_blocking(move || blobs.reader(&digest)).await;
+        *response.body_mut() = stream(opened.map_err(|error| ApiError::internal("read a file", &error))??);
     }
     Ok(response)
 }
 
 /// A file's content as a body, one chunk ahead of the client.
-fn stream(mut file: tokio::fs::File) -> ResponseBody {
+fn stream(mut file: Reader) -> ResponseBody {
     let (sender, chunks) = mpsc::channel(1);
     let complete = Arc::new(AtomicBool::new(false));
     let whole = Arc::clone(&complete);
     tokio::spawn(async move {
         loop {
-            let mut chunk = vec![0; CHUNK_BYTES];
-            match file.read(&mut chunk).await {
-                Ok(0) => return whole.store(true, Release),
-                Ok(bytes) => chunk.truncate(bytes),
+            // A thread for the time of a read, not for the time that a slow client takes.
+            let read = tokio::task::spawn_blocking(move || read_chunk(&mut file).map(|chunk| (file, chunk))).await;
+            let chunk = match read.map_err(std::io::Error::other).flatten() {
+                Ok((_, chunk)) if chunk.is_empty() => return whole.store(true, Release),
+                Ok((read, chunk)) => {
+                    file = read;
+                    chunk
+                }
                 Err(error) => return tracing::error!("failed to read a file that is being downloaded: {error}"),
-            }
+            };
             if sender.send(chunk.into()).await.is_err() {
                 return;
             }
         }
     });
     ResponseBody::Stream { chunks, complete, _maker: None }
+}
+
+/// The next bytes; none at the end.
+fn read_chunk(file: &mut Reader) -> std::io::Result<Vec<u8>> {
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    file.take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+    Ok(chunk)
 }
 
 /// The files and folders directly in a folder.

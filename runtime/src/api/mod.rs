@@ -5,6 +5,7 @@ mod discovery;
 mod endpoints;
 mod files;
 mod invocations;
+mod keys;
 mod openapi;
 mod permissions;
 mod registry;
@@ -31,14 +32,15 @@ use tokio::sync::{Semaphore, mpsc};
 use self::routes::{Access, Found, Route};
 use crate::access::{Action, Directory, Level, Object, Principal, authorize};
 use crate::admission::Admission;
-use crate::catalog::Endpoint;
 use crate::audit::Audit;
+use crate::catalog::Endpoint;
 use crate::control::ControlPlane;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::Scheme;
 use crate::http::body::{self, BodyLimits, ResponseBody};
 use crate::observe::metrics::Metrics;
 use crate::registry::ModelRecord;
+use crate::seal::rotation::Rotation;
 use crate::usage::Recorder;
 
 /// Longest path with its query.
@@ -69,6 +71,8 @@ pub struct App {
     pub upload_bytes_max: u64,
     /// Uploads at one time; each holds a thread that writes.
     pub uploads: Semaphore,
+    /// The keys that seal what is kept.
+    pub keys: Arc<Rotation>,
     /// Whether new work is taken: false before the start is complete and while draining.
     pub accepting: AtomicBool,
 }

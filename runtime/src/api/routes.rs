@@ -15,11 +15,12 @@ use crate::access::Level;
 use crate::error::ApiError;
 
 /// All routes, by module.
-static ALL: [&[Route]; 9] = [
+static ALL: [&[Route]; 10] = [
     super::discovery::ROUTES,
     super::endpoints::ROUTES,
     super::files::ROUTES,
     super::invocations::ROUTES,
+    super::keys::ROUTES,
     super::openapi::ROUTES,
     super::permissions::ROUTES,
     super::registry::ROUTES,
@@ -58,7 +59,6 @@ pub(crate) enum Access {
     #[allow(dead_code, reason = "the first such routes come next")]
     Admin,
     /// Administrators of the whole server.
-    #[allow(dead_code, reason = "the first such routes come next")]
     ServerAdmin,
 }
 

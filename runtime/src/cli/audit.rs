@@ -12,6 +12,8 @@ use crate::audit::{self, Filter, Record};
 use crate::clock::{now_ms, rfc3339};
 use crate::config::DEFAULT_HOME;
 use crate::home::{Home, Keys};
+use crate::seal::keyring::{self, Found, Keyring};
+use crate::seal::source::{KEY_VARIABLE, MasterKey};
 
 /// Which log, and what of it.
 #[derive(Debug, Args)]
@@ -22,6 +24,9 @@ pub struct AuditArgs {
         default_value = DEFAULT_HOME
     )]
     home: PathBuf,
+    /// Key file of the server, if it was given one [default: node.key in the home]
+    #[arg(long, global = true, value_name = "FILE", env = "TESSERA_KEY_FILE", hide_env_values = true)]
+    key_file: Option<PathBuf>,
     /// Print JSON: an object, or a line per record
     #[arg(long, global = true)]
     pub(super) json: bool,
@@ -55,7 +60,7 @@ struct ListArgs {
 
 /// A broken log is an answer, with the exit code of a failure.
 pub(super) fn run(args: &AuditArgs, format: Format, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let key = existing_keys(&args.home)?.audit;
+    let key = existing_keys(&args.home, args.key_file.as_deref())?.audit;
     let dir = args.home.join("audit");
     let context = || format!("failed to read the audit log in {}", dir.display());
     match &args.command {
@@ -109,12 +114,23 @@ fn listed(records: &[Record], format: Format) -> anyhow::Result<String> {
     }
 }
 
-/// The keys of a home that is there; looking must not make one.
-pub(super) fn existing_keys(home: &Path) -> anyhow::Result<Keys> {
-    if !home.join("node.key").exists() {
-        bail!("{} is not the home of a server: it has no node.key; set --home", home.display());
+/// Refuses a folder that no server has kept anything in.
+pub(super) fn check_home(home: &Path) -> anyhow::Result<()> {
+    if !home.join(keyring::FILE).exists() {
+        bail!("{} is not the home of a server: it has no {}; set --home", home.display(), keyring::FILE);
     }
-    Home::open(home)?.keys()
+    Ok(())
+}
+
+/// The keys of a home that is there; looking must not make one.
+pub(super) fn existing_keys(home: &Path, key_file: Option<&Path>) -> anyhow::Result<Keys> {
+    check_home(home)?;
+    let home = Home::open(home)?;
+    let own_file = home.path("node.key");
+    let variable = std::env::var(KEY_VARIABLE).ok();
+    let master = MasterKey::read(key_file.unwrap_or(&own_file), variable.as_deref())?;
+    let ring = Keyring::open(&home, &master, None, None, Found::Sealed)?;
+    Ok(Keys::derive(&ring.secret()?))
 }
 
 /// `7d` ago or a point in time, in milliseconds since 1970.

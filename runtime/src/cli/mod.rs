@@ -10,6 +10,7 @@ pub mod doctor;
 mod endpoint;
 mod invoke;
 mod json;
+mod key;
 mod model;
 mod push;
 mod table;
@@ -29,6 +30,7 @@ use client::{Client, ClientError};
 use doctor::DoctorArgs;
 use endpoint::EndpointCommand;
 use invoke::{InvokeArgs, LogsArgs};
+use key::KeyCommand;
 use model::ModelCommand;
 use usage::UsageArgs;
 
@@ -78,6 +80,13 @@ pub enum ClientCommand {
         options: ClientOptions,
         #[command(subcommand)]
         command: EndpointCommand,
+    },
+    /// Look after the keys that seal what the server keeps
+    Key {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: KeyCommand,
     },
     /// Send one request to an endpoint and print its answer
     Invoke {
@@ -176,6 +185,7 @@ fn execute(command: ClientCommand, format: Format, out: &mut dyn Write) -> anyho
     match command {
         ClientCommand::Model { command, .. } => model::run(&mut session, command),
         ClientCommand::Endpoint { command, .. } => endpoint::run(&mut session, command),
+        ClientCommand::Key { command, .. } => key::run(&mut session, command),
         ClientCommand::Invoke { args, .. } => invoke::invoke(&mut session, args),
         ClientCommand::Logs { args, .. } => invoke::logs(&mut session, args),
     }
@@ -186,6 +196,7 @@ impl ClientCommand {
         match self {
             Self::Model { options, .. }
             | Self::Endpoint { options, .. }
+            | Self::Key { options, .. }
             | Self::Invoke { options, .. }
             | Self::Logs { options, .. } => options,
         }

@@ -1,13 +1,13 @@
 //! `tessera usage`: who used what, from a running server or from the files of a home.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 
-use super::audit::{existing_keys, since_ms};
+use super::audit::{check_home, existing_keys, since_ms};
 use super::client::{Client, ClientError};
 use super::endpoint::endpoint_name;
 use super::{ClientOptions, Format, json, print_bytes, table};
@@ -59,6 +59,9 @@ struct PayloadArgs {
     /// Print the folder and the AES-256 key of the table instead, for other readers of encrypted Parquet
     #[arg(long)]
     show_key: bool,
+    /// Key file of the server, if it was given one [default: node.key in the home]
+    #[arg(long, value_name = "FILE", env = "TESSERA_KEY_FILE", hide_env_values = true)]
+    key_file: Option<PathBuf>,
 }
 
 /// What the server answers.
@@ -101,7 +104,7 @@ fn from_server(args: &UsageArgs) -> anyhow::Result<String> {
 
 fn from_files(args: &UsageArgs) -> anyhow::Result<String> {
     let home = &args.options.home;
-    existing_keys(home)?;
+    check_home(home)?;
     let filter = Filter {
         workspace: None,
         endpoint: args.endpoint.clone(),
@@ -130,7 +133,7 @@ fn payload_table(dir: &Path, args: &PayloadArgs) -> anyhow::Result<Table> {
 }
 
 fn payload(home: &Path, args: &PayloadArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    let key = existing_keys(home)?.usage;
+    let key = existing_keys(home, args.key_file.as_deref())?.usage;
     let dir = home.join("usage");
     let table = payload_table(&dir, args)?;
     if args.show_key {

@@ -4,8 +4,10 @@
 //! A file is named by everything that decides its content, so it is never out of date, only unused. It is written aside,
 //! synced and renamed, and never changed afterwards: graphs read their weights from it where it is mapped.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 
@@ -16,12 +18,14 @@ use crate::nn::{Backend, GraphSource};
 /// The folder of converted models.
 pub struct ConvertedGraphs {
     dir: PathBuf,
+    /// Those that could not be made: not tried by each load again.
+    failed: Mutex<HashSet<PathBuf>>,
 }
 
 impl ConvertedGraphs {
     /// The folder in this home.
     pub fn new(home: &Home) -> ConvertedGraphs {
-        ConvertedGraphs { dir: home.path("graphs") }
+        ConvertedGraphs { dir: home.cache("graphs"), failed: Mutex::default() }
     }
 
     /// Where the model with this digest is, or would be, in this form of its backend.
@@ -35,8 +39,8 @@ impl ConvertedGraphs {
     /// When the backend cannot convert the model, or the file cannot be written.
     pub fn make(&self, backend: &dyn Backend, source: &GraphSource) -> anyhow::Result<Option<u64>> {
         let Some(path) = source.converted.as_ref().filter(|path| !path.exists()) else { return Ok(None) };
-        // No endpoint has this name, so the next start removes what a crash leaves.
-        let aside = self.dir.join(format!("new-{:016x}", fastrand::u64(..)));
+        // What a crash leaves is removed some time later.
+        let aside = self.dir.join(super::unfinished());
         let made = backend
             .convert(source, &aside)
             .map_err(anyhow::Error::from)
@@ -45,6 +49,18 @@ impl ConvertedGraphs {
             let _ = fs::remove_file(&aside);
         }
         made.map(Some)
+    }
+
+    /// Makes a form that is gone from the cache, for a load that would be slow without it. Once, if it fails. Blocks.
+    pub fn make_again(&self, backend: &dyn Backend, source: &GraphSource) {
+        let failed = || self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(path) = source.converted.as_ref().filter(|path| !path.exists() && !failed().contains(*path)) else {
+            return;
+        };
+        if let Err(error) = self.make(backend, source) {
+            tracing::warn!("failed to convert a graph again, which loads slowly now: {error:#}");
+            failed().insert(path.clone());
+        }
     }
 }
 
@@ -100,7 +116,7 @@ mod tests {
             batch: crate::nn::BatchSpec::default(),
             intra_op_threads: 1,
         };
-        let files = || fs::read_dir(home.path("graphs")).unwrap().count();
+        let files = || fs::read_dir(home.cache("graphs")).unwrap().count();
 
         assert!(graphs.make(&Fake, &source).is_err());
         assert_eq!(files(), 0);

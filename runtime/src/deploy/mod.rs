@@ -39,6 +39,7 @@ use crate::nn::{
     NnErrorKind, Profile, Tenant, Threads, batcher,
 };
 use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits, Sandbox};
+use crate::seal::files::SealedFiles;
 use crate::secrets::is_reference;
 use crate::store::blobs::Blobs;
 
@@ -111,8 +112,12 @@ pub struct ModelHost {
     pub worker_memory_bytes: u64,
     /// Limits of requests where a manifest does not say otherwise.
     pub limits: RequestLimits,
-    converted: ConvertedGraphs,
+    /// Small files, sealed.
+    pub files: Arc<SealedFiles>,
+    converted: Arc<ConvertedGraphs>,
     home: Home,
+    /// Held while a package is laid out, so that it is laid out once.
+    laying_out: Mutex<()>,
     /// Runs compiles, which go on when whoever asked for them is gone.
     background: tokio::runtime::Handle,
     deploying: tokio::sync::Semaphore,
@@ -162,12 +167,14 @@ impl ModelHost {
             executor: Arc::new(parts.executor),
             blobs: parts.blobs,
             artifacts: parts.artifacts,
-            profiles: Profiles::new(parts.home.clone()),
+            profiles: Profiles::new(Arc::clone(&parts.files)),
             workers: parts.workers,
             worker_memory_bytes: parts.worker_memory_bytes,
             limits: parts.limits,
-            converted: ConvertedGraphs::new(&parts.home),
+            files: parts.files,
+            converted: Arc::new(ConvertedGraphs::new(&parts.home)),
             home: parts.home,
+            laying_out: Mutex::new(()),
             background: parts.background,
             deploying: tokio::sync::Semaphore::new(DEPLOYS_MAX),
             measuring: tokio::sync::Mutex::default(),
@@ -276,7 +283,7 @@ impl ModelHost {
         let limits = self.limits_of(package)?;
         let artifact = self.artifact_key(workspace, package, &settings(entity, package), &limits)?;
         let mut names = vec![artifact.to_string(), package_name(package)?];
-        let dir = self.home.path("packages").join(&names[1]);
+        let dir = self.home.cache("packages").join(&names[1]);
         // Where a backend is missing for now, its files can be made again.
         for graph in self.plan_graphs(workspace, entity, package, &dir).into_iter().flatten() {
             let converted = graph.source.converted.as_ref().and_then(|path| path.file_stem());
@@ -449,9 +456,11 @@ impl ModelHost {
         let backend = self.backends.by_id(planned.key.backend).map_err(failed)?;
         let mut source = planned.source.clone();
         let (profiles, key) = (self.profiles.clone(), planned.key.clone());
+        let converted = Arc::clone(&self.converted);
         let load = move || {
             let profile = profiles.load(&key);
             source.intra_op_threads = key.threads.number(profile.as_ref().map(|profile| &profile.threads));
+            converted.make_again(&*backend, &source);
             let graph = backend.load(&source)?;
             if let Some(profile) = &profile {
                 graph.schedule().adopt(profile);
@@ -668,26 +677,41 @@ impl ModelHost {
         ]))
     }
 
-    /// Gives a package's files their names: links to the blobs, made once. Models that keep weights in a file beside
-    /// them need it.
+    /// Gives a package's files their names, in plain, once: they are mapped, and models that keep weights in a file beside
+    /// them need it. What is there was verified when it was made; a sweep removes it when no endpoint needs it.
     fn lay_out(&self, package: &Package) -> Result<PathBuf, DeployError> {
         let failed = |error: std::io::Error| DeployError::host("lay out the files of a package", &error);
-        let dir = self.home.path("packages").join(package_name(package)?);
+        let packages = self.home.cache("packages");
+        let dir = packages.join(package_name(package)?);
         if dir.exists() {
             return Ok(dir);
         }
-        // Built aside and renamed, so that a folder that exists is complete.
-        let building = dir.with_extension(format!("{:x}", fastrand::u64(..)));
+        let _alone = self.laying_out.lock().unwrap_or_else(PoisonError::into_inner);
+        if dir.exists() {
+            return Ok(dir);
+        }
+        // Built aside, each file synced, and renamed, so that a folder that exists is complete.
+        let building = packages.join(unfinished());
+        let built = self.copy_files(package, &building).and_then(|()| fs::rename(&building, &dir).map_err(failed));
+        if built.is_err() {
+            let _ = fs::remove_dir_all(&building);
+        }
+        built.map(|()| dir)
+    }
+
+    fn copy_files(&self, package: &Package, to: &Path) -> Result<(), DeployError> {
+        let create_dir = |dir: &Path| {
+            crate::home::create_private_dir(dir)
+                .map_err(|error| DeployError::host("make a folder for a package", &error))
+        };
+        create_dir(to)?;
         for (name, file) in &package.files {
-            let path = building.join(name);
-            crate::home::create_private_dir(path.parent().unwrap_or(&building)).map_err(failed)?;
-            fs::hard_link(self.blobs.path(&file.digest), path).map_err(failed)?;
+            let path = to.join(name);
+            create_dir(path.parent().unwrap_or(to))?;
+            let copied = self.blobs.copy_to(&file.digest, &path);
+            copied.map_err(|error| DeployError::host("lay out the files of a package", &error))?;
         }
-        match fs::rename(&building, &dir) {
-            Err(error) if !dir.exists() => Err(failed(error)),
-            Err(_) => fs::remove_dir_all(&building).map(|()| dir).map_err(failed),
-            Ok(()) => Ok(dir),
-        }
+        Ok(())
     }
 }
 
@@ -705,6 +729,8 @@ pub struct HostParts {
     pub executor: Executor,
     /// Files of packages.
     pub blobs: Arc<Blobs>,
+    /// Small files, sealed.
+    pub files: Arc<SealedFiles>,
     /// Compiled components.
     pub artifacts: Artifacts,
     /// Compile workers.
@@ -753,6 +779,13 @@ fn settings(entity: &EntityConfig, package: &Package) -> BTreeMap<String, String
     let plain = entity.environment_vars.iter().filter(|(_, value)| !is_reference(value));
     settings.extend(plain.map(|(name, value)| (name.clone(), value.clone())));
     settings
+}
+
+/// How names in the cache begin of what is not finished.
+pub const UNFINISHED: &str = "new-";
+
+fn unfinished() -> String {
+    format!("{UNFINISHED}{:016x}", fastrand::u64(..))
 }
 
 /// Name of the folder in which a package is laid out: what is in it decides it.

@@ -285,13 +285,19 @@ impl Package {
     fn inspect_graphs(&mut self, blobs: &Blobs) -> Result<(), PackageError> {
         for (name, graph) in &self.graphs {
             let Some(file) = self.files.get(&graph.file) else { continue };
-            let path = blobs.path(&file.digest);
             let failed = |error: NnError| PackageError(format!("graph '{name}' ('{}'): {error}", graph.file));
-            match nn::backends::inspect(&path, &[]) {
+            let inspect = |external_files: &[String]| {
+                let reader = blobs
+                    .reader(&file.digest)
+                    .map_err(|error| NnError::new(NnErrorKind::RuntimeError, error.to_string()))?;
+                let end = reader.length();
+                nn::backends::inspect_reader(Box::new(reader), end, external_files)
+            };
+            match inspect(&[]) {
                 Ok(_) => {}
                 Err(error) if error.kind() == NnErrorKind::Security => {
                     let beside = self.siblings(&graph.file);
-                    nn::backends::inspect(&path, &beside).map_err(failed)?;
+                    inspect(&beside).map_err(failed)?;
                     self.weights.insert(name.clone(), beside);
                 }
                 Err(error) => return Err(failed(error)),
@@ -459,7 +465,7 @@ mod tests {
 
     fn read(content: &[(&str, &[u8])]) -> Result<Package, PackageError> {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
+        let blobs = Blobs::open(dir.path(), crate::seal::keyring::Keyring::for_tests(dir.path())).unwrap();
         let file =
             |content: &[u8]| PackageFile { digest: blobs.put_bytes(content).unwrap(), bytes: content.len() as u64 };
         Package::read(content.iter().map(|(name, content)| ((*name).to_owned(), file(content))).collect(), &blobs)

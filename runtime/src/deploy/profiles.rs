@@ -1,26 +1,28 @@
 //! What deploys found out about graphs, on disk, so that a graph that comes back from zero is batched at once.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 
-use crate::home::Home;
 use crate::nn::{GraphKey, Profile};
+use crate::seal::files::SealedFiles;
 
 /// Folder in the home.
 const DIR: &str = "profiles";
 
 /// The profiles of all graphs.
-#[derive(Debug, Clone)]
-pub struct Profiles(Home);
+#[derive(Clone)]
+pub struct Profiles(Arc<SealedFiles>);
 
 impl Profiles {
     /// Those of a home.
-    pub fn new(home: Home) -> Profiles {
-        Profiles(home)
+    pub fn new(files: Arc<SealedFiles>) -> Profiles {
+        Profiles(files)
     }
 
     /// What is known of a graph. A file that cannot be read counts as none: the next deploy writes it again.
     pub fn load(&self, key: &GraphKey) -> Option<Profile> {
-        serde_json::from_slice(&std::fs::read(self.0.path(&file(key))).ok()?).ok()
+        serde_json::from_slice(&self.0.read(&file(key)).ok()??).ok()
     }
 
     /// Keeps what is known of a graph.
@@ -28,7 +30,8 @@ impl Profiles {
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&self, key: &GraphKey, profile: &Profile) -> Result<()> {
-        self.0.write(&file(key), &serde_json::to_vec(profile).context("failed to write a profile as JSON")?)
+        let json = serde_json::to_vec(profile).context("failed to write a profile as JSON")?;
+        self.0.write(&file(key), &json).context("failed to write a profile")
     }
 }
 

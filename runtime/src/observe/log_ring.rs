@@ -2,10 +2,10 @@
 //! idle. What a server that is killed had not saved is lost.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::seal::files::SealedFiles;
 
 /// Text kept per served entity.
 const BYTES_MAX: usize = 256 << 10;
@@ -26,10 +26,15 @@ struct Ring {
 }
 
 impl LogRing {
-    /// What was saved in a file; empty without it. Blocks.
-    pub fn open(path: &Path) -> LogRing {
+    /// What was saved in a file; empty without it, or when it cannot be read. Blocks.
+    pub fn open(files: &SealedFiles, name: &str) -> LogRing {
         let ring = LogRing::default();
-        if let Ok(text) = fs::read_to_string(path) {
+        let saved = files.read(name).unwrap_or_else(|error| {
+            tracing::warn!("failed to read what a guest wrote: {error}");
+            None
+        });
+        if let Some(text) = saved {
+            let text = String::from_utf8_lossy(&text);
             // Line by line, so that the oldest can go first again.
             text.split_inclusive('\n').for_each(|line| ring.lock().push(line.to_owned()));
         }
@@ -40,13 +45,10 @@ impl LogRing {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn save(&self, path: &Path) -> io::Result<()> {
+    pub fn save(&self, files: &SealedFiles, name: &str) -> io::Result<()> {
         let mut ring = self.lock();
         if ring.unsaved {
-            // Beside it and renamed, so that a kill leaves the old text or the new.
-            let building = path.with_extension("new");
-            fs::write(&building, ring.text())?;
-            fs::rename(&building, path)?;
+            files.write(name, ring.text().as_bytes())?;
             ring.unsaved = false;
         }
         Ok(())
@@ -119,19 +121,22 @@ mod tests {
     #[test]
     fn what_is_saved_comes_back_before_what_is_new() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("entity.log");
-        let ring = LogRing::open(&path);
-        ring.save(&path).unwrap();
+        let home = crate::home::Home::open(dir.path()).unwrap();
+        let files = SealedFiles::new(home.clone(), crate::seal::keyring::Keyring::for_tests(dir.path()));
+        let (name, path) = ("logs/entity.log", home.path("logs/entity.log"));
+        let ring = LogRing::open(&files, name);
+        ring.save(&files, name).unwrap();
         assert!(!path.exists(), "an empty log needs no file");
         ring.push("t", "1", "first");
-        ring.save(&path).unwrap();
+        ring.save(&files, name).unwrap();
 
-        let ring = LogRing::open(&path);
+        let ring = LogRing::open(&files, name);
         ring.push("t", "2", "second");
-        ring.save(&path).unwrap();
-        assert_eq!(LogRing::open(&path).text(), "t 1 first\nt 2 second\n");
+        ring.save(&files, name).unwrap();
+        let ring = LogRing::open(&files, name);
+        assert_eq!(ring.text(), "t 1 first\nt 2 second\n");
         std::fs::remove_file(&path).unwrap();
-        LogRing::open(&path).save(&path).unwrap();
+        ring.save(&files, name).unwrap();
         assert!(!path.exists(), "what is not new is not written again");
     }
 }

@@ -1,20 +1,37 @@
-//! The contract of [`StateStore`], run over every implementation, and the sled store checked against the memory store
-//! as its model: the same random transactions, the same answers, also after each reopen.
+//! The contract of [`StateStore`], run over every implementation, and the sled store, also sealed, checked against the
+//! memory store as its model: the same random transactions, the same answers, also after each reopen.
 
 use std::path::Path;
 
 use super::memory::MemoryStore;
+use super::sealed::SealedStore;
 use super::sled::SledStore;
 use super::*;
 
 /// Runs a test over a fresh store of each kind.
 fn over_each_store<F: AsyncFn(&dyn StateStore)>(test: F) {
+    over_each_limited_store(async |store, _| test(store).await);
+}
+
+/// The same with the longest value that the store takes.
+fn over_each_limited_store<F: AsyncFn(&dyn StateStore, usize)>(test: F) {
     let dir = tempfile::tempdir().unwrap();
-    let sled = SledStore::open(dir.path()).unwrap();
-    let memory = MemoryStore::new();
-    for store in [&memory as &dyn StateStore, &sled] {
-        block_on(test(store));
+    let raw = [Arc::new(MemoryStore::new()) as Arc<dyn StateStore>, Arc::new(open(&dir.path().join("raw")))];
+    for store in raw {
+        block_on(test(&*store, MAX_STORED_BYTES));
     }
+    for inner in [Arc::new(MemoryStore::new()) as Arc<dyn StateStore>, Arc::new(open(&dir.path().join("inner")))] {
+        block_on(test(&sealed(inner, dir.path()), MAX_VALUE_BYTES));
+    }
+}
+
+fn open(dir: &Path) -> SledStore {
+    SledStore::open(dir).unwrap()
+}
+
+/// A store sealed with the keys that live in `dir`.
+pub(super) fn sealed(inner: Arc<dyn StateStore>, dir: &Path) -> SealedStore {
+    SealedStore::new(inner, Keyring::for_tests(dir))
 }
 
 pub(super) fn block_on<F: Future>(future: F) -> F::Output {
@@ -106,8 +123,8 @@ fn a_scan_pages_through_one_prefix_in_key_order() {
 
 #[test]
 fn what_is_over_a_limit_is_refused_and_the_largest_allowed_is_kept() {
-    over_each_store(async |store| {
-        let (key, value) = ("k".repeat(MAX_KEY_BYTES), vec![7; MAX_VALUE_BYTES]);
+    over_each_limited_store(async |store, value_bytes_max| {
+        let (key, value) = ("k".repeat(MAX_KEY_BYTES), vec![7; value_bytes_max]);
         store.commit(Transaction::new().put(&key, value.clone())).await.unwrap();
         assert_eq!(store.get(&key).unwrap().unwrap().value, value);
 
@@ -115,9 +132,9 @@ fn what_is_over_a_limit_is_refused_and_the_largest_allowed_is_kept() {
             Err(StoreError::TooLarge { key, bytes, max }) => assert_eq!((key.as_str(), bytes, max), expected),
             other => panic!("too large expected, not {other:?}"),
         };
-        let value = vec![7; MAX_VALUE_BYTES + 1];
+        let value = vec![7; value_bytes_max + 1];
         let outcome = store.commit(Transaction::new().put("a", "").put("b", value.clone())).await;
-        too_large(outcome, ("b", MAX_VALUE_BYTES + 1, MAX_VALUE_BYTES));
+        too_large(outcome, ("b", value_bytes_max + 1, value_bytes_max));
         let key = "k".repeat(MAX_KEY_BYTES + 1);
         for transaction in
             [Transaction::new().put(&key, ""), Transaction::new().delete(&key), Transaction::new().require_absent(&key)]
@@ -169,8 +186,11 @@ fn a_watch_that_lags_says_so_and_goes_on() {
 #[test]
 fn a_watch_ends_with_its_store() {
     let dir = tempfile::tempdir().unwrap();
-    let stores: [Box<dyn StateStore>; 2] =
-        [Box::new(MemoryStore::new()), Box::new(SledStore::open(dir.path()).unwrap())];
+    let stores: [Box<dyn StateStore>; 3] = [
+        Box::new(MemoryStore::new()),
+        Box::new(open(&dir.path().join("raw"))),
+        Box::new(sealed(Arc::new(open(&dir.path().join("inner"))), dir.path())),
+    ];
     for store in stores {
         let mut watch = store.watch("");
         drop(store);
@@ -185,14 +205,17 @@ fn the_sled_store_answers_as_the_model_does() {
         let mut random = fastrand::Rng::with_seed(seed);
         let model = MemoryStore::new();
         for _reopen in 0..3 {
-            block_on(compare(&model, dir.path(), &mut random));
+            let store: Box<dyn StateStore> = match seed % 2 {
+                0 => Box::new(open(&dir.path().join("store"))),
+                _ => Box::new(sealed(Arc::new(open(&dir.path().join("store"))), dir.path())),
+            };
+            block_on(compare(&model, &*store, &mut random));
         }
     }
 }
 
 /// Bursts of random transactions to both stores. The burst goes to sled at once, so that groups of all sizes form.
-async fn compare(model: &MemoryStore, dir: &Path, random: &mut fastrand::Rng) {
-    let sled = SledStore::open(dir).unwrap();
+async fn compare(model: &MemoryStore, sled: &dyn StateStore, random: &mut fastrand::Rng) {
     assert_eq!(sled.scan("", None, usize::MAX).unwrap(), model.scan("", None, usize::MAX).unwrap(), "after the open");
     let (mut sled_watch, mut model_watch) = (sled.watch("b"), model.watch("b"));
     for _burst in 0..15 {

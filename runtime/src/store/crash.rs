@@ -1,6 +1,6 @@
 //! `kill -9` of a process that commits, several times over one directory: whatever it had reported as acknowledged is
 //! there after the reopen, at most the one transaction per writer that was under way beyond it, and transactions of
-//! several keys are whole. (Power loss is out of reach of this test.)
+//! several keys are whole. Through the sealed store, as the server has it. (Power loss is out of reach of this test.)
 //!
 //! The child is this test binary again, at [`child`], told by an environment variable where to write.
 
@@ -10,7 +10,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::contract::block_on;
+use super::contract::{block_on, sealed};
+use super::sealed::SealedStore;
 use super::sled::SledStore;
 use super::*;
 
@@ -26,7 +27,7 @@ fn acknowledged_writes_survive_kill_9() {
     for round in 0..ROUNDS {
         kill_while_it_writes(dir.path(), &mut random, &mut acknowledged);
 
-        let store = SledStore::open(dir.path()).unwrap();
+        let store = open(dir.path());
         for writer in 0..WRITERS {
             let acknowledged = acknowledged.get(&writer).copied().unwrap_or(0);
             let found = check_writer(&store, writer);
@@ -70,8 +71,12 @@ fn kill_while_it_writes(dir: &Path, random: &mut fastrand::Rng, acknowledged: &m
     assert!(!child.wait().unwrap().success(), "the child ends only by the kill");
 }
 
+fn open(dir: &Path) -> SealedStore {
+    sealed(Arc::new(SledStore::open(&dir.join("store")).unwrap()), dir)
+}
+
 /// The last number of this writer in the store, where all before it are too, and its pair is whole.
-fn check_writer(store: &SledStore, writer: usize) -> u64 {
+fn check_writer(store: &SealedStore, writer: usize) -> u64 {
     let entries = store.scan(&format!("numbers/{writer}/"), None, usize::MAX).unwrap();
     for (entry, number) in entries.iter().zip(1..) {
         assert_eq!((&entry.key, number_in(entry)), (&number_key(writer, number), number), "no gap");
@@ -105,7 +110,7 @@ fn child() {
     let Some(dir) = std::env::var_os(DIR_VARIABLE) else { return };
     println!(); // libtest has left its line open
     block_on(async {
-        let store = Arc::new(SledStore::open(Path::new(&dir)).unwrap());
+        let store = Arc::new(open(Path::new(&dir)));
         let mut writers = tokio::task::JoinSet::new();
         for writer in 0..WRITERS {
             let store = Arc::clone(&store);

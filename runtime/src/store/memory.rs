@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::broadcast;
 
-use super::{Change, CommitFuture, Entry, Revision, StateStore, StoreError, Transaction, WATCH_CHANGES_MAX, Watch};
+use super::{
+    Change, CommitFuture, Entry, MAX_STORED_BYTES, Revision, StateStore, StoreError, Transaction, WATCH_CHANGES_MAX,
+    Watch,
+};
 
 /// A [`StateStore`] that forgets everything when it is dropped.
 pub struct MemoryStore {
@@ -32,7 +35,7 @@ impl MemoryStore {
     }
 
     fn apply(&self, transaction: Transaction) -> Result<Revision, StoreError> {
-        transaction.check_limits()?;
+        transaction.check_limits(MAX_STORED_BYTES)?;
         let mut state = self.state();
         for condition in &transaction.conditions {
             if state.entries.get(&condition.key).map_or(0, |entry| entry.revision) != condition.revision {
@@ -81,7 +84,7 @@ impl StateStore for MemoryStore {
     }
 
     fn watch(&self, prefix: &str) -> Watch {
-        Watch { prefix: prefix.to_owned(), changes: self.changes.subscribe() }
+        Watch { prefix: prefix.to_owned(), changes: self.changes.subscribe(), keys: None }
     }
 
     fn health(&self) -> Result<(), StoreError> {

@@ -5,6 +5,7 @@
 //! anything larger is a file in [`blobs`], written first and then named by its digest in a value.
 //!
 //! - [`sled`]: the embedded store. One writer, group commit, `fdatasync` before the acknowledgement.
+//! - [`sealed`]: over another store, so that it sees no values in plain.
 //! - [`memory`]: the same contract without durability: the model in the tests, and a fake for other modules' tests.
 //! - [`documents`]: JSON records of any size up to 64 KB, over several values when they must.
 //! - [`blobs`]: content-addressed files.
@@ -15,6 +16,7 @@
 pub mod blobs;
 pub mod documents;
 pub mod memory;
+pub mod sealed;
 pub mod sled;
 
 #[cfg(test)]
@@ -33,9 +35,15 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
-/// Longest value in bytes. With its frame it stays below 4 KiB, because sled writes what is larger to files that it
-/// never syncs ().
+use crate::seal::OVERHEAD_BYTES;
+use crate::seal::keyring::Keyring;
+
+/// Longest value that a caller writes, in bytes.
 pub const MAX_VALUE_BYTES: usize = 4000;
+
+/// Longest value that a store below [`sealed`] takes, in bytes. With its frame it stays below 4 KiB, because sled writes
+/// what is larger to files that it never syncs.
+pub const MAX_STORED_BYTES: usize = MAX_VALUE_BYTES + OVERHEAD_BYTES;
 
 /// Longest key in bytes.
 pub const MAX_KEY_BYTES: usize = 512;
@@ -177,7 +185,7 @@ impl Transaction {
     }
 
     /// Refuses a transaction that is over a limit, before any of it is queued.
-    fn check_limits(&self) -> Result<(), StoreError> {
+    fn check_limits(&self, value_bytes_max: usize) -> Result<(), StoreError> {
         let count = self.conditions.len().max(self.operations.len());
         if count > MAX_TRANSACTION_LEN {
             return Err(StoreError::TooMany { count, max: MAX_TRANSACTION_LEN });
@@ -191,8 +199,8 @@ impl Transaction {
             if key.len() > MAX_KEY_BYTES {
                 return Err(StoreError::TooLarge { key: key.clone(), bytes: key.len(), max: MAX_KEY_BYTES });
             }
-            if value_bytes > MAX_VALUE_BYTES {
-                return Err(StoreError::TooLarge { key: key.clone(), bytes: value_bytes, max: MAX_VALUE_BYTES });
+            if value_bytes > value_bytes_max {
+                return Err(StoreError::TooLarge { key: key.clone(), bytes: value_bytes, max: value_bytes_max });
             }
         }
         Ok(())
@@ -264,6 +272,8 @@ pub struct Change {
 pub struct Watch {
     prefix: String,
     changes: broadcast::Receiver<Arc<Change>>,
+    /// Opens the values of a store that seals them.
+    keys: Option<Arc<Keyring>>,
 }
 
 /// Why there is no next change.
@@ -287,12 +297,21 @@ impl Watch {
     pub async fn next(&mut self) -> Result<Change, WatchError> {
         loop {
             match self.changes.recv().await {
-                Ok(change) if change.key.starts_with(&self.prefix) => return Ok(Change::clone(&change)),
+                Ok(change) if change.key.starts_with(&self.prefix) => return self.open(Change::clone(&change)),
                 Ok(_) => {}
                 Err(broadcast::error::RecvError::Lagged(_)) => return Err(WatchError::Lagged),
                 Err(broadcast::error::RecvError::Closed) => return Err(WatchError::Closed),
             }
         }
+    }
+}
+
+impl Watch {
+    /// A value that does not open is one that a scan tells more of.
+    fn open(&self, change: Change) -> Result<Change, WatchError> {
+        let (Some(keys), Some(value)) = (&self.keys, change.value.clone()) else { return Ok(change) };
+        let value = sealed::open_value(keys, &change.key, value).map_err(|_| WatchError::Lagged)?;
+        Ok(Change { value: Some(value), ..change })
     }
 }
 

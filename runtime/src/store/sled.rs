@@ -27,8 +27,8 @@ use sled::IVec;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
-    Change, CommitFuture, Entry, Failure, Revision, StateStore, StoreError, Transaction, WATCH_CHANGES_MAX, Watch,
-    create_dir_durably, sync,
+    Change, CommitFuture, Entry, Failure, MAX_STORED_BYTES, Revision, StateStore, StoreError, Transaction,
+    WATCH_CHANGES_MAX, Watch, create_dir_durably, sync,
 };
 
 /// Transactions waiting for the writer before the next is refused: four groups, so well under a second of waiting even
@@ -282,7 +282,7 @@ impl StateStore for SledStore {
     }
 
     fn commit(&self, transaction: Transaction) -> CommitFuture {
-        if let Err(error) = transaction.check_limits() {
+        if let Err(error) = transaction.check_limits(MAX_STORED_BYTES) {
             return Box::pin(std::future::ready(Err(error)));
         }
         let (done, outcome) = oneshot::channel();
@@ -296,7 +296,7 @@ impl StateStore for SledStore {
     }
 
     fn watch(&self, prefix: &str) -> Watch {
-        Watch { prefix: prefix.to_owned(), changes: self.changes.subscribe() }
+        Watch { prefix: prefix.to_owned(), changes: self.changes.subscribe(), keys: None }
     }
 
     fn health(&self) -> Result<(), StoreError> {

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{BufReader, ErrorKind, Read, Seek};
 use std::path::Path;
 
 use crate::nn::{Dim, ElementType, GraphInfo, NnError, NnErrorKind, RANK_MAX, TensorInfo};
@@ -33,8 +33,13 @@ const TENSORS_MAX: usize = 4096;
 pub fn inspect(path: &Path, external_files: &[String]) -> Result<GraphInfo, NnError> {
     let file = File::open(path).map_err(unreadable)?;
     let end = file.metadata().map_err(unreadable)?.len();
+    inspect_reader(Box::new(file), end, external_files)
+}
+
+/// The same for a model that is not a plain file; `end` is its length in bytes.
+pub fn inspect_reader(model: Box<dyn ReadSeek>, end: u64, external_files: &[String]) -> Result<GraphInfo, NnError> {
     let mut inspector = Inspector {
-        wire: Wire { input: BufReader::new(file), at: 0 },
+        wire: Wire { input: BufReader::new(model), at: 0 },
         external_files,
         depth: 0,
         kept_bytes: 0,
@@ -46,6 +51,11 @@ pub fn inspect(path: &Path, external_files: &[String]) -> Result<GraphInfo, NnEr
     inspector.model(end)?;
     inspector.finish()
 }
+
+/// What a model can be read from.
+pub trait ReadSeek: Read + Seek {}
+
+impl<T: Read + Seek> ReadSeek for T {}
 
 fn unreadable(error: std::io::Error) -> NnError {
     match error.kind() {
@@ -416,7 +426,7 @@ pub(super) fn element_type(code: u64) -> Result<ElementType, String> {
 
 /// A cursor over the protobuf wire format. `at` never passes the `end` of the message being read.
 struct Wire {
-    input: BufReader<File>,
+    input: BufReader<Box<dyn ReadSeek>>,
     at: u64,
 }
 

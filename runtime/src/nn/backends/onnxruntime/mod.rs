@@ -185,8 +185,8 @@ impl Library {
                 Ok(opened) => return Ok(opened),
                 Err(error) => {
                     let path = converted.display();
-                    tracing::warn!(%path, "a graph loads slowly until it is deployed again: its converted form: {error}");
-                    // Out of the way of the one that the next deploy makes.
+                    tracing::warn!(%path, "a graph loads slowly this time, for its converted form is damaged: {error}");
+                    // Out of the way of the one that the next load makes.
                     let _ = std::fs::remove_file(converted);
                 }
             }
