@@ -6,7 +6,8 @@
 //! a sentence of 22 tokens and prints 384 numbers. Outputs of the graph are zeros, made beforehand.
 //! Left out: the compute, admission, HTTP, metrics, and what other requests do to the caches.
 //!
-//! Run by `make bench`, or: TESSERA_BIN=… TESSERA_MODELS=… [GUEST=iris] cargo bench -p tessera --bench sandbox
+//! Run by `make bench`, or: TESSERA_BIN=… TESSERA_MODELS=… [GUEST=iris [COMPONENT=…]] cargo bench -p tessera --bench
+//! sandbox. COMPONENT is another build of the guest than the server carries, to compare without building the server.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -135,7 +136,10 @@ impl Host<'_> {
         let artifacts = Artifacts::open(&self.folder.join("artifacts"), [1; 32])?;
         let key = ArtifactKey::of(&[component.as_bytes()]);
         let file = self.folder.join(component);
-        std::fs::write(&file, stock::component(component).context("no such stock component")?)?;
+        match std::env::var_os("COMPONENT") {
+            Some(other) => std::fs::copy(other, &file).map(drop)?,
+            None => std::fs::write(&file, stock::component(component).context("no such stock component")?)?,
+        }
         let workers = Workers { executable: self.server.clone(), timeout: Duration::from_secs(120) };
         let graph = GraphFile { path: model.to_owned(), external_files: vec![] };
         let job = Job {

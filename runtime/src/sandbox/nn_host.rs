@@ -243,26 +243,37 @@ impl compute::Host for GuestState {
     async fn run(
         &mut self,
         graph: String,
-        inputs: Vec<(String, Resource<Tensor>)>,
+        inputs: Vec<compute::Input>,
     ) -> wasmtime::Result<Result<Vec<compute::Output>, compute::ComputeError>> {
-        let inputs = self.take_inputs(inputs)?;
-        let outputs = match self.graph(&graph) {
-            Ok(graph) => GuestState::run(self, graph, inputs).await,
-            Err(error) => Err(error),
-        };
-        // Bounded like tensors that stay on this side, though these go straight to the guest.
-        let fits = outputs.and_then(|outputs| {
-            let bytes = outputs.iter().map(|(_, tensor)| tensor.data().len()).sum();
-            self.charge(bytes)?;
-            self.tensor_bytes -= bytes as u64;
-            Ok(outputs)
-        });
-        Ok(fits.map(|outputs| outputs.into_iter().map(to_output).collect()).map_err(|error| {
+        let outputs = self.run_values(&graph, inputs).await;
+        Ok(outputs.map_err(|error| {
             self.note_overload(&error);
             let GuestError { code, message } = GuestError::from(error);
             compute::ComputeError { code, message }
         }))
     }
+}
+
+impl GuestState {
+    async fn run_values(&mut self, graph: &str, inputs: Vec<compute::Input>) -> Result<Vec<compute::Output>, NnError> {
+        let graph = self.graph(graph)?;
+        // Bounded like tensors that stay on this side, though these come straight from the guest and go there.
+        self.check_fits(inputs.iter().map(|input| input.data.len()).sum())?;
+        let inputs = inputs.into_iter().map(from_input).collect::<Result<_, _>>()?;
+        let outputs = GuestState::run(self, graph, inputs).await?;
+        self.check_fits(outputs.iter().map(|(_, tensor)| tensor.data().len()).sum())?;
+        Ok(outputs.into_iter().map(to_output).collect())
+    }
+
+    fn check_fits(&mut self, bytes: usize) -> Result<(), NnError> {
+        self.charge(bytes)?;
+        self.tensor_bytes -= bytes as u64;
+        Ok(())
+    }
+}
+
+fn from_input(input: compute::Input) -> Result<(String, Tensor), NnError> {
+    Ok((input.name, Tensor::new(from_wit(input.ty), input.dimensions, input.data)?))
 }
 
 fn to_output((name, tensor): (String, Tensor)) -> compute::Output {

@@ -4,6 +4,8 @@
 //! asks for no capability it has no need of. A module built for `wasm32-wasip1` gets the preview 1 adapter; one built
 //! for `wasm32-unknown-unknown` needs none. What is a component already (`wasm32-wasip2`) is validated and copied.
 
+mod merge;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -40,11 +42,13 @@ fn componentize(wasm: Vec<u8>) -> Result<Vec<u8>> {
         Validator::new().validate_all(&wasm).context("it is a component, but not a valid one")?;
         return Ok(wasm);
     }
-    let mut encoder = ComponentEncoder::default().validate(true).module(&wasm)?;
+    let mut encoder = ComponentEncoder::default().module(&wasm)?;
     if imports_from(&wasm, WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME)? {
         encoder = encoder.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER)?;
     }
-    encoder.encode()
+    let component = merge::without_shim(encoder.encode()?)?;
+    Validator::new().validate_all(&component).context("the component that was made is not valid")?;
+    Ok(component)
 }
 
 fn imports_from(wasm: &[u8], module: &str) -> Result<bool> {

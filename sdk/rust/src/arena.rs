@@ -2,17 +2,20 @@
 //!
 //! After `init` the free lists of an ordinary allocator are scattered over the whole frozen image, so that nearly every
 //! small allocation of a request dirties another page, at about 2 µs per copy-on-write fault. From [`seal`] on, blocks
-//! are cut one after the other from an untouched static buffer instead: half the faults, a third of the dirty memory
+//! are cut one after the other from an untouched buffer instead: half the faults, a third of the dirty memory
 //! (measured on a tokenizer: 108 to 50 faults). What does not fit goes to the system allocator, which grows the memory.
+//!
+//! The buffer is what the memory grows by at the end of `init`. So it lies behind the frozen image instead of in it, where
+//! the kernel would map its empty pages along with their neighbours and look at each of them when the instance ends.
 
 #![allow(unsafe_code, reason = "an allocator hands out raw memory; there is no safe way to write one")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::{Cell, UnsafeCell};
+use std::cell::Cell;
 
-/// Most requests fit, and the pages that they do not touch cost nothing.
+/// WebAssembly pages of the buffer. Most requests fit, and what they do not touch costs nothing.
 #[cfg(target_arch = "wasm32")]
-const ARENA_BYTES: usize = 192 * 1024;
+const ARENA_PAGES: usize = 3;
 
 /// Blocks are aligned for every element type, whatever the layout asks: a `list<u8>` from the host can then be read as
 /// `f64` values where it lies.
@@ -20,65 +23,75 @@ const MIN_ALIGN: usize = 16;
 
 #[cfg(target_arch = "wasm32")]
 #[global_allocator]
-static ALLOCATOR: Arena<ARENA_BYTES> = Arena::new();
+static ALLOCATOR: Arena = Arena::new();
 
-/// Ends `init`: what is allocated from here on is gone with the request.
+/// Ends `init`: what is allocated from here on is gone with the request. Where the memory cannot grow, the system
+/// allocator goes on.
 #[cfg(target_arch = "wasm32")]
 pub(crate) fn seal() {
-    ALLOCATOR.sealed.set(true);
+    const PAGE_BYTES: usize = 64 * 1024;
+    let pages_before = core::arch::wasm32::memory_grow::<0>(ARENA_PAGES);
+    if pages_before != usize::MAX {
+        let base = core::ptr::with_exposed_provenance_mut(pages_before * PAGE_BYTES);
+        // SAFETY: these pages did not exist before, so they are nobody else's; a page is aligned to its size.
+        unsafe { ALLOCATOR.open(base, ARENA_PAGES * PAGE_BYTES) };
+    }
 }
 
-/// On pages of its own, so that no page of the image is dirtied along with it.
-#[repr(C, align(4096))]
-struct Arena<const BYTES: usize> {
-    buffer: UnsafeCell<[u8; BYTES]>,
-    /// Bytes of the buffer in use; at most `BYTES`.
+/// A buffer, and how much of it is in use. Until it is opened it is empty, and the system allocator serves everything.
+struct Arena {
+    base: Cell<*mut u8>,
+    bytes: Cell<usize>,
+    /// At most `bytes`.
     used: Cell<usize>,
-    /// Until then the system allocator serves everything.
-    sealed: Cell<bool>,
 }
 
 // SAFETY: guests have one thread; the static exists only where there are no others (wasm32 without atomics).
 #[cfg(all(target_arch = "wasm32", not(target_feature = "atomics")))]
-unsafe impl<const BYTES: usize> Sync for Arena<BYTES> {}
+unsafe impl Sync for Arena {}
 
-impl<const BYTES: usize> Arena<BYTES> {
+/// Alignment of the buffer: up to this, offsets are aligned like addresses.
+const BASE_ALIGN: usize = 4096;
+
+impl Arena {
     const fn new() -> Self {
-        Self { buffer: UnsafeCell::new([0; BYTES]), used: Cell::new(0), sealed: Cell::new(false) }
+        Self { base: Cell::new(std::ptr::null_mut()), bytes: Cell::new(0), used: Cell::new(0) }
     }
 
-    fn base(&self) -> *mut u8 {
-        self.buffer.get().cast()
+    /// # Safety
+    /// The buffer must be valid for `bytes`, aligned to [`BASE_ALIGN`], and nobody else's as long as the arena lives.
+    unsafe fn open(&self, base: *mut u8, bytes: usize) {
+        self.base.set(base);
+        self.bytes.set(bytes);
     }
 
     /// Where a block lies in the buffer; none if the system allocator gave it.
     fn offset_of(&self, block: *mut u8) -> Option<usize> {
-        let offset = block.addr().wrapping_sub(self.base().addr());
-        (offset < BYTES).then_some(offset)
+        let offset = block.addr().wrapping_sub(self.base.get().addr());
+        (offset < self.bytes.get()).then_some(offset)
     }
 
-    /// Cuts a block off; none when the arena is not in use yet or has no room left.
+    /// Cuts a block off; none when the arena is not open yet or has no room left.
     fn cut(&self, layout: Layout) -> Option<*mut u8> {
-        // The buffer's own alignment is 4096: offsets are aligned like addresses only up to that.
         let align = layout.align().max(MIN_ALIGN);
-        if !self.sealed.get() || align > 4096 {
+        if align > BASE_ALIGN {
             return None;
         }
         let start = self.used.get().checked_next_multiple_of(align)?;
         let end = start.checked_add(layout.size())?;
-        if end > BYTES {
+        if end > self.bytes.get() {
             return None;
         }
         self.used.set(end);
-        // SAFETY: `start <= end <= BYTES`, so the pointer stays within the buffer.
-        Some(unsafe { self.base().add(start) })
+        // SAFETY: `start <= end <= bytes`, so the pointer stays within the buffer.
+        Some(unsafe { self.base.get().add(start) })
     }
 }
 
 // SAFETY: `cut` gives every block a range of the buffer that no live block has: it starts at or after `used`, which
 // only goes back over the last block, when that is freed or shrunk. A block is told from one of the system allocator by
 // its address, so each goes back to where it came from. Sizes and alignments are honoured; nothing here unwinds.
-unsafe impl<const BYTES: usize> GlobalAlloc for Arena<BYTES> {
+unsafe impl GlobalAlloc for Arena {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise about `layout` is passed on.
         self.cut(layout).unwrap_or_else(|| unsafe { System.alloc(layout) })
@@ -110,7 +123,7 @@ unsafe impl<const BYTES: usize> GlobalAlloc for Arena<BYTES> {
             return unsafe { System.realloc(block, layout, new_size) };
         };
         let is_last = offset + layout.size() == self.used.get();
-        if is_last && new_size <= BYTES - offset {
+        if is_last && new_size <= self.bytes.get() - offset {
             self.used.set(offset + new_size);
             return block;
         }
@@ -135,11 +148,19 @@ unsafe impl<const BYTES: usize> GlobalAlloc for Arena<BYTES> {
 mod tests {
     use super::*;
 
-    type Small = Arena<1024>;
+    #[repr(align(4096))]
+    struct Buffer([u8; 1024]);
 
-    fn sealed() -> Box<Small> {
-        let arena = Box::new(Small::new());
-        arena.sealed.set(true);
+    /// Opens the arena on a buffer that is never freed.
+    fn open(arena: &Arena) {
+        let buffer = Box::leak(Box::new(Buffer([0; 1024])));
+        // SAFETY: leaked, so it is valid and this arena's for good; aligned by its type.
+        unsafe { arena.open(buffer.0.as_mut_ptr(), buffer.0.len()) };
+    }
+
+    fn opened() -> Arena {
+        let arena = Arena::new();
+        open(&arena);
         arena
     }
 
@@ -148,7 +169,7 @@ mod tests {
     }
 
     /// Allocates a block filled with `byte`.
-    fn filled(arena: &Small, layout: Layout, byte: u8) -> *mut u8 {
+    fn filled(arena: &Arena, layout: Layout, byte: u8) -> *mut u8 {
         // SAFETY: the layouts of these tests are not empty, and the block is as large as its layout.
         unsafe {
             let block = arena.alloc(layout);
@@ -163,11 +184,11 @@ mod tests {
     }
 
     #[test]
-    fn before_it_is_sealed_the_system_serves() {
-        let arena = Box::new(Small::new());
+    fn before_it_is_opened_the_system_serves() {
+        let arena = Arena::new();
         let block = filled(&arena, layout(8, 8), 1);
         assert_eq!(arena.offset_of(block), None);
-        arena.sealed.set(true);
+        open(&arena);
         // SAFETY: allocated above with this layout; it must find its way back to the system allocator.
         unsafe { arena.dealloc(block, layout(8, 8)) };
         assert_eq!(arena.used.get(), 0);
@@ -175,7 +196,7 @@ mod tests {
 
     #[test]
     fn blocks_are_aligned_and_do_not_overlap() {
-        let arena = sealed();
+        let arena = opened();
         let first = filled(&arena, layout(3, 1), 1);
         let second = filled(&arena, layout(40, 64), 2);
         let third = filled(&arena, layout(1, 1), 3);
@@ -185,7 +206,7 @@ mod tests {
 
     #[test]
     fn only_the_last_block_is_taken_back() {
-        let arena = sealed();
+        let arena = opened();
         let (first, second) = (filled(&arena, layout(16, 1), 1), filled(&arena, layout(16, 1), 2));
         // SAFETY: both were allocated above with this layout.
         unsafe {
@@ -198,7 +219,7 @@ mod tests {
 
     #[test]
     fn memory_that_was_used_before_is_zeroed_again() {
-        let arena = sealed();
+        let arena = opened();
         let block = filled(&arena, layout(16, 1), 9);
         // SAFETY: allocated above with this layout; the second block is filled by `alloc_zeroed`.
         let again = unsafe {
@@ -210,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_last_block_grows_and_shrinks_in_place_and_others_move() {
-        let arena = sealed();
+        let arena = opened();
         let first = filled(&arena, layout(16, 1), 1);
         // SAFETY: each block is given with the layout that it has at that point.
         unsafe {
@@ -225,7 +246,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_spills_and_keeps_its_content() {
-        let arena = sealed();
+        let arena = opened();
         let block = filled(&arena, layout(600, 8), 7);
         let large = layout(16 << 20, 1);
         // SAFETY: each block is given with the layout that it has at that point, and is freed once.

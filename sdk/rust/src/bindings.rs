@@ -4,6 +4,8 @@ wit_bindgen::generate!({
     path: "../../wit",
     world: "endpoint",
     generate_all,
+    // Inputs of a computation are copied once, by the host.
+    ownership: Borrowing { duplicate_if_necessary: false },
     pub_export_macro: true,
     default_bindings_module: "tessera_sdk::bindings",
 });

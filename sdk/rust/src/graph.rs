@@ -1,8 +1,7 @@
 //! Compute: a graph of the package runs on the host, together with the requests of other instances.
 
-use crate::bindings::tessera::endpoint::compute::{Output, run};
+use crate::bindings::tessera::endpoint::compute::{Input, Output, run};
 use crate::bindings::wasi::nn::errors::ErrorCode;
-use crate::bindings::wasi::nn::tensor::Tensor as HostTensor;
 use crate::{Error, ErrorKind, Tensor};
 
 /// A graph of the package, by its name in the manifest.
@@ -19,16 +18,15 @@ impl<'n> Graph<'n> {
 
     /// Runs the graph on inputs given by name, in one call of the host. May be called again, with the same or other
     /// shapes. Only during `handle`.
-    pub fn compute<'t, N, I>(&self, inputs: I) -> Result<Outputs, Error>
-    where
-        N: Into<String>,
-        I: IntoIterator<Item = (N, &'t Tensor<'t>)>,
-    {
-        let inputs: Vec<_> = inputs
-            .into_iter()
-            .map(|(name, tensor)| (name.into(), HostTensor::new(tensor.dims(), tensor.ty(), tensor.bytes())))
-            .collect();
-        match run(self.name, inputs) {
+    pub fn compute<'t>(&self, inputs: impl IntoIterator<Item = (&'t str, &'t Tensor<'t>)>) -> Result<Outputs, Error> {
+        let input = |(name, tensor): (&'t str, &'t Tensor<'t>)| Input {
+            name,
+            dimensions: tensor.dims(),
+            ty: tensor.ty(),
+            data: tensor.bytes(),
+        };
+        let inputs: Vec<_> = inputs.into_iter().map(input).collect();
+        match run(self.name, &inputs) {
             Ok(tensors) => Ok(Outputs { graph: self.name.to_owned(), tensors }),
             Err(error) => {
                 let message = format!("failed to compute graph `{}`: {}", self.name, error.message);

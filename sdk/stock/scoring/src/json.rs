@@ -15,6 +15,10 @@ const DEPTH_MAX: usize = 100;
 /// Above this many keys, duplicates are looked for with a map instead of by comparing all pairs.
 const KEYS_COMPARED_MAX: usize = 16;
 
+/// Up to so many digits, any number of them is a float exactly (2^53 has 16), and so are these powers of ten.
+const EXACT_DIGITS_MAX: usize = 15;
+const POWERS_OF_TEN: [f64; 15] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14];
+
 /// A JSON value. Text without escapes is borrowed from the body.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Json<'a> {
@@ -321,23 +325,39 @@ impl<'a> Parser<'a> {
 
     fn number(&mut self) -> Parsed<Json<'a>> {
         let start = self.at;
-        if self.take("-") && self.take("Infinity") {
+        let is_negative = self.take("-");
+        if is_negative && self.take("Infinity") {
             return Ok(Json::Float(f64::NEG_INFINITY));
         }
-        match self.peek() {
-            Some(b'0') => self.at += 1,
-            Some(b'1'..=b'9') => self.skip_digits(),
+        let mut digits = match self.peek() {
+            Some(b'0') => {
+                self.at += 1;
+                0
+            }
+            Some(b'1'..=b'9') => self.digits(0),
             _ => {
                 self.at = start;
                 return Err("Expecting value");
             }
-        }
+        };
         let integer_end = self.at;
+        let mut decimals = 0;
         if self.peek() == Some(b'.') && matches!(self.bytes.get(self.at + 1), Some(b'0'..=b'9')) {
             self.at += 1;
-            self.skip_digits();
+            digits = self.digits(digits);
+            decimals = self.at - integer_end - 1;
         }
+        let mantissa_end = self.at;
         self.skip_exponent();
+        // Most numbers: all digits fit a float exactly, and so does the power of ten, so that one division rounds right.
+        if decimals > 0
+            && self.at == mantissa_end
+            && mantissa_end - start <= EXACT_DIGITS_MAX + ".".len()
+            && let Some(scale) = POWERS_OF_TEN.get(decimals)
+        {
+            let value = digits as f64 / scale;
+            return Ok(Json::Float(if is_negative { -value } else { value }));
+        }
         let literal = self.text.get(start..self.at).ok_or("Expecting value")?;
         if self.at > integer_end {
             return literal.parse().map(Json::Float).map_err(|_| "Expecting value");
@@ -345,10 +365,13 @@ impl<'a> Parser<'a> {
         Ok(literal.parse().map_or(Json::Big(literal), Json::Int))
     }
 
-    fn skip_digits(&mut self) {
-        while matches!(self.peek(), Some(b'0'..=b'9')) {
+    /// Steps over digits, and appends them to a number. It wraps around: only short ones are used.
+    fn digits(&mut self, mut number: u64) -> u64 {
+        while let Some(digit @ b'0'..=b'9') = self.peek() {
+            number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
             self.at += 1;
         }
+        number
     }
 
     /// Steps over `e-5`, if it is one: an `e` without digits is left to be complained about.
@@ -359,7 +382,7 @@ impl<'a> Parser<'a> {
                 self.take("+");
             }
             let digits = self.at;
-            self.skip_digits();
+            self.digits(0);
             if self.at == digits {
                 self.at = before;
             }
@@ -459,6 +482,22 @@ mod tests {
         let cells: Vec<_> = list.iter().collect();
         let big = Cell::Big("99999999999999999999");
         assert_eq!(cells, [Cell::Int(1), Cell::Float(-2.5), Cell::Float(1e3), Cell::Int(0), big, Cell::Float(-0.0)]);
+    }
+
+    #[test]
+    fn floats_are_what_the_standard_library_reads() {
+        // A fixed walk through numbers of all lengths, with the point in all places.
+        let mut bits = 0x0123_4567_89ab_cdef_u64;
+        for round in 0..20_000 {
+            bits = bits.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            let digits = (bits >> (round % 60)).to_string();
+            let (whole, decimals) = digits.split_at(round % digits.len());
+            let sign = if round % 3 == 0 { "-" } else { "" };
+            let whole = whole.trim_start_matches('0');
+            let text = format!("{sign}{}.{decimals}", if whole.is_empty() { "0" } else { whole });
+            let expected: f64 = text.parse().unwrap();
+            assert!(matches!(parse(&text), Ok(Json::Float(value)) if value.to_bits() == expected.to_bits()), "{text}");
+        }
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub(crate) fn missing_graph_by_wasi_nn() -> Result<Response, Error> {
 
 /// Not through the SDK, which has no such call.
 pub(crate) fn load_from_bytes() -> Result<Response, Error> {
-    let loaded = load(&[b"a model of my own".to_vec()], GraphEncoding::Onnx, ExecutionTarget::Cpu);
+    let loaded = load(&[b"a model of my own"], GraphEncoding::Onnx, ExecutionTarget::Cpu);
     Response::json(&json!({ "refusal": loaded.err().map(|error| code(&error).message) }))
 }
 
