@@ -86,6 +86,7 @@ impl Home {
         Ok(Keys {
             artifacts: blake3::derive_key("tessera 2026 artifact authentication", &secret),
             tokens: blake3::derive_key("tessera 2026 token hashes", &secret),
+            addresses: blake3::derive_key("tessera 2026 signed addresses", &secret),
         })
     }
 }
@@ -96,6 +97,8 @@ pub struct Keys {
     pub artifacts: [u8; 32],
     /// Keys the hashes under which tokens are stored.
     pub tokens: [u8; 32],
+    /// Signs addresses of files.
+    pub addresses: [u8; 32],
 }
 
 /// Makes a folder that only its owner can enter; fine if it exists.

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::access::Directory;
 use crate::admission::Admission;
-use crate::api::App;
+use crate::api::{App, Signer};
 use crate::config::ServeConfig;
 use crate::control::ControlPlane;
 use crate::deploy::artifact::Artifacts;
@@ -88,6 +88,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
         },
         upload_bytes_max: config.upload_bytes_max,
         uploads: Semaphore::new(UPLOADS_MAX),
+        signer: Signer::new(keys.addresses),
         accepting: AtomicBool::new(false),
     });
     let endpoints = control.restore().context("failed to bring the endpoints back")?;
@@ -262,12 +263,15 @@ fn start_sweeps(background: &Runtime, control: &Arc<ControlPlane>, blobs: Arc<Bl
     });
     background.spawn(async move {
         loop {
-            let (registry, blobs) = (Arc::clone(&registry), Arc::clone(&blobs));
+            let (uploads, registry, blobs) = (Arc::clone(&registry), Arc::clone(&registry), Arc::clone(&blobs));
             let swept = tokio::task::spawn_blocking(move || {
                 sweep_blobs(&registry, &blobs);
                 memory::give_back();
             });
             let _ = swept.await;
+            if let Err(error) = uploads.sweep_uploads().await {
+                tracing::warn!("failed to forget old uploads: {}", chain(&error));
+            }
             tokio::time::sleep(SWEEP_PERIOD).await;
         }
     });

@@ -12,6 +12,7 @@
 //! - [`crash`]: `kill -9` at any moment.
 //! - [`models`]: real models, compared with the Python libraries they come from.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
+//! - [`registry`]: models, versions, aliases, uploads; logging models with MLflow.
 //! - [`cli`]: the command line.
 
 // Helpers of tests may panic as tests do; clippy's setting covers only the functions marked `#[test]`.
@@ -28,4 +29,5 @@ mod isolation;
 mod mlflow;
 mod models;
 mod permissions;
+mod registry;
 mod secrets;

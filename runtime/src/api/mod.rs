@@ -3,13 +3,13 @@
 
 mod discovery;
 mod endpoints;
-mod files;
 mod invocations;
 mod openapi;
 mod permissions;
 mod registry;
 mod routes;
 mod secrets;
+mod tracking;
 mod wire;
 
 use std::net::SocketAddr;
@@ -27,6 +27,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc};
 
+pub use self::registry::Signer;
 use self::routes::{Access, Found, Route};
 use crate::access::{Action, Directory, Level, Object, Principal, authorize};
 use crate::admission::Admission;
@@ -61,6 +62,8 @@ pub struct App {
     pub upload_bytes_max: u64,
     /// Uploads at one time; each holds a thread that writes.
     pub uploads: Semaphore,
+    /// Signs addresses of files.
+    pub signer: Signer,
     /// Whether new work is taken: false before the start is complete and while draining.
     pub accepting: AtomicBool,
 }
@@ -261,6 +264,13 @@ impl Call {
     /// A value of the query that must be there.
     fn needed(&self, name: &str) -> Result<String, ApiError> {
         self.query(name).ok_or_else(|| ApiError::invalid(format!("the query parameter '{name}' is missing")))
+    }
+
+    /// All values of the query under a name.
+    fn queries(&self, name: &str) -> Vec<String> {
+        let query = self.head.uri.query().unwrap_or_default().as_bytes();
+        let values = form_urlencoded::parse(query).filter(|(key, _)| key == name);
+        values.map(|(_, value)| value.into_owned()).filter(|value| !value.is_empty()).collect()
     }
 
     /// The whole body; `grow` allows each piece before it is kept. What is left of a refused one stays, to be thrown away.

@@ -15,15 +15,19 @@ use crate::access::Level;
 use crate::error::ApiError;
 
 /// All routes, by module.
-static ALL: [&[Route]; 8] = [
+static ALL: [&[Route]; 12] = [
     super::discovery::ROUTES,
     super::endpoints::ROUTES,
-    super::files::ROUTES,
     super::invocations::ROUTES,
     super::openapi::ROUTES,
     super::permissions::ROUTES,
-    super::registry::ROUTES,
     super::secrets::ROUTES,
+    super::registry::files::ROUTES,
+    super::registry::native::ROUTES,
+    super::registry::oss::ROUTES,
+    super::registry::signed::ROUTES,
+    super::registry::unity::ROUTES,
+    super::tracking::ROUTES,
 ];
 
 /// One method on one path.

@@ -162,6 +162,15 @@ impl Blobs {
         self.path(digest).is_file()
     }
 
+    /// The content, to be read in pieces; it is not verified. Blocks.
+    ///
+    /// # Errors
+    /// `Missing`, `Io`.
+    pub fn reader(&self, digest: &Digest) -> Result<File, BlobError> {
+        let path = self.path(digest);
+        File::open(&path).map_err(BlobError::of("open", *digest, &path))
+    }
+
     /// The verified content; at most [`READ_BYTES_MAX`]. Blocks.
     ///
     /// # Errors
