@@ -85,6 +85,11 @@ impl Client {
         Client::connect(base, token)
     }
 
+    /// Another server of this API, at an address; without a token, if it is empty.
+    pub(super) fn to(address: &str, token: String) -> anyhow::Result<Client> {
+        Client::connect(parse_address(address)?, token)
+    }
+
     fn connect(base: Url, token: String) -> anyhow::Result<Client> {
         // Requests set their own timeouts.
         let mut http =
@@ -109,6 +114,19 @@ impl Client {
             url.query_pairs_mut().extend_pairs(query);
         }
         self.text(self.send(Method::GET, url, |request| request.timeout(CALL_TIMEOUT))?)
+    }
+
+    /// `GET path`; `take` gets each piece of the answer as it comes.
+    pub(super) fn get_file(
+        &self,
+        path: &[&str],
+        mut take: impl FnMut(&[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut response = self.send(Method::GET, self.url(path), |request| request.timeout(INVOKE_TIMEOUT))?;
+        while let Some(piece) = self.piece(&mut response)? {
+            take(&piece)?;
+        }
+        Ok(())
     }
 
     /// `method path` with a JSON body, the answer as text.
@@ -167,7 +185,11 @@ impl Client {
         fill: impl FnOnce(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, ClientError> {
         let path = url.path().to_owned();
-        let request = fill(self.http.request(method.clone(), url).bearer_auth(&self.token));
+        let mut request = self.http.request(method.clone(), url);
+        if !self.token.is_empty() {
+            request = request.bearer_auth(&self.token);
+        }
+        let request = fill(request);
         // `send` starts its timer at once, so it must be called within the runtime too.
         match self.runtime.block_on(async { request.send().await }) {
             Ok(response) if response.status().is_success() => Ok(response),
