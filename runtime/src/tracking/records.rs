@@ -203,7 +203,11 @@ pub fn put_entry(entries: &mut Tags, key: &str, value: &str) -> Result<(), ApiEr
     Ok(())
 }
 
-fn check_key(key: &str) -> Result<(), ApiError> {
+/// Checks a key, or an id that somebody else gave.
+///
+/// # Errors
+/// When it is empty or too long.
+pub fn check_key(key: &str) -> Result<(), ApiError> {
     if key.is_empty() || key.len() > KEY_BYTES_MAX {
         return Err(ApiError::invalid(format!("'{key}' is not a key: use 1 to {KEY_BYTES_MAX} bytes")));
     }

@@ -169,6 +169,7 @@ async fn in_parts(call: &mut Call) -> Result<Answer, ApiError> {
         Some("complete-upload") => {
             let token = call.needed("session_token")?;
             let (app, _, input) = call.json::<PartsInput>().await?;
+            let _turn = upload_turn(&app)?;
             let registry = &app.control.registry;
             registry.complete_upload(place.file(workspace), &token, &input.parts, app.upload_bytes_max).await?;
             Ok(respond(200, "application/json", "{}"))

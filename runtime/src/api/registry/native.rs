@@ -89,6 +89,7 @@ struct ModelInput {
     catalog_name: String,
     schema_name: String,
     comment: Option<String>,
+    storage_location: Option<String>,
     #[serde(default)]
     tags: Vec<TagInput>,
 }
@@ -97,6 +98,7 @@ struct ModelInput {
 struct ModelChange {
     comment: Option<String>,
     new_name: Option<String>,
+    owner: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -218,6 +220,11 @@ async fn numbered(call: &Call) -> Result<(ModelRecord, u64), ApiError> {
 
 async fn create(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<ModelInput>().await?;
+    if input.storage_location.is_some_and(|location| !location.is_empty()) {
+        return Err(ApiError::invalid(
+            "storage_location cannot be chosen: this server keeps the files of models itself",
+        ));
+    }
     let name = format!("{}.{}.{}", input.catalog_name, input.schema_name, input.name);
     let tags = tags_of(input.tags)?;
     let model = app.control.registry.create_model(&principal, &name, input.comment, tags).await?;
@@ -244,6 +251,9 @@ async fn get(call: &Call) -> Result<Answer, ApiError> {
 async fn update(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, _, input) = call.json::<ModelChange>().await?;
     let mut model = model(call).await?;
+    if input.owner.is_some_and(|owner| owner != model.creator) {
+        return Err(ApiError::invalid("the owner of a model cannot be changed: give permissions on it instead"));
+    }
     if let Some(new_name) = &input.new_name {
         let [catalog, schema, _] = parts(&model.name);
         let new_name = format!("{catalog}.{schema}.{new_name}");

@@ -70,7 +70,10 @@ pub(super) async fn create(call: &mut Call) -> Result<Answer, ApiError> {
     let id = format!("m-{}", new_id()?);
     let name = input.name.unwrap_or_else(|| id.clone());
     check_name("a model", &name)?;
-    check_name("a model's type", input.model_type.as_deref().unwrap_or("-"))?;
+    let model_type = input.model_type.filter(|model_type| !model_type.is_empty());
+    if let Some(model_type) = &model_type {
+        check_name("a model's type", model_type)?;
+    }
     let now = now_ms();
     let model = LoggedModel {
         workspace: principal.workspace,
@@ -80,7 +83,7 @@ pub(super) async fn create(call: &mut Call) -> Result<Answer, ApiError> {
         run,
         owner: principal.id,
         status: STATUSES[0].to_owned(),
-        model_type: input.model_type,
+        model_type,
         creation_timestamp: now,
         last_updated_timestamp: now,
         params: entries_of(&input.params)?,

@@ -8,7 +8,7 @@ use super::super::{Answer, Call, json};
 use super::{check_name, entries_of, no_filter, put_entries};
 use crate::access::level_of;
 use crate::error::ApiError;
-use crate::tracking::records::put_entry;
+use crate::tracking::records::{check_key, put_entry};
 use crate::tracking::{DEFAULT_EXPERIMENT, Metric, Run, Tracked};
 
 /// As MLflow names what becomes of a run.
@@ -253,7 +253,7 @@ pub(super) async fn log_model(call: &mut Call) -> Result<Answer, ApiError> {
 pub(super) async fn outputs(call: &mut Call) -> Result<Answer, ApiError> {
     change(call, |run, input| {
         for model in &input.models {
-            put_entry(&mut Default::default(), &model.model_id, "")?;
+            check_key(&model.model_id)?;
             run.outputs.insert(model.model_id.clone(), model.step);
         }
         // As many models as MLflow's own tools make in one run, and few enough for its record.
