@@ -32,7 +32,7 @@ use crate::home::Home;
 use crate::memory;
 use crate::observe::log_ring::LogRing;
 use crate::observe::metrics::Metrics;
-use crate::registry::Registry;
+use crate::registry::{ModelRecord, Registry};
 use crate::seal;
 use crate::secrets::{Secrets, is_reference};
 use crate::store::documents::{document, read_document, visit_documents};
@@ -478,6 +478,21 @@ impl ControlPlane {
         let _alone = self.changes.write().await;
         let users = self.users_of(workspace, model).await?;
         self.registry.delete_model(workspace, model, |version| users.get(&version).cloned()).await
+    }
+
+    /// Gives a model another name, none of whose versions an endpoint serves or is about to.
+    ///
+    /// # Errors
+    /// `RESOURCE_CONFLICT` when one does, `RESOURCE_ALREADY_EXISTS`.
+    pub async fn rename_model(
+        self: &Arc<ControlPlane>,
+        workspace: WorkspaceId,
+        model: &str,
+        new_name: &str,
+    ) -> Result<ModelRecord, ApiError> {
+        let _alone = self.changes.write().await;
+        let users = self.users_of(workspace, model).await?;
+        self.registry.rename_model(workspace, model, new_name, |version| users.get(&version).cloned()).await
     }
 
     /// An endpoint of a workspace. Without waiting when it is awake.

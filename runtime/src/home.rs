@@ -98,6 +98,8 @@ pub struct Keys {
     pub audit: [u8; 32],
     /// Seals what is kept of payloads.
     pub usage: [u8; 32],
+    /// Signs addresses of files.
+    pub addresses: [u8; 32],
 }
 
 impl Keys {
@@ -108,6 +110,7 @@ impl Keys {
             tokens: blake3::derive_key("tessera 2026 token hashes", secret),
             audit: blake3::derive_key("tessera 2026 audit chain", secret),
             usage: blake3::derive_key("tessera 2026 usage and payload log", secret),
+            addresses: blake3::derive_key("tessera 2026 signed addresses", secret),
         }
     }
 }

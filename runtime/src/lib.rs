@@ -17,7 +17,7 @@
 //!
 //! A deploy meets:
 //!
-//! - [`registry`]: models and their versions, uploaded file by file.
+//! - [`registry`]: models and their versions, uploaded file by file; [`tracking`]: runs that MLflow logs models from.
 //! - [`control`]: endpoints are made, changed and woken; [`turns`] gives each one change at a time.
 //! - [`secrets`]: values that settings refer to, which no artifact holds.
 //! - [`deploy`]: package → capability check → compile worker → artifact → converted graphs → golden request.
@@ -65,5 +65,6 @@ pub mod seal;
 pub mod secrets;
 pub mod server;
 pub mod store;
+pub mod tracking;
 pub mod turns;
 pub mod usage;

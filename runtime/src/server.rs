@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::access::Directory;
 use crate::admission::Admission;
-use crate::api::App;
+use crate::api::{App, Signer};
 use crate::audit::{self, Audit, Event};
 use crate::config::ServeConfig;
 use crate::control::ControlPlane;
@@ -117,6 +117,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
         upload_bytes_max: config.upload_bytes_max,
         uploads: Semaphore::new(UPLOADS_MAX),
         keys: Arc::clone(&rotation),
+        signer: Signer::new(keys.addresses),
         accepting: AtomicBool::new(false),
     });
     let endpoints = control.restore().context("failed to bring the endpoints back")?;
@@ -338,7 +339,7 @@ fn start_sweeps(background: &Runtime, control: &Arc<ControlPlane>, blobs: Arc<Bl
     let control = Arc::clone(control);
     background.spawn(async move {
         loop {
-            let (control, blobs) = (Arc::clone(&control), Arc::clone(&blobs));
+            let (registry, control, blobs) = (Arc::clone(&control.registry), Arc::clone(&control), Arc::clone(&blobs));
             let swept = tokio::task::spawn_blocking(move || {
                 if let Err(error) = control.sweep() {
                     tracing::warn!("failed to look for leftovers: {}", chain(&error));
@@ -347,6 +348,9 @@ fn start_sweeps(background: &Runtime, control: &Arc<ControlPlane>, blobs: Arc<Bl
                 memory::give_back();
             });
             let _ = swept.await;
+            if let Err(error) = registry.sweep_uploads().await {
+                tracing::warn!("failed to forget old uploads: {}", chain(&error));
+            }
             tokio::time::sleep(SWEEP_PERIOD).await;
         }
     });

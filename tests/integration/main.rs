@@ -14,6 +14,7 @@
 //! - [`sealed`]: nothing readable on disk, wrong keys, key rotation.
 //! - [`models`]: real models, compared with the Python libraries they come from.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
+//! - [`registry`]: models, versions, aliases, uploads; logging models with MLflow.
 //! - [`cli`]: the command line.
 //! - [`audit`]: the audit log and the usage table, by the command line.
 
@@ -32,6 +33,7 @@ mod isolation;
 mod mlflow;
 mod models;
 mod permissions;
+mod registry;
 mod sealed;
 mod secrets;
 mod tls;

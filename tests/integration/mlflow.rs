@@ -48,7 +48,7 @@ fn mlflow_registers_a_model_with_a_large_file() {
     // given a model with a file that the Databricks SDK does not send with one plain request (from 50 MiB on)
     let server = Server::start();
     let folder = iris();
-    let bytes = 51 << 20;
+    let bytes = 60 << 20;
     let content: Vec<u8> = (0..bytes).map(|index: u32| (index >> 20) as u8).collect();
     fs::write(folder.path().join("large.bin"), &content).unwrap();
 
@@ -61,6 +61,12 @@ fn mlflow_registers_a_model_with_a_large_file() {
     assert_eq!((&seen["status"], &seen["bytes"], &seen["same"]), (&json!("READY"), &json!(bytes), &json!(true)));
     let path = "/api/2.0/fs/files/Models/main/default/large/1/large.bin";
     assert!(server.get(path).body == content, "the file is another one");
+
+    // in parts, each of which was a file of its own until then
+    let shards = fs::read_dir(server.home().join("blobs/sha256")).unwrap();
+    let kept: usize = shards.map(|shard| fs::read_dir(shard.unwrap().path()).unwrap().count()).sum();
+    let files = fs::read_dir(folder.path()).unwrap().count();
+    assert!(kept >= files + 6, "{kept} files are kept for the {files} of the model");
 
     // and the model serves
     server.create("large", &serving("main.default.large", "1")).ok();

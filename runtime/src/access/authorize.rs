@@ -65,6 +65,17 @@ pub enum Object<'a> {
     Model(&'a ModelRecord),
     /// A scope of secrets; to view is to read them, to query is to write them.
     SecretScope(&'a Scope),
+    /// Something that MLflow's tracking client made: its maker's alone.
+    Tracked {
+        /// Whose it is.
+        workspace: WorkspaceId,
+        /// Number of the identity that made it.
+        owner: u64,
+        /// What it is.
+        kind: &'a str,
+        /// What it is called by.
+        id: &'a str,
+    },
     /// A tenant.
     Workspace(WorkspaceId),
     /// The whole server with all its workspaces.
@@ -78,6 +89,7 @@ impl Object<'_> {
             Object::Endpoint(endpoint) => Some((endpoint.workspace, endpoint.owner, &endpoint.grants)),
             Object::Model(model) => Some((model.workspace, model.owner, &model.grants)),
             Object::SecretScope(scope) => Some((scope.workspace, scope.owner, &scope.grants)),
+            Object::Tracked { workspace, owner, .. } => Some((*workspace, *owner, &[])),
             Object::Workspace(_) | Object::Server => None,
         }
     }
@@ -87,6 +99,7 @@ impl Object<'_> {
             Object::Endpoint(endpoint) => no_endpoint(&endpoint.name),
             Object::Model(model) => no_model(&model.name),
             Object::SecretScope(scope) => no_scope(&scope.name),
+            Object::Tracked { kind, id, .. } => ApiError::missing(format!("There is no {kind} '{id}'.")),
             Object::Workspace(id) => ApiError::missing(format!("Workspace {id} does not exist.")),
             Object::Server => ApiError::new(ErrorCode::NotFound, "There is no such path."),
         }
@@ -97,6 +110,7 @@ impl Object<'_> {
             Object::Endpoint(endpoint) => format!("endpoint '{}'", endpoint.name),
             Object::Model(model) => format!("registered model '{}'", model.name),
             Object::SecretScope(scope) => format!("scope '{}'", scope.name),
+            Object::Tracked { kind, id, .. } => format!("{kind} '{id}'"),
             Object::Workspace(id) => format!("workspace {id}"),
             Object::Server => "this server".to_owned(),
         }

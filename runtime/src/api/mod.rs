@@ -3,7 +3,6 @@
 
 mod discovery;
 mod endpoints;
-mod files;
 mod invocations;
 mod keys;
 mod openapi;
@@ -11,6 +10,7 @@ mod permissions;
 mod registry;
 mod routes;
 mod secrets;
+mod tracking;
 mod usage;
 mod wire;
 
@@ -29,6 +29,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc};
 
+pub use self::registry::Signer;
 use self::routes::{Access, Found, Route};
 use crate::access::{Action, Directory, Level, Object, Principal, authorize};
 use crate::admission::Admission;
@@ -73,6 +74,8 @@ pub struct App {
     pub uploads: Semaphore,
     /// The keys that seal what is kept.
     pub keys: Arc<Rotation>,
+    /// Signs addresses of files.
+    pub signer: Signer,
     /// Whether new work is taken: false before the start is complete and while draining.
     pub accepting: AtomicBool,
 }
@@ -276,6 +279,13 @@ impl Call {
     /// A value of the query that must be there.
     fn needed(&self, name: &str) -> Result<String, ApiError> {
         self.query(name).ok_or_else(|| ApiError::invalid(format!("the query parameter '{name}' is missing")))
+    }
+
+    /// All values of the query under a name.
+    fn queries(&self, name: &str) -> Vec<String> {
+        let query = self.head.uri.query().unwrap_or_default().as_bytes();
+        let values = form_urlencoded::parse(query).filter(|(key, _)| key == name);
+        values.map(|(_, value)| value.into_owned()).filter(|value| !value.is_empty()).collect()
     }
 
     /// The whole body; `grow` allows each piece before it is kept. What is left of a refused one stays, to be thrown away.

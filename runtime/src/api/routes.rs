@@ -15,17 +15,21 @@ use crate::access::Level;
 use crate::error::ApiError;
 
 /// All routes, by module.
-static ALL: [&[Route]; 10] = [
+static ALL: [&[Route]; 14] = [
     super::discovery::ROUTES,
     super::endpoints::ROUTES,
-    super::files::ROUTES,
     super::invocations::ROUTES,
     super::keys::ROUTES,
     super::openapi::ROUTES,
     super::permissions::ROUTES,
-    super::registry::ROUTES,
     super::secrets::ROUTES,
     super::usage::ROUTES,
+    super::registry::files::ROUTES,
+    super::registry::native::ROUTES,
+    super::registry::oss::ROUTES,
+    super::registry::signed::ROUTES,
+    super::registry::unity::ROUTES,
+    super::tracking::ROUTES,
 ];
 
 /// One method on one path.

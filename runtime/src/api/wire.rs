@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use crate::access::{Level, Principal};
@@ -13,7 +13,6 @@ use crate::catalog::{
 };
 use crate::clock::now_ms;
 use crate::error::ApiError;
-use crate::registry::{ModelRecord, VersionRecord, VersionStatus};
 
 /// Body of create.
 #[derive(Debug, Deserialize)]
@@ -339,50 +338,6 @@ fn graph_output(graph: &DeployedGraph) -> Value {
         value["intra_op_threads"] = json!(threads);
     }
     value
-}
-
-/// A registered model, in the shape of MLflow's Unity Catalog client.
-#[derive(Serialize)]
-pub(super) struct RegisteredModel<'a> {
-    name: &'a str,
-    creation_timestamp: u64,
-    last_updated_timestamp: u64,
-    user_id: &'a str,
-    description: &'a str,
-}
-
-impl<'a> From<&'a ModelRecord> for RegisteredModel<'a> {
-    fn from(record: &'a ModelRecord) -> RegisteredModel<'a> {
-        RegisteredModel {
-            name: &record.name,
-            creation_timestamp: record.creation_timestamp,
-            last_updated_timestamp: record.last_updated_timestamp,
-            user_id: &record.creator,
-            description: record.description.as_deref().unwrap_or_default(),
-        }
-    }
-}
-
-/// A model version, in the shape of MLflow's Unity Catalog client.
-pub(super) fn model_version(record: &VersionRecord) -> Value {
-    let (status, message) = match &record.status {
-        VersionStatus::Pending => ("PENDING_REGISTRATION", ""),
-        VersionStatus::Ready => ("READY", ""),
-        VersionStatus::Failed(message) => ("FAILED_REGISTRATION", message.as_str()),
-    };
-    json!({
-        "name": record.name,
-        "version": record.version.to_string(),
-        "creation_timestamp": record.creation_timestamp,
-        "last_updated_timestamp": record.last_updated_timestamp,
-        "user_id": record.creator,
-        "description": record.description.as_deref().unwrap_or_default(),
-        "source": record.source,
-        "run_id": record.run_id.as_deref().unwrap_or_default(),
-        "status": status,
-        "status_message": message,
-        "storage_location": super::files::location(&record.name, record.version),
-    })
 }
 
 /// SCIM's view of a principal.

@@ -37,6 +37,7 @@ pub(super) struct Client {
     http: reqwest::Client,
     base: Url,
     token: String,
+    options: ClientOptions,
 }
 
 /// Why a request has no answer.
@@ -90,6 +91,11 @@ impl Client {
         Client::connect(base, token, options)
     }
 
+    /// Another server, at an address, with the same certificates; without a token, if it is empty.
+    pub(super) fn to(&self, address: &str, token: String) -> anyhow::Result<Client> {
+        Client::connect(parse_address(address)?, token, &self.options)
+    }
+
     fn connect(base: Url, token: String, options: &ClientOptions) -> anyhow::Result<Client> {
         // Requests set their own timeouts.
         let mut http =
@@ -105,6 +111,7 @@ impl Client {
             http: http.build().context("failed to start the HTTP client")?,
             base,
             token,
+            options: options.clone(),
         })
     }
 
@@ -115,6 +122,19 @@ impl Client {
             url.query_pairs_mut().extend_pairs(query);
         }
         self.text(self.send(Method::GET, url, |request| request.timeout(CALL_TIMEOUT))?)
+    }
+
+    /// `GET path`; `take` gets each piece of the answer as it comes.
+    pub(super) fn get_file(
+        &self,
+        path: &[&str],
+        mut take: impl FnMut(&[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut response = self.send(Method::GET, self.url(path), |request| request.timeout(INVOKE_TIMEOUT))?;
+        while let Some(piece) = self.piece(&mut response)? {
+            take(&piece)?;
+        }
+        Ok(())
     }
 
     /// `method path` with a JSON body, the answer as text.
@@ -173,7 +193,11 @@ impl Client {
         fill: impl FnOnce(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, ClientError> {
         let path = url.path().to_owned();
-        let request = fill(self.http.request(method.clone(), url).bearer_auth(&self.token));
+        let mut request = self.http.request(method.clone(), url);
+        if !self.token.is_empty() {
+            request = request.bearer_auth(&self.token);
+        }
+        let request = fill(request);
         // `send` starts its timer at once, so it must be called within the runtime too.
         match self.runtime.block_on(async { request.send().await }) {
             Ok(response) if response.status().is_success() => Ok(response),

@@ -1,4 +1,4 @@
-//! `tessera model …`: push, list, get, delete. The registry is spoken to as MLflow's Unity Catalog client does.
+//! `tessera model …`: push, pull, list, get, versions, delete, alias, tag. The registry is spoken to as MLflow's Unity Catalog client does.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,6 +8,8 @@ use reqwest::Method;
 use serde::de::DeserializeOwned;
 
 use super::client::{self, Client, ClientError};
+use super::label::{self, AliasCommand, TagCommand};
+use super::pull::{self, PullArgs};
 use super::push::{self, PushArgs};
 use super::wire::{ModelVersion, Page, RegisteredModel, RegisteredModelAnswer};
 use super::{Format, Session, json, table};
@@ -20,9 +22,12 @@ const PAGES_MAX: usize = 1000;
 pub enum ModelCommand {
     /// Register a model package as a new version
     Push(PushArgs),
+    /// Register a model from an MLflow server as a new version
+    Pull(PullArgs),
     /// List all registered models
     List,
-    /// Show one registered model and its versions
+    /// Show one registered model, its aliases, tags and versions
+    #[command(alias = "show", alias = "versions")]
     Get {
         /// Name of the model.
         #[arg(value_name = "CATALOG.SCHEMA.MODEL")]
@@ -37,14 +42,29 @@ pub enum ModelCommand {
         #[arg(long, value_name = "N")]
         version: Option<u64>,
     },
+    /// Give versions other names, like champion
+    Alias {
+        /// What to do.
+        #[command(subcommand)]
+        command: AliasCommand,
+    },
+    /// Label a model or a version
+    Tag {
+        /// What to do.
+        #[command(subcommand)]
+        command: TagCommand,
+    },
 }
 
 pub(super) fn run(session: &mut Session, command: ModelCommand) -> anyhow::Result<()> {
     match command {
         ModelCommand::Push(args) => push::push(session, &args),
+        ModelCommand::Pull(args) => pull::pull(session, args),
         ModelCommand::List => list(session),
         ModelCommand::Get { name } => get(session, &name),
         ModelCommand::Delete { name, version } => delete(session, &name, version),
+        ModelCommand::Alias { command } => label::alias(session, command),
+        ModelCommand::Tag { command } => label::tag(session, command),
     }
 }
 

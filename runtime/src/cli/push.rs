@@ -29,13 +29,16 @@ const DEPTH_MAX: usize = 32;
 pub struct PushArgs {
     /// Directory of the package, with MLmodel or tessera.toml in it
     #[arg(value_name = "DIR")]
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// Registered model that gets the new version; it is created if it does not exist
     #[arg(long, value_name = "CATALOG.SCHEMA.MODEL")]
-    name: ModelName,
+    pub(super) name: ModelName,
     /// Text for people
     #[arg(long, value_name = "TEXT")]
-    description: Option<String>,
+    pub(super) description: Option<String>,
+    /// Where it comes from, if not from the directory.
+    #[arg(skip)]
+    pub(super) source: Option<String>,
 }
 
 pub(super) fn push(session: &mut Session, args: &PushArgs) -> anyhow::Result<()> {
@@ -127,10 +130,10 @@ fn create_model(client: &Client, args: &PushArgs) -> anyhow::Result<()> {
 }
 
 fn create_version(client: &Client, args: &PushArgs) -> anyhow::Result<String> {
-    let source = fs::canonicalize(&args.dir).unwrap_or_else(|_| args.dir.clone());
+    let of_dir = || fs::canonicalize(&args.dir).unwrap_or_else(|_| args.dir.clone()).to_string_lossy().into_owned();
     let body = json!({
         "name": args.name.full(),
-        "source": source.to_string_lossy(),
+        "source": args.source.clone().unwrap_or_else(of_dir),
         "description": args.description,
         "feature_deps": "",
     });
@@ -207,7 +210,7 @@ mod tests {
         let mut out = Vec::new();
         let client = client::for_tests(&script.address);
         let name = "main.default.iris".parse().unwrap();
-        let args = PushArgs { dir: dir.to_owned(), name, description: None };
+        let args = PushArgs { dir: dir.to_owned(), name, description: None, source: None };
         let result = push(&mut Session { client, format: Format::Human, out: &mut out }, &args);
         (result.map(|()| String::from_utf8(out).unwrap()), script.asked())
     }

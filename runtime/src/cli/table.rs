@@ -98,14 +98,24 @@ pub(super) fn model(model: &RegisteredModel, versions: &[ModelVersion]) -> Strin
     let mut block = Block(format!("{}\n", printable(&model.name)));
     block.line(1, "description", model.description.as_deref().unwrap_or_default());
     block.line(1, "updated", &age(model.last_updated_timestamp));
+    for tag in &model.tags {
+        block.line(1, "tag", &format!("{} = {}", tag.key, tag.value));
+    }
     if versions.is_empty() {
         block.line(1, "versions", "none");
         return block.0;
     }
-    let mut table = new_table(&["VERSION", "STATUS", "CREATED", "DESCRIPTION"]);
+    let mut table = new_table(&["VERSION", "STATUS", "ALIASES", "CREATED", "DESCRIPTION"]);
     for version in versions {
-        let description = version.description.clone().unwrap_or_default();
-        let row = [version.version.clone(), version.status.clone(), age(version.creation_timestamp), description];
+        let named = model.aliases.iter().filter(|alias| alias.version == version.version);
+        let aliases = named.map(|alias| alias.alias.as_str()).collect::<Vec<_>>().join(", ");
+        // Why it cannot be served says more than what somebody wrote when it was made.
+        let description = match version.status_message.as_str() {
+            "" => version.description.clone().unwrap_or_default(),
+            message => message.to_owned(),
+        };
+        let row =
+            [version.version.clone(), version.status.clone(), aliases, age(version.creation_timestamp), description];
         add_row(&mut table, row);
     }
     format!("{}\n{}", block.0, text(&table))

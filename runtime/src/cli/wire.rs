@@ -118,6 +118,22 @@ pub(super) struct RegisteredModel {
     pub(super) name: String,
     pub(super) description: Option<String>,
     pub(super) last_updated_timestamp: Option<u64>,
+    pub(super) aliases: Vec<Alias>,
+    pub(super) tags: Vec<Tag>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Alias {
+    pub(super) alias: String,
+    pub(super) version: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Tag {
+    pub(super) key: String,
+    pub(super) value: String,
 }
 
 /// Without a version we could not go on, so here it must be there.
@@ -135,6 +151,9 @@ pub(super) struct ModelVersion {
     pub(super) description: Option<String>,
     #[serde(default)]
     pub(super) creation_timestamp: Option<u64>,
+    /// Why it was refused, or why it cannot be served.
+    #[serde(default)]
+    pub(super) status_message: String,
 }
 
 impl Endpoint {

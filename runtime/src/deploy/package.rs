@@ -280,6 +280,23 @@ impl Package {
         Ok(package)
     }
 
+    /// Why a model that MLflow saved is of a kind that is not served, if it is: it may be registered, but not deployed. A
+    /// package with a manifest of ours is meant to be served. Blocks.
+    ///
+    /// # Errors
+    /// When its `MLmodel` cannot be read.
+    pub fn unserved_flavour(
+        files: &BTreeMap<String, PackageFile>,
+        blobs: &Blobs,
+    ) -> Result<Option<String>, PackageError> {
+        let (None, Some(file)) = (files.get(MANIFEST), files.get(MLMODEL)) else { return Ok(None) };
+        let mlmodel = parse_mlmodel(&read_text(MLMODEL, file, blobs)?)?;
+        Ok(match mlmodel.flavors.contains_key("onnx") {
+            true => None,
+            false => onnx_file(&mlmodel).err().map(|error| error.0),
+        })
+    }
+
     /// Reads every graph's signature, so that a model that cannot be served is refused now, and finds where its weights
     /// are.
     fn inspect_graphs(&mut self, blobs: &Blobs) -> Result<(), PackageError> {
@@ -481,6 +498,21 @@ mod tests {
         assert_eq!(package.component, ComponentSource::Stock("scoring".to_owned()));
         assert_eq!(package.graphs["model"].file, "model.onnx");
         assert!(package.settings["mlflow.signature.inputs"].contains("double"));
+    }
+
+    #[test]
+    fn a_flavour_that_is_not_served_is_told_apart_from_a_broken_package() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let look = |name: &str, content: &str| {
+            let file =
+                PackageFile { digest: blobs.put_bytes(content.as_bytes()).unwrap(), bytes: content.len() as u64 };
+            Package::unserved_flavour(&BTreeMap::from([(name.to_owned(), file)]), &blobs)
+        };
+        assert!(look(MLMODEL, "flavors:\n  sklearn: {}\n").unwrap().unwrap().contains("[sklearn]"));
+        assert!(look(MLMODEL, ML).unwrap().is_none());
+        assert!(look(MANIFEST, "component = 'c.wasm'").unwrap().is_none());
+        assert!(look(MLMODEL, "flavors: [").unwrap_err().0.contains("YAML"));
     }
 
     #[test]
