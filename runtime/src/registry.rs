@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::access::authorize::no_model;
-use crate::access::{Grant, Principal, tokens};
+use crate::access::{Grant, Principal, Resource, Tallies, tokens};
 use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
 use crate::deploy::package::{FILES_MAX, Package, PackageFile, check_path};
@@ -91,6 +91,13 @@ pub struct VersionRecord {
     pub package: Option<Digest>,
 }
 
+impl VersionRecord {
+    /// Of its files.
+    fn bytes(&self) -> u64 {
+        self.files.values().map(|file| file.bytes).sum()
+    }
+}
+
 /// What a client says of a new version.
 #[derive(Debug, Default)]
 pub struct NewVersion {
@@ -106,6 +113,8 @@ pub struct NewVersion {
 pub struct Registry {
     store: Arc<dyn StateStore>,
     blobs: Arc<Blobs>,
+    /// Counts versions and the bytes of their files.
+    tallies: Arc<Tallies>,
     /// To change a model or one of its versions.
     turns: Turns,
 }
@@ -129,9 +138,18 @@ pub fn check_model_name(name: &str) -> Result<(), ApiError> {
 }
 
 impl Registry {
-    /// The models in a store.
-    pub fn new(store: Arc<dyn StateStore>, blobs: Arc<Blobs>) -> Registry {
-        Registry { store, blobs, turns: Turns::default() }
+    /// The models in a store. Blocks, for it counts what is there.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn open(store: Arc<dyn StateStore>, blobs: Arc<Blobs>, tallies: Arc<Tallies>) -> Result<Registry, StoreError> {
+        visit_documents(&*store, "version/", |_, version: VersionRecord| {
+            let tally = tallies.of(version.workspace);
+            tally.add(Resource::ModelVersions, 1);
+            tally.add(Resource::ModelBytes, version.bytes());
+            Ok::<_, StoreError>(())
+        })?;
+        Ok(Registry { store, blobs, tallies, turns: Turns::default() })
     }
 
     /// Makes a model.
@@ -232,13 +250,13 @@ impl Registry {
         in_use: impl Fn(u64) -> Option<String>,
     ) -> Result<(), ApiError> {
         let _turn = self.turns.of(workspace, name).await;
-        let versions: Vec<u64> = self.versions(workspace, name).await?.iter().map(|version| version.version).collect();
+        let versions = self.versions(workspace, name).await?;
         for version in &versions {
-            refuse_if_used(name, *version, in_use(*version))?;
+            refuse_if_used(name, version.version, in_use(version.version))?;
         }
         // Versions first and one by one: a transaction has a bound, and a model without versions is still a whole model.
-        for version in versions {
-            self.remove_version(workspace, name, version).await?;
+        for version in &versions {
+            self.remove_version(version).await?;
         }
         self.store.commit(Transaction::new().delete_document(&model_key(workspace, name))).await?;
         Ok(())
@@ -247,7 +265,7 @@ impl Registry {
     /// Makes a version that waits for its files.
     ///
     /// # Errors
-    /// `RESOURCE_DOES_NOT_EXIST` without the model.
+    /// `RESOURCE_DOES_NOT_EXIST` without the model; when the workspace has as many as it may have.
     pub async fn create_version(
         &self,
         workspace: WorkspaceId,
@@ -257,6 +275,7 @@ impl Registry {
     ) -> Result<VersionRecord, ApiError> {
         let _turn = self.turns.of(workspace, name).await;
         let mut model = self.model(workspace, name).await?;
+        let room = self.tallies.of(workspace).reserve(Resource::ModelVersions, 1)?;
         let now = now_ms();
         let version = VersionRecord {
             workspace,
@@ -278,6 +297,7 @@ impl Registry {
             .put_document(&model_key(workspace, name), &model)?
             .put_document(&version_key(workspace, name, version.version), &version)?;
         self.store.commit(transaction).await?;
+        room.keep();
         Ok(version)
     }
 
@@ -324,7 +344,8 @@ impl Registry {
     /// Stores one file of a version that is not finalized yet, as it arrives.
     ///
     /// # Errors
-    /// When the path is not allowed, the version is finalized, or the upload breaks off: nothing is kept then.
+    /// When the path is not allowed, the version is finalized, the workspace has no room for it, or the upload breaks off:
+    /// nothing is kept then.
     pub async fn put_file(
         &self,
         workspace: WorkspaceId,
@@ -334,25 +355,31 @@ impl Registry {
         mut content: mpsc::Receiver<Result<Bytes, ApiError>>,
     ) -> Result<(), ApiError> {
         self.check_upload(workspace, name, version, path).await?;
+        let tally = self.tallies.of(workspace);
+        let mut room = tally.reserve(Resource::ModelBytes, 0)?;
         let blobs = Arc::clone(&self.blobs);
-        let written = tokio::task::spawn_blocking(move || -> Result<PackageFile, ApiError> {
+        let written = tokio::task::spawn_blocking(move || -> Result<_, ApiError> {
             let mut writer = blobs.writer()?;
             while let Some(chunk) = content.blocking_recv() {
-                std::io::Write::write_all(&mut writer, &chunk?)
+                let chunk = chunk?;
+                room.grow(chunk.len() as u64)?;
+                std::io::Write::write_all(&mut writer, &chunk)
                     .map_err(|error| ApiError::internal("keep a file", &error))?;
             }
             let (digest, bytes) = writer.finish()?;
-            Ok(PackageFile { digest, bytes })
+            Ok((PackageFile { digest, bytes }, room))
         });
-        let file = written.await.map_err(|error| ApiError::internal("keep a file", &error))??;
+        let (file, room) = written.await.map_err(|error| ApiError::internal("keep a file", &error))??;
 
         let _turn = self.turns.of(workspace, name).await;
         let mut record = self.pending_version(workspace, name, version).await?;
         if record.files.len() >= FILES_MAX && !record.files.contains_key(path) {
             return Err(ApiError::invalid(format!("a model version may have at most {FILES_MAX} files")));
         }
-        record.files.insert(path.to_owned(), file);
+        let replaced = record.files.insert(path.to_owned(), file);
         self.keep(record).await?;
+        room.keep();
+        tally.subtract(Resource::ModelBytes, replaced.map_or(0, |file| file.bytes));
         Ok(())
     }
 
@@ -400,9 +427,9 @@ impl Registry {
         in_use: Option<String>,
     ) -> Result<(), ApiError> {
         let _turn = self.turns.of(workspace, name).await;
-        self.version(workspace, name, version).await?;
+        let record = self.version(workspace, name, version).await?;
         refuse_if_used(name, version, in_use)?;
-        self.remove_version(workspace, name, version).await
+        self.remove_version(&record).await
     }
 
     /// Refuses a version that cannot be served.
@@ -437,8 +464,12 @@ impl Registry {
         Ok(digests)
     }
 
-    async fn remove_version(&self, workspace: WorkspaceId, name: &str, version: u64) -> Result<(), ApiError> {
-        self.store.commit(Transaction::new().delete_document(&version_key(workspace, name, version))).await?;
+    async fn remove_version(&self, record: &VersionRecord) -> Result<(), ApiError> {
+        let key = version_key(record.workspace, &record.name, record.version);
+        self.store.commit(Transaction::new().delete_document(&key)).await?;
+        let tally = self.tallies.of(record.workspace);
+        tally.subtract(Resource::ModelVersions, 1);
+        tally.subtract(Resource::ModelBytes, record.bytes());
         Ok(())
     }
 

@@ -10,9 +10,9 @@ use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
-use crate::access::Directory;
+use crate::access::{Directory, Tallies};
 use crate::admission::Admission;
-use crate::api::App;
+use crate::api::{App, FailedLogins};
 use crate::config::ServeConfig;
 use crate::control::ControlPlane;
 use crate::deploy::artifact::Artifacts;
@@ -40,6 +40,9 @@ const UPLOADS_MAX: usize = 16;
 /// How often files are looked for that nothing refers to any more.
 const SWEEP_PERIOD: Duration = Duration::from_secs(3600);
 
+/// How often tokens are looked for that have ended: a look through what is in memory.
+const TOKEN_SWEEP_PERIOD: Duration = Duration::from_secs(10);
+
 /// Time that the background threads get to end; what they do then can be done again.
 const BACKGROUND_END: Duration = Duration::from_secs(1);
 
@@ -65,21 +68,31 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let background = background_runtime()?;
     let metrics = Arc::new(Metrics::default());
 
-    let directory = Directory::open(Arc::clone(&store), &home, keys.tokens);
+    let tallies = Arc::new(Tallies::new(config.workspace_limits));
+    let directory = Directory::open(Arc::clone(&store), &home, keys.tokens, Arc::clone(&tallies));
     let directory = Arc::new(background.block_on(directory).context("failed to read the principals")?);
-    let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::clone(&blobs)));
+    let registry = Registry::open(Arc::clone(&store), Arc::clone(&blobs), Arc::clone(&tallies));
+    let registry = Arc::new(registry.context("failed to read the models")?);
     let host = Arc::new(model_host(config, &home, &keys, &blobs, &background)?);
     let control = Arc::new(ControlPlane::new(
         store,
         Arc::clone(&registry),
         host,
+        Arc::clone(&tallies),
         Arc::clone(&metrics),
         home.clone(),
         background.handle().clone(),
     ));
     let app = Arc::new(App {
-        directory,
-        admission: Admission::new(config.concurrent_requests_max, config.queued_requests_max, Arc::clone(&metrics)),
+        directory: Arc::clone(&directory),
+        admission: Admission::new(
+            config.concurrent_requests_max,
+            config.queued_requests_max,
+            Arc::clone(&tallies),
+            Arc::clone(&metrics),
+        ),
+        tallies,
+        failed_logins: FailedLogins::default(),
         metrics,
         control: Arc::clone(&control),
         body_limits: BodyLimits {
@@ -92,6 +105,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     });
     let endpoints = control.restore().context("failed to bring the endpoints back")?;
     start_sweeps(&background, &control, blobs);
+    start_token_sweep(&background, directory);
     start_idle_checks(&background, &control, config);
     let outcome = run(config, &home, &app, &background, endpoints);
     control.save_all_logs();
@@ -269,6 +283,20 @@ fn start_sweeps(background: &Runtime, control: &Arc<ControlPlane>, blobs: Arc<Bl
             });
             let _ = swept.await;
             tokio::time::sleep(SWEEP_PERIOD).await;
+        }
+    });
+}
+
+/// Removes tokens that have ended. They open nothing before either.
+fn start_token_sweep(background: &Runtime, directory: Arc<Directory>) {
+    background.spawn(async move {
+        loop {
+            tokio::time::sleep(TOKEN_SWEEP_PERIOD).await;
+            match directory.sweep_tokens().await {
+                Ok(0) => {}
+                Ok(tokens) => tracing::info!(tokens, "removed expired tokens"),
+                Err(error) => tracing::warn!("failed to remove expired tokens: {error}"),
+            }
         }
     });
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use crate::access::{Level, Principal};
+use crate::access::Level;
 use crate::catalog::served::ServedEntity;
 use crate::catalog::{
     Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Route, Serving, Tag, TrafficConfig,
@@ -375,20 +375,5 @@ pub(super) fn model_version(record: &VersionRecord) -> Value {
         "status": status,
         "status_message": message,
         "storage_location": super::files::location(&record.name, record.version),
-    })
-}
-
-/// SCIM's view of a principal.
-pub(super) fn me(principal: &Principal) -> Value {
-    json!({
-        "schemas": ["urn:ietf:params:scim:schemas:core:2.0:User"],
-        "id": principal.id.to_string(),
-        "userName": principal.name,
-        "displayName": principal.name,
-        "active": true,
-        "name": { "givenName": principal.name },
-        "emails": [{ "value": principal.name, "primary": true, "type": "work" }],
-        "groups": [{ "display": if principal.admin { "admins" } else { "users" }, "value": "1" }],
-        "entitlements": [{ "value": "workspace-access" }],
     })
 }

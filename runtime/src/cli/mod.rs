@@ -7,12 +7,15 @@
 mod client;
 pub mod doctor;
 mod endpoint;
+mod identity;
 mod invoke;
 mod json;
 mod model;
 mod push;
 mod table;
+mod token;
 mod wire;
+mod workspace;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -25,8 +28,11 @@ use crate::config::{DEFAULT_HOME, ServeArgs};
 use client::{Client, ClientError};
 use doctor::DoctorArgs;
 use endpoint::EndpointCommand;
+use identity::{GroupCommand, ServicePrincipalCommand, UserCommand};
 use invoke::{InvokeArgs, LogsArgs};
 use model::ModelCommand;
+use token::TokenCommand;
+use workspace::WorkspaceCommand;
 
 /// Self-hosted model serving: every endpoint a WASI component, a fresh instance per request
 #[derive(Debug, Parser)]
@@ -70,6 +76,41 @@ pub enum ClientCommand {
         options: ClientOptions,
         #[command(subcommand)]
         command: EndpointCommand,
+    },
+    /// People who may call: make, list, change, delete them
+    User {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: UserCommand,
+    },
+    /// Groups, which things can be shared with
+    Group {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: GroupCommand,
+    },
+    /// Programs that may call, and their OAuth secrets
+    ServicePrincipal {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: ServicePrincipalCommand,
+    },
+    /// Access tokens: one's own, and for administrators everybody's
+    Token {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Tenants and their quotas, for the server's administrators
+    Workspace {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: WorkspaceCommand,
     },
     /// Send one request to an endpoint and print its answer
     Invoke {
@@ -128,6 +169,11 @@ fn execute(command: ClientCommand, format: Format, out: &mut dyn Write) -> anyho
     match command {
         ClientCommand::Model { command, .. } => model::run(&mut session, command),
         ClientCommand::Endpoint { command, .. } => endpoint::run(&mut session, command),
+        ClientCommand::User { command, .. } => identity::users(&mut session, command),
+        ClientCommand::Group { command, .. } => identity::groups(&mut session, command),
+        ClientCommand::ServicePrincipal { command, .. } => identity::service_principals(&mut session, command),
+        ClientCommand::Token { command, .. } => token::run(&mut session, command),
+        ClientCommand::Workspace { command, .. } => workspace::run(&mut session, command),
         ClientCommand::Invoke { args, .. } => invoke::invoke(&mut session, args),
         ClientCommand::Logs { args, .. } => invoke::logs(&mut session, args),
     }
@@ -138,6 +184,11 @@ impl ClientCommand {
         match self {
             Self::Model { options, .. }
             | Self::Endpoint { options, .. }
+            | Self::User { options, .. }
+            | Self::Group { options, .. }
+            | Self::ServicePrincipal { options, .. }
+            | Self::Token { options, .. }
+            | Self::Workspace { options, .. }
             | Self::Invoke { options, .. }
             | Self::Logs { options, .. } => options,
         }
