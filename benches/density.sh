@@ -34,7 +34,8 @@ CONNECTIONS=16
 describe_machine
 out=$results/density-$MODELS.json
 : >"$out"
-flags=(--component-idle-ms "$IDLE_MS" --graph-idle-ms "$IDLE_MS" "$@")
+# All in one workspace, which usually may have 1,000.
+flags=(--component-idle-ms "$IDLE_MS" --graph-idle-ms "$IDLE_MS" --workspace-endpoints-max "$ENDPOINTS" "$@")
 
 # memory KEY: a line of the server's /proc status, in KiB.
 memory() {

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::access::quota::Reserved;
+use crate::access::{Resource, Tallies};
+use crate::catalog::WorkspaceId;
 use crate::error::{ApiError, ErrorCode};
 use crate::observe::metrics::Metrics;
 
@@ -18,12 +21,15 @@ pub struct Admission {
     waiting: AtomicUsize,
     waiting_max: usize,
     body_bytes: AtomicU64,
+    tallies: Arc<Tallies>,
     metrics: Arc<Metrics>,
 }
 
 /// The right to one instance. Dropping it is the release.
 pub struct Place {
     _permit: OwnedSemaphorePermit,
+    /// One of the workspace's own.
+    _quota: Reserved,
     metrics: Arc<Metrics>,
 }
 
@@ -71,12 +77,13 @@ impl Drop for Waiting<'_> {
 
 impl Admission {
     /// Room for `instances_max` instances and `waiting_max` requests before them.
-    pub fn new(instances_max: usize, waiting_max: usize, metrics: Arc<Metrics>) -> Admission {
+    pub fn new(instances_max: usize, waiting_max: usize, tallies: Arc<Tallies>, metrics: Arc<Metrics>) -> Admission {
         Admission {
             places: Arc::new(Semaphore::new(instances_max)),
             waiting: AtomicUsize::new(0),
             waiting_max,
             body_bytes: AtomicU64::new(0),
+            tallies,
             metrics,
         }
     }
@@ -84,14 +91,18 @@ impl Admission {
     /// A place for an instance; waits in the queue for at most `patience`.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` when the queue is full or the wait too long.
-    pub async fn place(&self, patience: Duration) -> Result<Place, ApiError> {
+    /// `RESOURCE_EXHAUSTED` when the workspace has as many requests in work as it may have, the queue is full, or the wait
+    /// too long.
+    pub async fn place(&self, workspace: WorkspaceId, patience: Duration) -> Result<Place, ApiError> {
+        // Before the queue, so that no workspace fills it for the others.
+        let quota = self.tallies.of(workspace).reserve(Resource::ConcurrentRequests, 1);
+        let quota = quota.inspect_err(|_| self.metrics.count_refusal("quota"))?;
         let permit = match Arc::clone(&self.places).try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => self.wait(patience).await?,
         };
         self.metrics.instances.inc();
-        Ok(Place { _permit: permit, metrics: Arc::clone(&self.metrics) })
+        Ok(Place { _permit: permit, _quota: quota, metrics: Arc::clone(&self.metrics) })
     }
 
     async fn wait(&self, patience: Duration) -> Result<OwnedSemaphorePermit, ApiError> {
@@ -124,22 +135,44 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::Limits;
+    use crate::access::quota::tests::PLENTY;
+
+    const HERE: WorkspaceId = WorkspaceId(1);
+
+    fn admission(concurrent_requests: u64) -> Admission {
+        let tallies = Tallies::new(Limits { concurrent_requests, ..PLENTY });
+        Admission::new(1, 1, Arc::new(tallies), Arc::default())
+    }
 
     #[tokio::test]
     async fn the_queue_is_bounded_and_patient_only_so_long() {
         let patience = Duration::from_millis(20);
-        let admission = Admission::new(1, 1, Arc::default());
-        let place = admission.place(patience).await.unwrap();
-        let (second, third) = tokio::join!(admission.place(patience), admission.place(patience));
+        let admission = admission(1000);
+        let place = admission.place(HERE, patience).await.unwrap();
+        let (second, third) = tokio::join!(admission.place(HERE, patience), admission.place(HERE, patience));
         assert_eq!(second.err().unwrap().status, 429, "waited for nothing");
         assert_eq!(third.err().unwrap().status, 429, "found the queue full");
         drop(place);
-        admission.place(Duration::ZERO).await.unwrap();
+        admission.place(HERE, Duration::ZERO).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_workspace_over_its_quota_takes_no_place_in_the_queue() {
+        let admission = admission(1);
+        let place = admission.place(HERE, Duration::ZERO).await.unwrap();
+        let refused = admission.place(HERE, Duration::MAX).await.err().unwrap();
+        assert_eq!((refused.status, refused.message.contains("parallel requests")), (429, true));
+        drop(place);
+        let _other = admission.place(WorkspaceId(2), Duration::ZERO).await.unwrap();
+        assert!(admission.place(HERE, Duration::ZERO).await.is_err(), "the server's only place is taken");
+        drop(_other);
+        admission.place(HERE, Duration::ZERO).await.unwrap();
     }
 
     #[test]
     fn bodies_share_one_budget() {
-        let admission = Admission::new(1, 1, Arc::default());
+        let admission = admission(1);
         let mut room = admission.body_room();
         room.grow(BODY_BYTES_MAX).unwrap();
         assert!(admission.body_room().grow(1).is_err());

@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::access::Limits;
 use crate::http::tls::{ClientAuth, ClientCertificates, TlsFiles};
 use crate::observe::log::{LogFormat, LogLevel};
 use crate::seal::source::KEY_VARIABLE;
@@ -158,6 +159,66 @@ pub struct ServeArgs {
     /// Requests that wait for an instance; more are answered 429 [default: 1024]
     #[arg(long, value_name = "N", env = "TESSERA_QUEUED_REQUESTS_MAX", hide_env = true, help_heading = "Limits")]
     pub queued_requests_max: Option<usize>,
+
+    /// Endpoints of one workspace; this and the next five hold unless a workspace has quotas of its own [default: 1000]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TESSERA_WORKSPACE_ENDPOINTS_MAX",
+        hide_env = true,
+        help_heading = "Workspaces"
+    )]
+    pub workspace_endpoints_max: Option<u64>,
+
+    /// Versions of all models of one workspace [default: 10000]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TESSERA_WORKSPACE_MODEL_VERSIONS_MAX",
+        hide_env = true,
+        help_heading = "Workspaces"
+    )]
+    pub workspace_model_versions_max: Option<u64>,
+
+    /// Files of all model versions of one workspace [default: 1TiB]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "TESSERA_WORKSPACE_MODEL_BYTES_MAX",
+        hide_env = true,
+        help_heading = "Workspaces"
+    )]
+    pub workspace_model_bytes_max: Option<ByteSize>,
+
+    /// Requests of one workspace that run or wait to run; more are answered 429 [default: 4096]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TESSERA_WORKSPACE_CONCURRENT_REQUESTS_MAX",
+        hide_env = true,
+        help_heading = "Workspaces"
+    )]
+    pub workspace_concurrent_requests_max: Option<u64>,
+
+    /// Requests of one workspace per minute [default: 18000000]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TESSERA_WORKSPACE_REQUESTS_PER_MINUTE_MAX",
+        hide_env = true,
+        help_heading = "Workspaces"
+    )]
+    pub workspace_requests_per_minute_max: Option<u64>,
+
+    /// Tokens of language models, read and written, of one workspace per minute [default: 1000000000]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TESSERA_WORKSPACE_TOKENS_PER_MINUTE_MAX",
+        hide_env = true,
+        help_heading = "Workspaces"
+    )]
+    pub workspace_tokens_per_minute_max: Option<u64>,
 
     /// Memory of one request's instance, at most 512MiB [default: 128MiB]
     #[arg(
@@ -314,6 +375,7 @@ pub struct ServeConfig {
     pub upload_bytes_max: u64,
     pub concurrent_requests_max: usize,
     pub queued_requests_max: usize,
+    pub workspace_limits: Limits,
 
     pub sandbox_memory_bytes_max: u64,
     pub sandbox_cpu_ms: u64,
@@ -454,6 +516,16 @@ impl ServeArgs {
             // Each one reserves address space in the instance pool: ten thousand still fit into 47 bits.
             concurrent_requests_max: setting!(concurrent_requests_max, 256, 1..=10_000),
             queued_requests_max: setting!(queued_requests_max, 1024, 0..=1_000_000),
+            // The limits that Databricks documents, and where it documents none, far above what one machine holds.
+            workspace_limits: Limits {
+                endpoints: setting!(workspace_endpoints_max, 1000, 0..=10_000_000),
+                model_versions: setting!(workspace_model_versions_max, 10_000, 0..=10_000_000),
+                model_bytes: size!(workspace_model_bytes_max, TIB, 0, 1024 * TIB),
+                concurrent_requests: setting!(workspace_concurrent_requests_max, 4096, 0..=10_000_000),
+                // 300,000 a second, as with route optimisation.
+                requests_per_minute: setting!(workspace_requests_per_minute_max, 18_000_000, 0..=1_000_000_000_000),
+                tokens_per_minute: setting!(workspace_tokens_per_minute_max, 1_000_000_000, 0..=1_000_000_000_000),
+            },
             sandbox_memory_bytes_max: size!(sandbox_memory_bytes_max, 128 * MIB, MIB, 512 * MIB),
             sandbox_cpu_ms: setting!(sandbox_cpu_ms, SECOND_MS, 1..=HOUR_MS),
             sandbox_wall_ms: setting!(sandbox_wall_ms, 30 * SECOND_MS, 1..=HOUR_MS),

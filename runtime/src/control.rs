@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{MutexGuard, RwLock, RwLockReadGuard, Semaphore};
 
 use crate::access::authorize::no_endpoint;
-use crate::access::{Action, Level, Object, Principal, authorize, tokens};
+use crate::access::{Action, Level, Object, Principal, Resource, Tallies, authorize, tokens};
 use crate::catalog::served::{PlannedGraph, ServedEntity};
 use crate::catalog::{
     Catalog, DeployedGraph, Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Serving, Tag, Traces,
@@ -62,6 +62,8 @@ pub struct ControlPlane {
     pub secrets: Secrets,
     /// Where they are deployed.
     pub host: Arc<ModelHost>,
+    /// Counts the endpoints.
+    tallies: Arc<Tallies>,
     metrics: Arc<Metrics>,
     home: Home,
     /// Runs deploys, apart from the threads that answer requests.
@@ -150,6 +152,7 @@ impl ControlPlane {
         store: Arc<dyn StateStore>,
         registry: Arc<Registry>,
         host: Arc<ModelHost>,
+        tallies: Arc<Tallies>,
         metrics: Arc<Metrics>,
         home: Home,
         background: Handle,
@@ -161,6 +164,7 @@ impl ControlPlane {
             catalog: Arc::default(),
             registry,
             host,
+            tallies,
             metrics,
             home,
             background,
@@ -182,6 +186,7 @@ impl ControlPlane {
     pub fn restore(self: &Arc<ControlPlane>) -> Result<usize, StoreError> {
         visit_documents(&*self.store, "endpoint/", |_, record: EndpointRecord| {
             self.catalog.put_asleep(record.workspace, &record.name);
+            self.tallies.of(record.workspace).add(Resource::Endpoints, 1);
             if record.config.iter().flat_map(|config| &config.entities).any(|entity| !entity.scale_to_zero_enabled) {
                 self.warm_up(record.workspace, record.name.clone());
             }
@@ -320,7 +325,7 @@ impl ControlPlane {
     /// Makes an endpoint and starts its first deploy.
     ///
     /// # Errors
-    /// `RESOURCE_ALREADY_EXISTS`, or what is wrong with the config.
+    /// `RESOURCE_ALREADY_EXISTS`, what is wrong with the config, or that the workspace has as many as it may have.
     pub async fn create(
         self: &Arc<ControlPlane>,
         creator: &Principal,
@@ -336,6 +341,7 @@ impl ControlPlane {
             return Err(ApiError::new(ErrorCode::ResourceAlreadyExists, message));
         }
         self.check_versions(creator, &new.config).await?;
+        let room = self.tallies.of(workspace).reserve(Resource::Endpoints, 1)?;
         let now = now_ms();
         let record = EndpointRecord {
             id: tokens::new_id()?,
@@ -348,7 +354,9 @@ impl ControlPlane {
             pending: Some(EndpointConfig { version: 1, start_time: now, ..new.config }),
             ..EndpointRecord::empty(workspace, &new.name)
         };
-        self.publish(record, None).await
+        let endpoint = self.publish(record, None).await?;
+        room.keep();
+        Ok(endpoint)
     }
 
     /// Starts the deploy of another config. The current one serves until it is ready.
@@ -446,7 +454,8 @@ impl ControlPlane {
         if let Some(deploy) = deploys.remove(&record.id) {
             deploy.abort();
         }
-        self.metrics.forget(name);
+        self.metrics.forget(workspace, name);
+        self.tallies.of(workspace).subtract(Resource::Endpoints, 1);
         Ok(())
     }
 
@@ -672,7 +681,7 @@ impl ControlPlane {
             Ok(()) => {
                 let names: Vec<&str> =
                     record.config.iter().flat_map(|config| &config.entities).map(|e| e.name.as_str()).collect();
-                self.metrics.forget_others(name, &names);
+                self.metrics.forget_others(workspace, name, &names);
                 self.catalog.put(Endpoint { record, serving });
             }
             // The record still says pending: the next start takes the deploy up again.
@@ -731,7 +740,7 @@ impl ControlPlane {
                 .host
                 .plan(record, entity, &package, secrets)
                 .map_err(|error| failed(deploy_message(&record.name, &error)))?;
-            let metrics = self.metrics.entity(&record.name, &entity.name);
+            let metrics = self.metrics.entity(record.workspace, &record.name, &entity.name);
             let log = match current {
                 Some(current) => current.log.clone(),
                 None => LogRing::open(&self.host.files, &log_name(record, entity)),

@@ -7,8 +7,8 @@
 //!
 //! - [`http`]: sockets, TLS, event loops, limits of connections and bodies.
 //! - [`api`]: the route table, the wire's JSON, error bodies. The only place that knows both HTTP and the domain.
-//! - [`access`]: a token becomes a principal; who may do what.
-//! - [`gateway`]: rate limits and quotas, counted without a lock.
+//! - [`access`]: a token becomes a principal; who may do what, and how much of it.
+//! - [`gateway`]: rate limits, counted without a lock.
 //! - [`catalog`]: endpoint → traffic → served entity. An endpoint that nobody calls is a name here, and wakes from its
 //!   record; [`catalog::served`] is the ladder from disk to memory.
 //! - [`admission`]: a place for an instance, or a bounded wait for one.

@@ -10,9 +10,9 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
-use crate::access::Directory;
+use crate::access::{Directory, Tallies};
 use crate::admission::Admission;
-use crate::api::{App, Signer};
+use crate::api::{App, FailedLogins, Signer};
 use crate::audit::{self, Audit, Event};
 use crate::config::ServeConfig;
 use crate::control::ControlPlane;
@@ -48,6 +48,9 @@ const UPLOADS_MAX: usize = 16;
 /// How often files are looked for that nothing refers to any more.
 const SWEEP_PERIOD: Duration = Duration::from_secs(3600);
 
+/// How often tokens are looked for that have ended: a look through what is in memory.
+const TOKEN_SWEEP_PERIOD: Duration = Duration::from_secs(10);
+
 /// Time that the background threads get to end; what they do then can be done again.
 const BACKGROUND_END: Duration = Duration::from_secs(1);
 
@@ -78,17 +81,20 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let background = background_runtime()?;
     let metrics = Arc::new(Metrics::default());
 
-    let directory = Directory::open(Arc::clone(&store), &home, keys.tokens);
+    let tallies = Arc::new(Tallies::new(config.workspace_limits));
+    let directory = Directory::open(Arc::clone(&store), &home, keys.tokens, Arc::clone(&tallies));
     let directory = Arc::new(background.block_on(directory).context("failed to read the principals")?);
     let (audit, usage) = start_records(config, &home, &keys, &metrics)?;
     background.block_on(audit.append(Event::own("server.start", env!("CARGO_PKG_VERSION"))))?;
 
-    let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::clone(&blobs)));
+    let registry = Registry::open(Arc::clone(&store), Arc::clone(&blobs), Arc::clone(&tallies));
+    let registry = Arc::new(registry.context("failed to read the models")?);
     let host = Arc::new(model_host(config, &home, &keys, (&blobs, &files), &background)?);
     let control = Arc::new(ControlPlane::new(
         store,
         Arc::clone(&registry),
         host,
+        Arc::clone(&tallies),
         Arc::clone(&metrics),
         home.clone(),
         background.handle().clone(),
@@ -104,10 +110,17 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
         progress: Mutex::default(),
     });
     let app = Arc::new(App {
-        directory,
-        admission: Admission::new(config.concurrent_requests_max, config.queued_requests_max, Arc::clone(&metrics)),
         audit: Arc::clone(&audit),
         usage: Arc::clone(&usage),
+        directory: Arc::clone(&directory),
+        admission: Admission::new(
+            config.concurrent_requests_max,
+            config.queued_requests_max,
+            Arc::clone(&tallies),
+            Arc::clone(&metrics),
+        ),
+        tallies,
+        failed_logins: FailedLogins::default(),
         metrics,
         control: Arc::clone(&control),
         body_limits: BodyLimits {
@@ -123,6 +136,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let endpoints = control.restore().context("failed to bring the endpoints back")?;
     rotation.resume();
     start_sweeps(&background, &control, blobs);
+    start_token_sweep(&background, directory);
     start_idle_checks(&background, &control, config);
     let outcome = run(config, &home, &app, &background, endpoints);
     control.save_all_logs();
@@ -352,6 +366,20 @@ fn start_sweeps(background: &Runtime, control: &Arc<ControlPlane>, blobs: Arc<Bl
                 tracing::warn!("failed to forget old uploads: {}", chain(&error));
             }
             tokio::time::sleep(SWEEP_PERIOD).await;
+        }
+    });
+}
+
+/// Removes tokens that have ended. They open nothing before either.
+fn start_token_sweep(background: &Runtime, directory: Arc<Directory>) {
+    background.spawn(async move {
+        loop {
+            tokio::time::sleep(TOKEN_SWEEP_PERIOD).await;
+            match directory.sweep_tokens().await {
+                Ok(0) => {}
+                Ok(tokens) => tracing::info!(tokens, "removed expired tokens"),
+                Err(error) => tracing::warn!("failed to remove expired tokens: {error}"),
+            }
         }
     });
 }

@@ -217,3 +217,60 @@ fn the_doctor_tells_what_the_machine_can_do_without_a_server() {
     run(home.path(), &["doctor", "--threads", "0"]).fails(1, &["threads"]);
     assert!(fs::read_dir(home.path()).unwrap().next().is_none(), "it leaves nothing");
 }
+
+#[test]
+fn people_programs_tokens_and_tenants() {
+    // given a server
+    let server = Server::start();
+    let home = server.home();
+    let word = |text: &str, after: &str| {
+        let line = text.lines().find(|line| line.trim_start().starts_with(after));
+        line.unwrap_or_else(|| panic!("no {after} in {text}")).rsplit(' ').next().unwrap().to_owned()
+    };
+
+    // when an administrator makes a group, a user in it, and a token for the user
+    run(&home, &["group", "create", "team"]).ok();
+    run(&home, &["user", "create", "ada", "--display-name", "Ada Lovelace", "--group", "team"]).ok();
+    let made = run(&home, &["token", "create", "--user", "ada", "--lifetime", "1h", "--comment", "laptop"]);
+    let token = word(made.ok(), "token  ");
+    let as_ada = |args: &[&str]| run(&home, &[args, &["--token", &token]].concat());
+
+    // then the user may look, and not change
+    assert!(as_ada(&["user", "list"]).ok().contains("Ada Lovelace"));
+    as_ada(&["user", "create", "eve"]).fails(1, &["PERMISSION_DENIED", "administrator"]);
+    assert!(as_ada(&["token", "list"]).ok().contains("laptop"));
+
+    // and memberships, activity and tokens change by name
+    run(&home, &["group", "add", "admins", "team"]).ok();
+    as_ada(&["user", "create", "eve"]).ok();
+    run(&home, &["group", "remove", "admins", "team"]).ok();
+    as_ada(&["user", "delete", "eve"]).fails(1, &["PERMISSION_DENIED"]);
+    run(&home, &["user", "deactivate", "ada"]).ok();
+    as_ada(&["user", "list"]).fails(1, &["UNAUTHENTICATED"]);
+    run(&home, &["user", "activate", "ada"]).ok();
+    let tokens = run(&home, &["token", "list", "--all", "--json"]).json();
+    let of_ada =
+        tokens["token_infos"].as_array().unwrap().iter().find(|token| token["owner_username"] == "ada").unwrap();
+    run(&home, &["token", "revoke", of_ada["token_id"].as_str().unwrap(), "--any"]).ok();
+    as_ada(&["user", "list"]).fails(1, &["UNAUTHENTICATED"]);
+    assert_eq!(run(&home, &["user", "delete", "ada", "--json"]).json(), serde_json::json!({}));
+    run(&home, &["user", "delete", "ada"]).fails(1, &["no user 'ada'"]);
+
+    // and a program gets a secret
+    let robot = run(&home, &["service-principal", "create", "nightly", "--json"]).json();
+    let id = robot["applicationId"].as_str().unwrap();
+    assert!(word(run(&home, &["service-principal", "secret", id]).ok(), "client secret").starts_with("tss_"));
+    assert!(run(&home, &["service-principal", "list"]).ok().contains("nightly"));
+    run(&home, &["service-principal", "delete", id]).ok();
+
+    // and a tenant has quotas and an administrator of its own
+    let made = run(&home, &["workspace", "create", "other", "--admin", "boss"]);
+    let boss = word(made.ok(), "token  ");
+    let quotas = run(&home, &["workspace", "quota", "other", "--endpoints", "3", "--model-bytes", "1GiB"]);
+    assert!(quotas.ok().contains("1073741824"), "{}", quotas.out);
+    assert!(run(&home, &["user", "list", "--token", &boss]).ok().contains("boss"));
+    run(&home, &["workspace", "list", "--token", &boss]).fails(1, &["PERMISSION_DENIED"]);
+    assert!(run(&home, &["workspace", "list"]).ok().contains("other"));
+    run(&home, &["workspace", "delete", "other"]).ok();
+    run(&home, &["user", "list", "--token", &boss]).fails(1, &["UNAUTHENTICATED"]);
+}

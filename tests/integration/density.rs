@@ -137,7 +137,7 @@ fn a_thousand_endpoints_are_all_reachable_after_a_restart() {
     let ready = json!({ "ready": "READY", "config_update": "NOT_UPDATING" });
 
     // given a thousand endpoints
-    let mut server = Server::start();
+    let mut server = Server::with(&["--workspace-endpoints-max", "1000"]);
     server.push(MODEL, &Package::hostile(""));
     for_each(&server, |server, name| drop(server.create(name, &serving(MODEL, "1")).ok()));
     eventually("all are ready", || listed(&server).iter().all(|endpoint| endpoint["state"] == ready).then_some(()));

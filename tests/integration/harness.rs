@@ -295,7 +295,17 @@ impl Server {
 
     /// A request with the administrator's token.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, self.url(path)).bearer_auth(&self.token)
+        self.request_as(&self.token, method, path)
+    }
+
+    /// A request with somebody's token.
+    pub(crate) fn request_as(&self, token: &str, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, self.url(path)).bearer_auth(token)
+    }
+
+    /// A request without credentials.
+    pub(crate) fn anonymous(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, self.url(path))
     }
 
     pub(crate) fn get(&self, path: &str) -> Answer {

@@ -5,6 +5,7 @@
 //! else is needed (binary, guests, models, Python) comes from `make test`, and a test without it fails and says so.
 //!
 //! - [`hostile`]: guests that misbehave. The caller learns why, everybody else notices nothing.
+//! - [`identities`]: users, groups, service principals, tokens, OAuth; workspaces, their quotas, and that none sees another.
 //! - [`isolation`]: nothing passes from one request to another.
 //! - [`http`]: bad, slow and large requests; streams; the graceful end.
 //! - [`tls`]: certificates, their change while requests run, clients that must have one.
@@ -29,6 +30,7 @@ mod endpoints;
 mod harness;
 mod hostile;
 mod http;
+mod identities;
 mod isolation;
 mod mlflow;
 mod models;

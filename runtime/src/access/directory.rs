@@ -10,7 +10,9 @@ use hyper::header::AUTHORIZATION;
 use tokio::sync::Mutex;
 
 use super::identity::{ADMINS, Identity, IdentityKind, Principal, USERS};
-use super::tokens::{self, TokenRecord};
+use super::oauth::{AccessTokens, Claims, LIFETIME_S};
+use super::quota::Tallies;
+use super::tokens::{self, TokenKind, TokenRecord};
 use super::workspace::{Quotas, Workspace};
 use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
@@ -25,18 +27,44 @@ const TOKEN_FILE: &str = "admin.token";
 /// Records changed in one transaction, each of which may be spread over 16 keys of the 128 that one may change.
 const RECORDS_PER_TRANSACTION: usize = 7;
 
+/// Users, groups and service principals of one workspace. All are in memory, and a change looks at each.
+const IDENTITIES_MAX: usize = 10_000;
+
 type Map<K, V> = papaya::HashMap<K, V>;
 
 /// Everybody who may call. Read without a lock; changed by one at a time.
 pub struct Directory {
     store: Arc<dyn StateStore>,
     key: [u8; 32],
+    access_tokens: AccessTokens,
+    /// Told what each workspace may have.
+    tallies: Arc<Tallies>,
     workspaces: Map<WorkspaceId, Arc<Workspace>>,
     identities: Map<u64, Arc<Identity>>,
     /// What requests see of active users and service principals.
     principals: Map<u64, Arc<Principal>>,
     tokens: Map<blake3::Hash, Arc<TokenRecord>>,
     changing: Mutex<()>,
+}
+
+/// What a caller says of a new token.
+pub struct NewToken {
+    /// What it is good for.
+    pub kind: TokenKind,
+    /// Identity that makes it.
+    pub created_by: u64,
+    /// Free text.
+    pub comment: String,
+    /// None: until it is revoked.
+    pub lifetime_ms: Option<u64>,
+}
+
+/// An access token and its life in seconds.
+pub struct AccessToken {
+    /// The token.
+    pub value: String,
+    /// At most [`LIFETIME_S`].
+    pub expires_in_s: u64,
 }
 
 /// What a caller says of a new identity.
@@ -60,9 +88,16 @@ impl Directory {
     ///
     /// # Errors
     /// When records or the token file cannot be read or written.
-    pub async fn open(store: Arc<dyn StateStore>, home: &Home, key: [u8; 32]) -> Result<Directory> {
+    pub async fn open(
+        store: Arc<dyn StateStore>,
+        home: &Home,
+        key: [u8; 32],
+        tallies: Arc<Tallies>,
+    ) -> Result<Directory> {
         let directory = Directory {
+            access_tokens: AccessTokens::new(&key),
             key,
+            tallies,
             workspaces: Map::new(),
             identities: Map::new(),
             principals: Map::new(),
@@ -71,6 +106,7 @@ impl Directory {
             store,
         };
         for (_, workspace) in scan_documents::<Workspace>(&*directory.store, "workspace/")? {
+            directory.tallies.set(workspace.id, &workspace.quotas);
             directory.workspaces.pin().insert(workspace.id, Arc::new(workspace));
         }
         for (_, identity) in scan_documents::<Identity>(&*directory.store, "identity/")? {
@@ -111,10 +147,16 @@ impl Directory {
         let mut admin = (*self.create_identity(workspace.id, admin).await?).clone();
         admin.server_admin = true;
         self.keep_identities(workspace.id, &[admin.clone()]).await?;
-        let token = tokens::new_token()?;
+        let token = tokens::new_token(TokenKind::Personal)?;
         // The file first: a token without a file would lock everybody out, a file without a token is written again.
         home.write(TOKEN_FILE, token.as_bytes())?;
-        self.keep_token(&token, &admin, admin.id, "the first administrator's".to_owned(), None).await?;
+        let new = NewToken {
+            kind: TokenKind::Personal,
+            created_by: admin.id,
+            comment: "the first administrator's".to_owned(),
+            lifetime_ms: None,
+        };
+        self.keep_token(&token, &admin, new).await?;
         tracing::info!(file = %home.path(TOKEN_FILE).display(), "made the first administrator; the token is in this file");
         Ok(())
     }
@@ -148,10 +190,43 @@ impl Directory {
 
     /// Whom a token stands for, if it is valid now.
     fn holder(&self, token: &str) -> Option<Arc<Principal>> {
+        let claims = self.access_tokens.verify(token);
         // Looked up by a keyed hash, so the time tells nothing of how much of a token is right.
+        let hash = claims.map_or_else(|| self.hash(token), |claims| claims.credential);
         let tokens = self.tokens.pin();
-        let record = tokens.get(&self.hash(token)).filter(|record| !record.is_expired())?;
+        // A client's secret opens nothing by itself.
+        let opens = |record: &&Arc<TokenRecord>| {
+            !record.is_expired() && (claims.is_some() || record.kind == TokenKind::Personal)
+        };
+        let record = tokens.get(&hash).filter(opens)?;
         self.principals.pin().get(&record.principal).cloned()
+    }
+
+    /// An access token for the service principal of this application id, if that is its secret.
+    pub fn access_token_of_client(&self, application_id: &str, secret: &str) -> Option<AccessToken> {
+        let hash = self.hash(secret);
+        let record = self.tokens.pin().get(&hash).cloned()?;
+        let principal = self.principals.pin().get(&record.principal).cloned()?;
+        let right = record.kind == TokenKind::ClientSecret && !record.is_expired() && principal.name == application_id;
+        if right { self.access_token(hash, &record, u64::MAX) } else { None }
+    }
+
+    /// An access token in exchange for another token, which it does not outlive.
+    pub fn access_token_for(&self, token: &str) -> Option<AccessToken> {
+        self.holder(token)?;
+        let claims = self.access_tokens.verify(token);
+        let hash = claims.map_or_else(|| self.hash(token), |claims| claims.credential);
+        let record = self.tokens.pin().get(&hash).cloned()?;
+        self.access_token(hash, &record, claims.map_or(u64::MAX, |claims| claims.expiry_timestamp))
+    }
+
+    /// An access token that ends with its credential and at `end_timestamp`; none when that is less than a second away.
+    fn access_token(&self, hash: blake3::Hash, record: &TokenRecord, end_timestamp: u64) -> Option<AccessToken> {
+        let now = now_ms();
+        let end = end_timestamp.min(record.expiry_timestamp.unwrap_or(u64::MAX)).min(now + LIFETIME_S * 1000);
+        let claims = Claims { principal: record.principal, expiry_timestamp: end, credential: hash };
+        let expires_in_s = end.saturating_sub(now) / 1000;
+        (expires_in_s > 0).then(|| AccessToken { value: self.access_tokens.sign(&claims), expires_in_s })
     }
 
     fn hash(&self, token: &str) -> blake3::Hash {
@@ -192,22 +267,69 @@ impl Directory {
         for group in groups {
             self.identities.pin().insert(group.id, Arc::new(group));
         }
+        self.tallies.set(id, &quotas);
         let workspace = Arc::new(workspace);
         self.workspaces.pin().insert(id, Arc::clone(&workspace));
         Ok(workspace)
     }
 
-    /// Changes a workspace's quotas.
+    /// Changes a workspace's name or quotas.
     ///
     /// # Errors
-    /// `RESOURCE_DOES_NOT_EXIST`.
-    pub async fn set_quotas(&self, id: WorkspaceId, quotas: Quotas) -> Result<Arc<Workspace>, ApiError> {
+    /// `RESOURCE_DOES_NOT_EXIST`, a name that is taken, and those of `change`.
+    pub async fn change_workspace(
+        &self,
+        id: WorkspaceId,
+        change: impl FnOnce(&mut Workspace) -> Result<(), ApiError>,
+    ) -> Result<Arc<Workspace>, ApiError> {
         let _turn = self.changing.lock().await;
-        let current = self.workspace(id).ok_or_else(|| ApiError::missing(format!("Workspace {id} does not exist.")))?;
-        let changed = Arc::new(Workspace { quotas, ..(*current).clone() });
-        self.store.commit(Transaction::new().put_document(&format!("workspace/{id}"), &*changed)?).await?;
-        self.workspaces.pin().insert(id, Arc::clone(&changed));
-        Ok(changed)
+        let mut workspace = (*self.workspace(id).ok_or_else(|| no_workspace(id))?).clone();
+        change(&mut workspace)?;
+        if self.workspaces.pin().values().any(|other| other.name == workspace.name && other.id != id) {
+            return Err(exists(format!("Workspace '{}' already exists.", workspace.name)));
+        }
+        self.store.commit(Transaction::new().put_document(&format!("workspace/{id}"), &workspace)?).await?;
+        self.tallies.set(id, &workspace.quotas);
+        let workspace = Arc::new(workspace);
+        self.workspaces.pin().insert(id, Arc::clone(&workspace));
+        Ok(workspace)
+    }
+
+    /// Removes a workspace with its principals and their tokens. `check_empty` is asked when nobody can come in any more.
+    ///
+    /// # Errors
+    /// `RESOURCE_DOES_NOT_EXIST`; that it is the home of an administrator of the server; and those of `check_empty`, upon
+    /// which everything is as it was.
+    pub async fn delete_workspace(
+        &self,
+        id: WorkspaceId,
+        check_empty: impl AsyncFnOnce() -> Result<(), ApiError>,
+    ) -> Result<(), ApiError> {
+        let _turn = self.changing.lock().await;
+        let workspace = self.workspace(id).ok_or_else(|| no_workspace(id))?;
+        let all: Vec<Arc<Identity>> =
+            self.identities.pin().values().filter(|identity| identity.workspace == id).cloned().collect();
+        if let Some(admin) = all.iter().find(|identity| identity.server_admin) {
+            let message =
+                format!("workspace '{}' is the home of '{}', who administrates the server", workspace.name, admin.name);
+            return Err(ApiError::invalid(message));
+        }
+        self.principals.pin().retain(|_, principal| principal.workspace != id);
+        if let Err(error) = check_empty().await {
+            self.derive_principals(id);
+            return Err(error);
+        }
+        self.forget_tokens(|record| record.workspace == id).await?;
+        for some in all.chunks(RECORDS_PER_TRANSACTION) {
+            let deletes =
+                some.iter().fold(Transaction::new(), |deletes, one| deletes.delete_document(&identity_key(one)));
+            self.store.commit(deletes).await?;
+        }
+        self.store.commit(Transaction::new().delete_document(&format!("workspace/{id}"))).await?;
+        self.identities.pin().retain(|_, identity| identity.workspace != id);
+        self.workspaces.pin().remove(&id);
+        self.tallies.remove(id);
+        Ok(())
     }
 
     // Users, groups, service principals.
@@ -253,6 +375,12 @@ impl Directory {
         if self.find(workspace, new.kind, &new.name).is_some() {
             return Err(exists(format!("'{}' already exists.", new.name)));
         }
+        let here = self.identities.pin().values().filter(|identity| identity.workspace == workspace).count();
+        if here >= IDENTITIES_MAX {
+            let message =
+                format!("The workspace has {here} users, groups and service principals, as many as it may have.");
+            return Err(ApiError::new(ErrorCode::BadRequest, message));
+        }
         let identity = Identity {
             id: tokens::new_number()?,
             workspace,
@@ -265,7 +393,7 @@ impl Directory {
             server_admin: false,
             creation_timestamp: now_ms(),
         };
-        self.check_groups(&identity)?;
+        self.check_groups(&identity, &[])?;
         self.keep_identities(workspace, std::slice::from_ref(&identity)).await?;
         Ok(Arc::new(identity))
     }
@@ -273,8 +401,8 @@ impl Directory {
     /// Changes identities of a workspace, all that `change` gives back as different. `change` sees them one by one.
     ///
     /// # Errors
-    /// `RESOURCE_DOES_NOT_EXIST`, a name that is taken, a group that there is not or that would contain itself; and
-    /// those of `change`.
+    /// `RESOURCE_DOES_NOT_EXIST`, a name that is taken, a group that there is not or that would contain itself, a workspace
+    /// that nobody could administrate any more; and those of `change`. Nothing is changed then.
     pub async fn change_identities(
         &self,
         workspace: WorkspaceId,
@@ -284,9 +412,7 @@ impl Directory {
         let _turn = self.changing.lock().await;
         let mut changed = Vec::new();
         for id in ids {
-            let current = self
-                .identity(workspace, *id)
-                .ok_or_else(|| ApiError::missing(format!("There is no user, group or service principal {id}.")))?;
+            let current = self.identity(workspace, *id).ok_or_else(|| no_identity(*id))?;
             let mut identity = (*current).clone();
             change(&mut identity)?;
             if identity == *current {
@@ -296,35 +422,37 @@ impl Directory {
             if taken {
                 return Err(exists(format!("'{}' already exists.", identity.name)));
             }
-            self.check_groups(&identity)?;
             changed.push(identity);
         }
+        for identity in &changed {
+            self.check_groups(identity, &changed)?;
+        }
+        self.check_administrated(workspace, &changed)?;
         self.keep_identities(workspace, &changed).await
     }
 
     /// Removes an identity with its tokens; of a group, the memberships too.
     ///
     /// # Errors
-    /// `RESOURCE_DOES_NOT_EXIST`; a group that every workspace has.
+    /// `RESOURCE_DOES_NOT_EXIST`; a group that every workspace has; the last administrator.
     pub async fn delete_identity(&self, workspace: WorkspaceId, id: u64) -> Result<(), ApiError> {
-        let identity = self
-            .identity(workspace, id)
-            .ok_or_else(|| ApiError::missing(format!("There is no user, group or service principal {id}.")))?;
+        let _turn = self.changing.lock().await;
+        let identity = self.identity(workspace, id).ok_or_else(|| no_identity(id))?;
         if identity.is_built_in() {
             return Err(ApiError::invalid(format!("the group '{}' belongs to the workspace itself", identity.name)));
         }
-        for token in self.tokens_of(workspace, Some(id)) {
-            self.revoke(workspace, &token.token_id).await?;
-        }
-        if identity.kind == IdentityKind::Group {
-            let members: Vec<u64> = self.members(workspace, id).iter().map(|member| member.id).collect();
-            let leave = |member: &mut Identity| {
-                member.groups.retain(|group| *group != id);
-                Ok(())
-            };
-            self.change_identities(workspace, &members, leave).await?;
-        }
-        let _turn = self.changing.lock().await;
+        let leave = |member: &Arc<Identity>| {
+            let mut member = (**member).clone();
+            member.groups.retain(|group| *group != id);
+            member
+        };
+        let gone = Identity { active: false, groups: Vec::new(), ..(*identity).clone() };
+        let mut changed: Vec<Identity> = self.members(workspace, id).iter().map(leave).collect();
+        changed.push(gone);
+        self.check_administrated(workspace, &changed)?;
+        changed.pop();
+        self.keep_identities(workspace, &changed).await?;
+        self.forget_tokens(|record| record.principal == id).await?;
         self.store.commit(Transaction::new().delete_document(&identity_key(&identity))).await?;
         self.identities.pin().remove(&id);
         self.derive_principals(workspace);
@@ -344,29 +472,74 @@ impl Directory {
         members
     }
 
-    /// Refuses groups that there are not, and a group that would be its own member.
-    fn check_groups(&self, identity: &Identity) -> Result<(), ApiError> {
+    /// The members of every group of a workspace that has some, but for `users`, who are everybody.
+    pub fn memberships(&self, workspace: WorkspaceId) -> HashMap<u64, Vec<Arc<Identity>>> {
+        let mut members: HashMap<u64, Vec<Arc<Identity>>> = HashMap::new();
+        for identity in self.identities.pin().values().filter(|identity| identity.workspace == workspace) {
+            for group in &identity.groups {
+                members.entry(*group).or_default().push(Arc::clone(identity));
+            }
+        }
+        members.values_mut().for_each(|members| members.sort_by_key(|member| member.id));
+        members
+    }
+
+    /// The groups that an identity is in, also through other groups, by number. Everybody is in `users`.
+    pub fn groups_of(&self, identity: &Identity) -> Vec<Arc<Identity>> {
+        let mut groups = self.closure(identity, &[]);
+        if identity.kind != IdentityKind::Group {
+            groups.extend(self.group(identity.workspace, USERS).map(|users| users.id));
+        }
+        groups.into_iter().filter_map(|group| self.identity(identity.workspace, group)).collect()
+    }
+
+    /// Refuses groups that there are not, and a group that would be its own member. `changed` is what will be otherwise than
+    /// it is now.
+    fn check_groups(&self, identity: &Identity, changed: &[Identity]) -> Result<(), ApiError> {
         for group in &identity.groups {
             let found = self.identity(identity.workspace, *group);
             if found.is_none_or(|found| found.kind != IdentityKind::Group) {
                 return Err(ApiError::invalid(format!("there is no group {group}")));
             }
         }
-        if identity.kind == IdentityKind::Group && self.closure(identity).contains(&identity.id) {
+        if identity.kind == IdentityKind::Group && self.closure(identity, changed).contains(&identity.id) {
             return Err(ApiError::invalid(format!("the group '{}' would be a member of itself", identity.name)));
         }
         Ok(())
     }
 
-    /// The groups that an identity is in, also through other groups.
-    fn closure(&self, identity: &Identity) -> BTreeSet<u64> {
+    /// Refuses a change after which nobody could administrate a workspace that somebody can administrate now.
+    fn check_administrated(&self, workspace: WorkspaceId, changed: &[Identity]) -> Result<(), ApiError> {
+        let Some(admins) = self.group(workspace, ADMINS) else { return Ok(()) };
+        let administrates = |identity: &Identity, changed: &[Identity]| {
+            let calls = identity.kind != IdentityKind::Group && identity.active;
+            calls && self.closure(identity, changed).contains(&admins.id)
+        };
+        let identities = self.identities.pin();
+        let here =
+            || identities.values().filter(|identity| identity.workspace == workspace).map(|identity| &**identity);
+        let stays = |identity: &Identity| changed.iter().all(|changed| changed.id != identity.id);
+        if here().filter(|identity| stays(identity)).chain(changed).any(|identity| administrates(identity, changed))
+            || !here().any(|identity| administrates(identity, &[]))
+        {
+            return Ok(());
+        }
+        Err(ApiError::invalid(
+            "the workspace would have no administrator any more: put another one into 'admins' first",
+        ))
+    }
+
+    /// The groups that an identity is in, also through other groups, when `changed` has come about.
+    fn closure(&self, identity: &Identity, changed: &[Identity]) -> BTreeSet<u64> {
         let mut found = BTreeSet::new();
         let mut next = identity.groups.clone();
         while let Some(id) = next.pop() {
-            if found.insert(id)
-                && let Some(group) = self.identity(identity.workspace, id)
-            {
-                next.extend(&group.groups);
+            if !found.insert(id) {
+                continue;
+            }
+            match changed.iter().find(|changed| changed.id == id) {
+                Some(group) => next.extend(&group.groups),
+                None => next.extend(self.identity(identity.workspace, id).iter().flat_map(|group| &group.groups)),
             }
         }
         found
@@ -397,7 +570,7 @@ impl Directory {
             if identity.workspace != workspace || identity.kind == IdentityKind::Group || !identity.active {
                 continue;
             }
-            let mut groups = self.closure(identity);
+            let mut groups = self.closure(identity, &[]);
             groups.extend(users);
             let principal = Principal {
                 workspace,
@@ -423,67 +596,97 @@ impl Directory {
     /// Makes a token that stands for an identity, by another or itself. The secret is not kept.
     ///
     /// # Errors
-    /// When the store cannot keep it.
-    pub async fn create_token(
-        &self,
-        owner: &Identity,
-        created_by: u64,
-        comment: String,
-        lifetime_ms: Option<u64>,
-    ) -> Result<(String, Arc<TokenRecord>), ApiError> {
-        let token = tokens::new_token()?;
-        let record = self.keep_token(&token, owner, created_by, comment, lifetime_ms).await?;
+    /// When the identity is gone or has as many as it may have.
+    pub async fn create_token(&self, owner: &Identity, new: NewToken) -> Result<(String, Arc<TokenRecord>), ApiError> {
+        // In a turn, so that an identity that is being removed leaves no token.
+        let _turn = self.changing.lock().await;
+        self.identity(owner.workspace, owner.id).ok_or_else(|| no_identity(owner.id))?;
+        let (has, max) =
+            (self.tokens_of(owner.workspace, new.kind, Some(owner.id)).len(), new.kind.of_one_identity_max());
+        if has >= max {
+            let message = format!(
+                "'{}' has {has} tokens or secrets of this kind, and may have {max}: delete one first.",
+                owner.name
+            );
+            return Err(ApiError::new(ErrorCode::BadRequest, message));
+        }
+        let token = tokens::new_token(new.kind)?;
+        let record = self.keep_token(&token, owner, new).await?;
         Ok((token, record))
     }
 
-    async fn keep_token(
-        &self,
-        token: &str,
-        owner: &Identity,
-        created_by: u64,
-        comment: String,
-        lifetime_ms: Option<u64>,
-    ) -> Result<Arc<TokenRecord>, ApiError> {
+    async fn keep_token(&self, token: &str, owner: &Identity, new: NewToken) -> Result<Arc<TokenRecord>, ApiError> {
         let now = now_ms();
         let record = Arc::new(TokenRecord {
             token_id: tokens::new_id()?,
+            kind: new.kind,
             workspace: owner.workspace,
             principal: owner.id,
-            created_by,
-            comment,
+            created_by: new.created_by,
+            comment: new.comment,
             creation_timestamp: now,
-            expiry_timestamp: lifetime_ms.map(|lifetime| now.saturating_add(lifetime)),
+            expiry_timestamp: new.lifetime_ms.map(|lifetime| now.saturating_add(lifetime)),
         });
         let hash = self.hash(token);
-        self.store.commit(Transaction::new().put_document(&format!("token/{hash}"), &*record)?).await?;
+        self.store.commit(Transaction::new().put_document(&token_key(&hash), &*record)?).await?;
         self.tokens.pin().insert(hash, Arc::clone(&record));
         Ok(record)
     }
 
-    /// The tokens of a workspace, or of one identity in it, the oldest first.
-    pub fn tokens_of(&self, workspace: WorkspaceId, identity: Option<u64>) -> Vec<Arc<TokenRecord>> {
+    /// The tokens of one kind of a workspace, or of one identity in it, the oldest first.
+    pub fn tokens_of(&self, workspace: WorkspaceId, kind: TokenKind, identity: Option<u64>) -> Vec<Arc<TokenRecord>> {
         let tokens = self.tokens.pin();
         let wanted = |record: &&Arc<TokenRecord>| {
-            record.workspace == workspace && identity.is_none_or(|identity| record.principal == identity)
+            let owner = identity.is_none_or(|identity| record.principal == identity);
+            record.workspace == workspace && record.kind == kind && owner
         };
         let mut all: Vec<_> = tokens.values().filter(wanted).cloned().collect();
         all.sort_by(|a, b| (a.creation_timestamp, &a.token_id).cmp(&(b.creation_timestamp, &b.token_id)));
         all
     }
 
-    /// Ends a token of a workspace, at once.
+    /// A token of a workspace.
     ///
     /// # Errors
     /// `RESOURCE_DOES_NOT_EXIST`.
-    pub async fn revoke(&self, workspace: WorkspaceId, token_id: &str) -> Result<(), ApiError> {
-        let found = |(_, record): &(&blake3::Hash, &Arc<TokenRecord>)| {
-            record.workspace == workspace && record.token_id == token_id
+    pub fn token(&self, workspace: WorkspaceId, kind: TokenKind, token_id: &str) -> Result<Arc<TokenRecord>, ApiError> {
+        let tokens = self.tokens.pin();
+        let wanted = |record: &&Arc<TokenRecord>| {
+            record.workspace == workspace && record.kind == kind && record.token_id == token_id
         };
-        let hash = self.tokens.pin().iter().find(found).map(|(hash, _)| *hash);
-        let hash = hash.ok_or_else(|| ApiError::missing(format!("Token with id '{token_id}' does not exist.")))?;
-        self.store.commit(Transaction::new().delete_document(&format!("token/{hash}"))).await?;
-        self.tokens.pin().remove(&hash);
-        Ok(())
+        let missing = || ApiError::missing(format!("Token with id '{token_id}' does not exist."));
+        tokens.values().find(wanted).cloned().ok_or_else(missing)
+    }
+
+    /// Ends a token, at once.
+    ///
+    /// # Errors
+    /// When the store cannot forget it.
+    pub async fn revoke(&self, token: &TokenRecord) -> Result<(), ApiError> {
+        self.forget_tokens(|record| record.token_id == token.token_id).await.map(drop)
+    }
+
+    /// Removes the tokens that have ended; how many these were.
+    ///
+    /// # Errors
+    /// When the store cannot forget them.
+    pub async fn sweep_tokens(&self) -> Result<usize, ApiError> {
+        self.forget_tokens(TokenRecord::is_expired).await
+    }
+
+    async fn forget_tokens(&self, which: impl Fn(&TokenRecord) -> bool) -> Result<usize, ApiError> {
+        let found: Vec<blake3::Hash> =
+            self.tokens.pin().iter().filter(|(_, record)| which(record)).map(|(hash, _)| *hash).collect();
+        for some in found.chunks(RECORDS_PER_TRANSACTION) {
+            let deletes =
+                some.iter().fold(Transaction::new(), |deletes, hash| deletes.delete_document(&token_key(hash)));
+            self.store.commit(deletes).await?;
+            let tokens = self.tokens.pin();
+            for hash in some {
+                tokens.remove(hash);
+            }
+        }
+        Ok(found.len())
     }
 }
 
@@ -508,6 +711,18 @@ fn built_in_groups(workspace: WorkspaceId) -> Result<Vec<Identity>, ApiError> {
 
 fn identity_key(identity: &Identity) -> String {
     format!("identity/{}/{}", identity.workspace, identity.id)
+}
+
+fn token_key(hash: &blake3::Hash) -> String {
+    format!("token/{hash}")
+}
+
+fn no_identity(id: u64) -> ApiError {
+    ApiError::missing(format!("There is no user, group or service principal {id}."))
+}
+
+fn no_workspace(id: WorkspaceId) -> ApiError {
+    ApiError::missing(format!("Workspace {id} does not exist."))
 }
 
 fn exists(message: String) -> ApiError {
@@ -540,8 +755,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let home = Home::open(folder.path()).unwrap();
         let store: Arc<dyn StateStore> = Arc::new(MemoryStore::new());
-        let directory = Directory::open(Arc::clone(&store), &home, [1; 32]).await.unwrap();
+        let directory = Directory::open(Arc::clone(&store), &home, [1; 32], tallies()).await.unwrap();
         Opened { directory, store, home, _folder: folder }
+    }
+
+    fn tallies() -> Arc<Tallies> {
+        Arc::new(Tallies::new(crate::access::quota::tests::PLENTY))
+    }
+
+    fn token(kind: TokenKind, lifetime_ms: Option<u64>) -> NewToken {
+        NewToken { kind, created_by: 1, comment: String::new(), lifetime_ms }
     }
 
     fn headers(value: &str) -> HeaderMap {
@@ -559,7 +782,7 @@ mod tests {
     async fn the_first_token_opens_the_door_in_both_forms_and_after_a_restart() {
         use std::os::unix::fs::PermissionsExt;
         let opened = open().await;
-        let directory = Directory::open(Arc::clone(&opened.store), &opened.home, [1; 32]).await.unwrap();
+        let directory = Directory::open(Arc::clone(&opened.store), &opened.home, [1; 32], tallies()).await.unwrap();
 
         let token = std::fs::read_to_string(opened.home.path(TOKEN_FILE)).unwrap();
         let mode = std::fs::metadata(opened.home.path(TOKEN_FILE)).unwrap().permissions().mode();
@@ -581,16 +804,18 @@ mod tests {
         let user = directory.create_identity(here, new(IdentityKind::User, "ada", &[])).await.unwrap();
         let valid = |token: &str| directory.authenticate(&headers(&format!("Bearer {token}"))).is_ok();
 
-        let (token, record) = directory.create_token(&user, user.id, String::new(), None).await.unwrap();
-        assert!(valid(&token));
-        assert!(directory.revoke(WorkspaceId(1), &record.token_id).await.is_err(), "another workspace's");
-        directory.revoke(here, &record.token_id).await.unwrap();
-        assert!(!valid(&token));
+        let (first, record) = directory.create_token(&user, token(TokenKind::Personal, None)).await.unwrap();
+        assert!(valid(&first));
+        assert!(directory.token(WorkspaceId(1), record.kind, &record.token_id).is_err(), "another workspace's");
+        directory.revoke(&directory.token(here, record.kind, &record.token_id).unwrap()).await.unwrap();
+        assert!(!valid(&first));
 
-        let (expired, _) = directory.create_token(&user, user.id, String::new(), Some(0)).await.unwrap();
+        let (expired, _) = directory.create_token(&user, token(TokenKind::Personal, Some(0))).await.unwrap();
         assert!(!valid(&expired));
+        assert_eq!(directory.sweep_tokens().await.unwrap(), 1);
+        assert_eq!(directory.tokens_of(here, TokenKind::Personal, Some(user.id)).len(), 0);
 
-        let (token, _) = directory.create_token(&user, user.id, String::new(), None).await.unwrap();
+        let (second, _) = directory.create_token(&user, token(TokenKind::Personal, None)).await.unwrap();
         let set_active = |active| {
             move |user: &mut Identity| -> Result<(), ApiError> {
                 user.active = active;
@@ -598,11 +823,11 @@ mod tests {
             }
         };
         directory.change_identities(here, &[user.id], set_active(false)).await.unwrap();
-        assert!(!valid(&token), "not active");
+        assert!(!valid(&second), "not active");
         directory.change_identities(here, &[user.id], set_active(true)).await.unwrap();
-        assert!(valid(&token));
+        assert!(valid(&second));
         directory.delete_identity(here, user.id).await.unwrap();
-        assert!(!valid(&token));
+        assert!(!valid(&second));
     }
 
     #[tokio::test]
@@ -631,7 +856,7 @@ mod tests {
         assert!(!groups(user.id).admin && !groups(user.id).is_member(outer.id));
         assert!(directory.delete_identity(here, admins.id).await.is_err());
 
-        let again = Directory::open(Arc::clone(&opened.store), &opened.home, [1; 32]).await.unwrap();
+        let again = Directory::open(Arc::clone(&opened.store), &opened.home, [1; 32], tallies()).await.unwrap();
         assert_eq!(again.principal(here, user.id), directory.principal(here, user.id));
     }
 
@@ -647,5 +872,83 @@ mod tests {
         let group = directory.group(here, USERS).unwrap();
         assert!(directory.create_identity(there, new(IdentityKind::User, "b", &[group.id])).await.is_err());
         assert_eq!(directory.members(here, group.id).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_access_token_ends_with_its_secret_its_principal_or_its_time_and_outlives_a_restart() {
+        let opened = open().await;
+        let directory = &opened.directory;
+        let here = directory.workspaces()[0].id;
+        let robot = directory.create_identity(here, new(IdentityKind::ServicePrincipal, "app", &[])).await.unwrap();
+        let valid = |token: &str| directory.authenticate(&headers(&format!("Bearer {token}"))).is_ok();
+        let (secret, record) = directory.create_token(&robot, token(TokenKind::ClientSecret, None)).await.unwrap();
+        assert!(!valid(&secret), "a secret opens nothing by itself");
+        assert!(directory.access_token_for(&secret).is_none(), "and is exchanged only with the client's id");
+        assert!(directory.access_token_of_client("other", &secret).is_none());
+        assert!(directory.access_token_of_client("app", "tss_0").is_none());
+
+        let access = directory.access_token_of_client("app", &secret).unwrap();
+        assert_eq!(access.expires_in_s, LIFETIME_S);
+        assert!(valid(&access.value));
+        let exchanged = directory.access_token_for(&access.value).unwrap();
+        assert!(valid(&exchanged.value) && exchanged.expires_in_s <= access.expires_in_s);
+        let again = Directory::open(Arc::clone(&opened.store), &opened.home, [1; 32], tallies()).await.unwrap();
+        again.authenticate(&headers(&format!("Bearer {}", access.value))).unwrap();
+
+        directory.revoke(&record).await.unwrap();
+        assert!(!valid(&access.value) && !valid(&exchanged.value));
+        let (brief, _) = directory.create_token(&robot, token(TokenKind::ClientSecret, Some(5000))).await.unwrap();
+        let access = directory.access_token_of_client("app", &brief).unwrap();
+        assert!(access.expires_in_s <= 5 && valid(&access.value));
+        directory.delete_identity(here, robot.id).await.unwrap();
+        assert!(!valid(&access.value));
+        assert_eq!(directory.tokens_of(here, TokenKind::ClientSecret, None).len(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_identity_has_only_so_many_secrets() {
+        let Opened { directory, .. } = open().await;
+        let here = directory.workspaces()[0].id;
+        let robot = directory.create_identity(here, new(IdentityKind::ServicePrincipal, "app", &[])).await.unwrap();
+        for _ in 0..5 {
+            directory.create_token(&robot, token(TokenKind::ClientSecret, None)).await.unwrap();
+        }
+        let refused = directory.create_token(&robot, token(TokenKind::ClientSecret, None)).await.unwrap_err();
+        assert_eq!((refused.status, refused.message.contains("may have 5")), (400, true));
+        directory.create_token(&robot, token(TokenKind::Personal, None)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_workspace_keeps_an_administrator() {
+        let Opened { directory, .. } = open().await;
+        let here = directory.workspaces()[0].id;
+        let admins = directory.group(here, ADMINS).unwrap();
+        let first = directory.find(here, IdentityKind::User, "admin").unwrap();
+        assert!(directory.delete_identity(here, first.id).await.is_err());
+        let leave = |identity: &mut Identity| -> Result<(), ApiError> {
+            identity.groups.clear();
+            Ok(())
+        };
+        assert!(directory.change_identities(here, &[first.id], leave).await.is_err());
+        let inner = directory.create_identity(here, new(IdentityKind::Group, "inner", &[admins.id])).await.unwrap();
+        directory.create_identity(here, new(IdentityKind::User, "second", &[inner.id])).await.unwrap();
+        directory.change_identities(here, &[first.id], leave).await.unwrap();
+        assert!(directory.delete_identity(here, inner.id).await.is_err(), "the last one's group");
+        assert!(directory.change_identities(here, &[inner.id], leave).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_workspace_goes_with_everybody_in_it_unless_it_is_not_empty() {
+        let Opened { directory, .. } = open().await;
+        let here = directory.workspaces()[0].id;
+        let there = directory.create_workspace("there", Quotas::default()).await.unwrap().id;
+        let user = directory.create_identity(there, new(IdentityKind::User, "ada", &[])).await.unwrap();
+        let (token, _) = directory.create_token(&user, token(TokenKind::Personal, None)).await.unwrap();
+        let valid = || directory.authenticate(&headers(&format!("Bearer {token}"))).is_ok();
+        let full = async || Err(ApiError::invalid("not empty"));
+        assert!(directory.delete_workspace(there, full).await.is_err() && valid());
+        assert!(directory.delete_workspace(here, async || Ok(())).await.is_err(), "the server's administrator is here");
+        directory.delete_workspace(there, async || Ok(())).await.unwrap();
+        assert!(!valid() && directory.workspace(there).is_none() && directory.identity(there, user.id).is_none());
     }
 }

@@ -3,8 +3,9 @@
 //! - [`directory`]: workspaces with their users, groups and service principals, and their tokens, all in memory; a token
 //!   becomes a [`Principal`] without the store.
 //! - [`identity`]: the records of users, groups and service principals.
-//! - [`tokens`]: personal access tokens: made once, shown once, kept as a keyed hash.
-//! - [`workspace`]: the tenants and their quotas.
+//! - [`tokens`]: personal access tokens and client secrets: made once, shown once, kept as a keyed hash.
+//! - [`oauth`]: access tokens, which are not kept at all.
+//! - [`workspace`]: the tenants and their quotas; [`quota`] counts what they use of them.
 //! - [`authorize`]: the one place that decides who may do what.
 //!
 //! Invariants: everything belongs to one workspace, and a principal sees nothing of another; a change is in the store
@@ -13,10 +14,13 @@
 pub mod authorize;
 pub mod directory;
 pub mod identity;
+pub mod oauth;
+pub mod quota;
 pub mod tokens;
 pub mod workspace;
 
 pub use self::authorize::{Action, Grant, Level, Object, authorize, level_of};
 pub use self::directory::Directory;
 pub use self::identity::{Identity, IdentityKind, Principal};
+pub use self::quota::{Limits, Reserved, Resource, Tallies};
 pub use self::workspace::{Quotas, Workspace};

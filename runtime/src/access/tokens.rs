@@ -1,4 +1,5 @@
-//! Personal access tokens: shown once, when they are made, and kept as a keyed hash.
+//! Personal access tokens, and the secrets of service principals' OAuth clients: shown once, when they are made, and kept
+//! as a keyed hash.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,14 +7,42 @@ use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
 use crate::error::ApiError;
 
-/// Begins every token, so that scanners of source code can find one that was committed.
-const PREFIX: &str = "tsr_";
+/// What a secret is good for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TokenKind {
+    /// It is sent with every request.
+    #[default]
+    Personal,
+    /// It is exchanged for access tokens: the `client_secret` of a service principal.
+    ClientSecret,
+}
+
+impl TokenKind {
+    /// Begins every secret, so that scanners of source code can find one that was committed.
+    fn prefix(self) -> &'static str {
+        match self {
+            TokenKind::Personal => "tsr_",
+            TokenKind::ClientSecret => "tss_",
+        }
+    }
+
+    /// Most of them that one identity may have; the numbers of Databricks.
+    pub fn of_one_identity_max(self) -> usize {
+        match self {
+            TokenKind::Personal => 600,
+            TokenKind::ClientSecret => 5,
+        }
+    }
+}
 
 /// A token as it is stored, under its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRecord {
     /// What it is called by: 32 hex digits, not secret.
     pub token_id: String,
+    /// What it is good for.
+    #[serde(default)]
+    pub kind: TokenKind,
     /// Whose workspace.
     pub workspace: WorkspaceId,
     /// Identity that it stands for.
@@ -41,8 +70,8 @@ impl TokenRecord {
 ///
 /// # Errors
 /// When there is no randomness.
-pub fn new_token() -> Result<String, ApiError> {
-    Ok(format!("{PREFIX}{}", hex::encode(random::<24>()?)))
+pub fn new_token(kind: TokenKind) -> Result<String, ApiError> {
+    Ok(format!("{}{}", kind.prefix(), hex::encode(random::<24>()?)))
 }
 
 /// 32 hex digits that name something.
@@ -51,6 +80,18 @@ pub fn new_token() -> Result<String, ApiError> {
 /// When there is no randomness.
 pub fn new_id() -> Result<String, ApiError> {
     Ok(hex::encode(random::<16>()?))
+}
+
+/// A random UUID.
+///
+/// # Errors
+/// When there is no randomness.
+pub fn new_uuid() -> Result<String, ApiError> {
+    let mut bytes = random::<16>()?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex = hex::encode(bytes);
+    Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
 }
 
 /// A positive number in 16 decimal digits at most: clients read it as an integer, some of them through a float.

@@ -1,13 +1,12 @@
-//! What clients ask before they ask for anything: who am I, is the server there, what does it speak.
+//! What clients ask before they ask for anything: is the server there, what does it speak, where are tokens.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use hyper::header::HeaderValue;
 use serde_json::json;
 
 use super::invocations::Wanted;
-use super::{Answer, Call, invocations, json, respond, wire};
+use super::{Answer, Call, invocations, json, respond};
 use crate::access::Level;
 use crate::error::{ApiError, ErrorCode};
 use crate::observe::metrics::Observed;
@@ -27,7 +26,6 @@ pub(super) const ROUTES: &[Route] = &[
         "What the Databricks SDK asks a host for",
         handler!(databricks_config),
     ),
-    Route::get("scim.me", "/api/2.0/preview/scim/v2/Me", Access::Principal, "The caller", handler!(me)),
     Route::get("v2.server", "/v2", Access::Anyone, "Open Inference: the server", handler!(v2_server)),
     Route::get("v2.live", "/v2/health/live", Access::Anyone, "Open Inference: alive", handler!(v2_live)),
     Route::get("v2.ready", "/v2/health/ready", Access::Anyone, "Open Inference: ready", handler!(ready)),
@@ -95,22 +93,12 @@ async fn metrics(call: &Call) -> Result<Answer, ApiError> {
 
 /// Fetched without credentials by every client that the Databricks SDK makes, so it is small and quick.
 async fn databricks_config(call: &Call) -> Result<Answer, ApiError> {
-    let mut config = json!({ "cloud": "AWS" });
+    let mut config = json!({ "oidc_endpoint": format!("{}/oidc", call.origin()), "cloud": "AWS" });
     // With several, the client cannot know its own before it has sent a token.
     if let [only] = call.app.directory.workspaces().as_slice() {
         config["workspace_id"] = json!(only.id.to_string());
     }
     json(&config)
-}
-
-/// The caller, as SCIM describes it.
-async fn me(call: &Call) -> Result<Answer, ApiError> {
-    let principal = call.principal()?;
-    let mut response = json(&wire::me(&principal))?;
-    if let Ok(workspace) = HeaderValue::from_str(&principal.workspace.to_string()) {
-        response.headers_mut().insert("x-databricks-org-id", workspace);
-    }
-    Ok(response)
 }
 
 /// What this server is, to clients of the Open Inference Protocol.

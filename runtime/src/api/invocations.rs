@@ -9,8 +9,8 @@ use serde::Deserialize;
 use super::routes::{Route, handler};
 use super::{Answer, Call, respond};
 use crate::admission::Place;
-use crate::catalog::Endpoint;
 use crate::catalog::served::{ColdStart, Rung, ServedEntity};
+use crate::catalog::{Endpoint, WorkspaceId};
 use crate::clock;
 use crate::deploy::package::RequestBodyMode;
 use crate::error::{ApiError, ErrorCode};
@@ -162,7 +162,9 @@ async fn run(
     })??;
     let cold = ready.cold;
     entity.metrics.climbed(cold.rung, cold.component + cold.graphs);
-    let place = app.admission.place(deadline.saturating_duration_since(std::time::Instant::now())).await?;
+    let workspace = WorkspaceId(entity.plan.tenant.0);
+    // Requests and tokens per minute (`Tally::limits`) are the gateway's to ask for, before this.
+    let place = app.admission.place(workspace, deadline.saturating_duration_since(std::time::Instant::now())).await?;
 
     let log = RequestLog::new(limits.log_bytes);
     let invocation = Invocation {

@@ -5,14 +5,18 @@ mod discovery;
 mod endpoints;
 mod invocations;
 mod keys;
+mod oauth;
 mod openapi;
 mod permissions;
 mod registry;
 mod routes;
+mod scim;
 mod secrets;
+mod tokens;
 mod tracking;
 mod usage;
 mod wire;
+mod workspaces;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +25,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -29,9 +33,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc};
 
+pub use self::oauth::FailedLogins;
 pub use self::registry::Signer;
 use self::routes::{Access, Found, Route};
-use crate::access::{Action, Directory, Level, Object, Principal, authorize};
+use crate::access::{Action, Directory, Level, Object, Principal, Tallies, authorize};
 use crate::admission::Admission;
 use crate::audit::Audit;
 use crate::catalog::Endpoint;
@@ -64,6 +69,10 @@ pub struct App {
     pub audit: Arc<Audit>,
     /// Who used what.
     pub usage: Arc<Recorder>,
+    /// What workspaces use of their quotas.
+    pub tallies: Arc<Tallies>,
+    /// Who sent wrong secrets lately.
+    pub failed_logins: FailedLogins,
     /// Series of the whole server.
     pub metrics: Arc<Metrics>,
     /// Limits of invocations' bodies.
@@ -268,6 +277,13 @@ impl Call {
             Some(Access::Endpoint(level) | Access::Model(level)) => level,
             _ => Level::Manage,
         }
+    }
+
+    /// Where the caller reached this server: scheme and host as it knows them.
+    fn origin(&self) -> String {
+        let host = self.head.headers.get(HOST).and_then(|host| host.to_str().ok());
+        let host = host.or(self.head.uri.authority().map(|authority| authority.as_str())).unwrap_or("localhost");
+        format!("http://{host}")
     }
 
     /// A value of the query.

@@ -15,21 +15,25 @@ use crate::access::Level;
 use crate::error::ApiError;
 
 /// All routes, by module.
-static ALL: [&[Route]; 14] = [
+static ALL: [&[Route]; 18] = [
     super::discovery::ROUTES,
     super::endpoints::ROUTES,
     super::invocations::ROUTES,
     super::keys::ROUTES,
+    super::oauth::ROUTES,
     super::openapi::ROUTES,
     super::permissions::ROUTES,
-    super::secrets::ROUTES,
-    super::usage::ROUTES,
     super::registry::files::ROUTES,
     super::registry::native::ROUTES,
     super::registry::oss::ROUTES,
     super::registry::signed::ROUTES,
     super::registry::unity::ROUTES,
+    super::scim::ROUTES,
+    super::secrets::ROUTES,
+    super::tokens::ROUTES,
     super::tracking::ROUTES,
+    super::usage::ROUTES,
+    super::workspaces::ROUTES,
 ];
 
 /// One method on one path.
@@ -60,7 +64,6 @@ pub(crate) enum Access {
     /// Who has this level on the model that is asked for.
     Model(Level),
     /// Administrators of the caller's workspace.
-    #[allow(dead_code, reason = "the first such routes come next")]
     Admin,
     /// Administrators of the whole server.
     ServerAdmin,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use crate::access::{Level, Principal};
+use crate::access::Level;
 use crate::catalog::served::ServedEntity;
 use crate::catalog::{
     DeployedGraph, Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Route, Serving, Tag,
@@ -338,19 +338,4 @@ fn graph_output(graph: &DeployedGraph) -> Value {
         value["intra_op_threads"] = json!(threads);
     }
     value
-}
-
-/// SCIM's view of a principal.
-pub(super) fn me(principal: &Principal) -> Value {
-    json!({
-        "schemas": ["urn:ietf:params:scim:schemas:core:2.0:User"],
-        "id": principal.id.to_string(),
-        "userName": principal.name,
-        "displayName": principal.name,
-        "active": true,
-        "name": { "givenName": principal.name },
-        "emails": [{ "value": principal.name, "primary": true, "type": "work" }],
-        "groups": [{ "display": if principal.admin { "admins" } else { "users" }, "value": "1" }],
-        "entitlements": [{ "value": "workspace-access" }],
-    })
 }

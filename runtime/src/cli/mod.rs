@@ -8,6 +8,7 @@ mod audit;
 mod client;
 pub mod doctor;
 mod endpoint;
+mod identity;
 mod invoke;
 mod json;
 mod key;
@@ -16,8 +17,10 @@ mod model;
 mod pull;
 mod push;
 mod table;
+mod token;
 mod usage;
 mod wire;
+mod workspace;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -31,10 +34,13 @@ use audit::AuditArgs;
 use client::{Client, ClientError};
 use doctor::DoctorArgs;
 use endpoint::EndpointCommand;
+use identity::{GroupCommand, ServicePrincipalCommand, UserCommand};
 use invoke::{InvokeArgs, LogsArgs};
 use key::KeyCommand;
 use model::ModelCommand;
+use token::TokenCommand;
 use usage::UsageArgs;
+use workspace::WorkspaceCommand;
 
 /// Self-hosted model serving: every endpoint a WASI component, a fresh instance per request
 #[derive(Debug, Parser)]
@@ -82,6 +88,41 @@ pub enum ClientCommand {
         options: ClientOptions,
         #[command(subcommand)]
         command: EndpointCommand,
+    },
+    /// People who may call: make, list, change, delete them
+    User {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: UserCommand,
+    },
+    /// Groups, which things can be shared with
+    Group {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: GroupCommand,
+    },
+    /// Programs that may call, and their OAuth secrets
+    ServicePrincipal {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: ServicePrincipalCommand,
+    },
+    /// Access tokens: one's own, and for administrators everybody's
+    Token {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Tenants and their quotas, for the server's administrators
+    Workspace {
+        #[command(flatten)]
+        options: ClientOptions,
+        #[command(subcommand)]
+        command: WorkspaceCommand,
     },
     /// Look after the keys that seal what the server keeps
     Key {
@@ -188,6 +229,11 @@ fn execute(command: ClientCommand, format: Format, out: &mut dyn Write) -> anyho
         ClientCommand::Model { command, .. } => model::run(&mut session, command),
         ClientCommand::Endpoint { command, .. } => endpoint::run(&mut session, command),
         ClientCommand::Key { command, .. } => key::run(&mut session, command),
+        ClientCommand::User { command, .. } => identity::users(&mut session, command),
+        ClientCommand::Group { command, .. } => identity::groups(&mut session, command),
+        ClientCommand::ServicePrincipal { command, .. } => identity::service_principals(&mut session, command),
+        ClientCommand::Token { command, .. } => token::run(&mut session, command),
+        ClientCommand::Workspace { command, .. } => workspace::run(&mut session, command),
         ClientCommand::Invoke { args, .. } => invoke::invoke(&mut session, args),
         ClientCommand::Logs { args, .. } => invoke::logs(&mut session, args),
     }
@@ -199,6 +245,11 @@ impl ClientCommand {
             Self::Model { options, .. }
             | Self::Endpoint { options, .. }
             | Self::Key { options, .. }
+            | Self::User { options, .. }
+            | Self::Group { options, .. }
+            | Self::ServicePrincipal { options, .. }
+            | Self::Token { options, .. }
+            | Self::Workspace { options, .. }
             | Self::Invoke { options, .. }
             | Self::Logs { options, .. } => options,
         }

@@ -159,6 +159,13 @@ pub(super) fn audit_records(records: &[Record]) -> String {
     text(&table)
 }
 
+/// Things that are all alike, one a row; `none` stands for no rows.
+pub(super) fn rows<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>, none: &str) -> String {
+    let mut table = new_table(&header);
+    rows.for_each(|row| add_row(&mut table, row));
+    if table.is_empty() { none.to_owned() } else { text(&table) }
+}
+
 /// Facts about one thing, a line or more each.
 pub(super) fn facts(title: &str, rows: &[(&str, String)]) -> String {
     let mut block = Block(format!("{}\n", printable(title)));
@@ -223,7 +230,7 @@ fn backend(graph: &Graph) -> String {
 }
 
 /// How long ago, in the largest unit that gives at least one.
-fn age(timestamp_ms: Option<u64>) -> String {
+pub(super) fn age(timestamp_ms: Option<u64>) -> String {
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
     let Some(seconds) = timestamp_ms.map(|then_ms| now_ms.saturating_sub(then_ms) / 1000) else {
         return String::new();

@@ -19,6 +19,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::catalog::WorkspaceId;
 use crate::catalog::served::Rung;
 use crate::nn::batcher::Counters;
 
@@ -26,7 +27,7 @@ use crate::nn::batcher::Counters;
 /// else that an idle endpoint costs, and a collector asks for all of it every few seconds.
 const ENTITIES_MAX: usize = 1000;
 
-/// Stands for the endpoint and the entity of what is counted beyond [`ENTITIES_MAX`]. No endpoint can have this name.
+/// Stands for the workspace, the endpoint and the entity of what is counted beyond [`ENTITIES_MAX`]. No endpoint can have this name.
 const OTHERS: &str = "(other)";
 
 /// Upper bounds of request times, in seconds.
@@ -149,9 +150,10 @@ impl Metrics {
     }
 
     /// The series of a served entity. There are none before it is first counted.
-    pub fn entity(&self, endpoint: &str, entity: &str) -> EntityMetrics {
+    pub fn entity(&self, workspace: WorkspaceId, endpoint: &str, entity: &str) -> EntityMetrics {
         EntityMetrics {
             entities: Arc::clone(&self.entities),
+            workspace,
             endpoint: endpoint.to_owned(),
             entity: entity.to_owned(),
             series: OnceLock::new(),
@@ -159,13 +161,15 @@ impl Metrics {
     }
 
     /// Drops the series of an endpoint that is gone.
-    pub fn forget(&self, endpoint: &str) {
-        self.forget_others(endpoint, &[]);
+    pub fn forget(&self, workspace: WorkspaceId, endpoint: &str) {
+        self.forget_others(workspace, endpoint, &[]);
     }
 
     /// Drops the series of an endpoint's entities but these.
-    pub fn forget_others(&self, endpoint: &str, kept: &[&str]) {
-        self.entities.lock().retain(|series| series.endpoint != endpoint || kept.contains(&series.entity.as_str()));
+    pub fn forget_others(&self, workspace: WorkspaceId, endpoint: &str, kept: &[&str]) {
+        let workspace = workspace.to_string();
+        let other = |series: &Series| series.workspace != workspace || series.endpoint != endpoint;
+        self.entities.lock().retain(|series| other(series) || kept.contains(&series.entity.as_str()));
     }
 
     /// Counts a request that was refused before it reached a guest.
@@ -223,15 +227,19 @@ impl Entities {
 
     /// The series of an entity: its own as long as there is room. First come, first served: series that went when
     /// others come would count from zero again.
-    fn series(&self, endpoint: &str, entity: &str) -> Arc<Series> {
+    fn series(&self, workspace: WorkspaceId, endpoint: &str, entity: &str) -> Arc<Series> {
+        let workspace = workspace.to_string();
         let mut named = self.lock();
-        if let Some(series) = named.iter().find(|series| series.endpoint == endpoint && series.entity == entity) {
+        let wanted = |series: &&Arc<Series>| {
+            series.endpoint == endpoint && series.entity == entity && series.workspace == workspace
+        };
+        if let Some(series) = named.iter().find(wanted) {
             return Arc::clone(series);
         }
         if named.len() >= ENTITIES_MAX {
-            return Arc::clone(self.others.get_or_init(|| Arc::new(Series::new(OTHERS, OTHERS))));
+            return Arc::clone(self.others.get_or_init(|| Arc::new(Series::new(OTHERS, OTHERS, OTHERS))));
         }
-        let series = Arc::new(Series::new(endpoint, entity));
+        let series = Arc::new(Series::new(&workspace, endpoint, entity));
         named.push(Arc::clone(&series));
         series
     }
@@ -282,6 +290,7 @@ const CLASSES: [&str; 3] = ["2xx", "4xx", "5xx"];
 /// What is counted of one served entity.
 #[derive(Debug)]
 struct Series {
+    workspace: String,
     endpoint: String,
     entity: String,
     /// By class of status.
@@ -293,8 +302,9 @@ struct Series {
 }
 
 impl Series {
-    fn new(endpoint: &str, entity: &str) -> Series {
+    fn new(workspace: &str, endpoint: &str, entity: &str) -> Series {
         Series {
+            workspace: workspace.to_owned(),
             endpoint: endpoint.to_owned(),
             entity: entity.to_owned(),
             requests: Default::default(),
@@ -305,18 +315,20 @@ impl Series {
         }
     }
 
-    fn labels(&self) -> [(&str, &str); 2] {
-        [("endpoint", &self.endpoint), ("served_entity", &self.entity)]
+    fn labels(&self) -> [(&str, &str); 3] {
+        [("workspace", &self.workspace), ("endpoint", &self.endpoint), ("served_entity", &self.entity)]
     }
 
-    fn labels_with<'a>(&'a self, key: &'a str, value: &'a str) -> [(&'a str, &'a str); 3] {
-        [("endpoint", &self.endpoint), ("served_entity", &self.entity), (key, value)]
+    fn labels_with<'a>(&'a self, key: &'a str, value: &'a str) -> [(&'a str, &'a str); 4] {
+        let [workspace, endpoint, entity] = self.labels();
+        [workspace, endpoint, entity, (key, value)]
     }
 }
 
 /// A served entity's handle on its series.
 pub struct EntityMetrics {
     entities: Arc<Entities>,
+    workspace: WorkspaceId,
     endpoint: String,
     entity: String,
     series: OnceLock<Arc<Series>>,
@@ -324,7 +336,7 @@ pub struct EntityMetrics {
 
 impl EntityMetrics {
     fn series(&self) -> &Series {
-        self.series.get_or_init(|| self.entities.series(&self.endpoint, &self.entity))
+        self.series.get_or_init(|| self.entities.series(self.workspace, &self.endpoint, &self.entity))
     }
 
     /// Counts a finished invocation.
@@ -366,15 +378,19 @@ mod tests {
         })
     }
 
+    const HERE: WorkspaceId = WorkspaceId(1);
+
     fn count(metrics: &Metrics, endpoint: &str) -> Option<String> {
-        let line = format!("tessera_invocations_total{{endpoint=\"{endpoint}\",served_entity=");
+        let workspace = if endpoint == OTHERS { OTHERS } else { "1" };
+        let line =
+            format!("tessera_invocations_total{{workspace=\"{workspace}\",endpoint=\"{endpoint}\",served_entity=");
         let text = text(metrics);
         let line = text.lines().find(|found| found.starts_with(&line) && found.contains("2xx"))?;
         line.rsplit(' ').next().map(str::to_owned)
     }
 
     fn call(metrics: &Metrics, endpoint: &str) {
-        let entity = metrics.entity(endpoint, "e");
+        let entity = metrics.entity(HERE, endpoint, "e");
         entity.climbed(Rung::Graph, Duration::from_millis(3));
         entity.finished(200, Duration::from_millis(5), Duration::from_millis(1));
     }
@@ -382,12 +398,17 @@ mod tests {
     #[test]
     fn an_entity_that_is_not_called_has_no_series_and_one_that_comes_back_counts_on() {
         let metrics = Metrics::default();
-        drop(metrics.entity("a", "e"));
+        drop(metrics.entity(HERE, "a", "e"));
         assert_eq!(count(&metrics, "a"), None);
         call(&metrics, "a");
         call(&metrics, "a");
         assert_eq!(count(&metrics, "a").as_deref(), Some("2"));
-        metrics.forget("a");
+        let elsewhere = metrics.entity(WorkspaceId(2), "a", "e");
+        elsewhere.finished(200, Duration::ZERO, Duration::ZERO);
+        assert_eq!(count(&metrics, "a").as_deref(), Some("2"), "another workspace's of the same name");
+        metrics.forget(WorkspaceId(2), "a");
+        assert_eq!(count(&metrics, "a").as_deref(), Some("2"));
+        metrics.forget(HERE, "a");
         assert_eq!(count(&metrics, "a"), None);
     }
 
@@ -403,7 +424,7 @@ mod tests {
         assert!(text(&metrics).len() < 8_000 * ENTITIES_MAX);
 
         // One that goes makes room for another.
-        metrics.forget("e0");
+        metrics.forget(HERE, "e0");
         call(&metrics, "new");
         assert_eq!(count(&metrics, "new").as_deref(), Some("1"));
     }

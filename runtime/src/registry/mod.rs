@@ -26,6 +26,7 @@ use tokio::sync::{MutexGuard, RwLock, RwLockReadGuard};
 pub use self::models::ModelRecord;
 pub use self::names::check_model_name;
 pub use self::versions::{NewVersion, Stage, VersionRecord, VersionStatus};
+use crate::access::{Resource, Tallies};
 use crate::catalog::WorkspaceId;
 use crate::error::{ApiError, ErrorCode};
 use crate::store::blobs::{Blobs, Digest};
@@ -38,6 +39,8 @@ use crate::turns::Turns;
 pub struct Registry {
     store: Arc<dyn StateStore>,
     blobs: Arc<Blobs>,
+    /// Counts versions and the bytes of their files.
+    tallies: Arc<Tallies>,
     /// Runs and logged models, from whose files versions are made.
     pub tracking: Tracking,
     /// Shared by changes of models; alone is who gives a model another name.
@@ -50,10 +53,19 @@ pub struct Registry {
 type Turn<'a> = (RwLockReadGuard<'a, ()>, MutexGuard<'a, ()>);
 
 impl Registry {
-    /// The models in a store.
-    pub fn new(store: Arc<dyn StateStore>, blobs: Arc<Blobs>) -> Registry {
+    /// The models in a store. Blocks, for it counts what is there.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn open(store: Arc<dyn StateStore>, blobs: Arc<Blobs>, tallies: Arc<Tallies>) -> Result<Registry, StoreError> {
+        visit_documents(&*store, "version/", |_, version: VersionRecord| {
+            let tally = tallies.of(version.workspace);
+            tally.add(Resource::ModelVersions, 1);
+            tally.add(Resource::ModelBytes, version.bytes());
+            Ok::<_, StoreError>(())
+        })?;
         let tracking = Tracking::new(Arc::clone(&store));
-        Registry { store, blobs, tracking, changes: RwLock::new(()), turns: Turns::default() }
+        Ok(Registry { store, blobs, tallies, tracking, changes: RwLock::new(()), turns: Turns::default() })
     }
 
     /// The files that some version, run or logged model refers to: all others may be swept. Blocks.

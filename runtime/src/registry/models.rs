@@ -256,6 +256,7 @@ impl Registry {
         for version in self.scan::<VersionRecord>(versions_prefix(workspace, name)).await? {
             let key = version_key(workspace, name, version.version);
             self.store.commit(Transaction::new().delete_document(&key)).await?;
+            self.count(Some(&version), None);
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::{Registry, VersionRecord, conflict};
+use crate::access::{Reserved, Resource};
 use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
 use crate::deploy::package::{FILES_MAX, PackageFile, check_path};
@@ -129,13 +130,15 @@ impl Registry {
         self.pending_version(place.workspace, place.model, place.version).await.map(drop)
     }
 
-    /// Keeps content as a file by digest, as it arrives.
+    /// Keeps content of a workspace as a file by digest, as it arrives.
     ///
     /// # Errors
-    /// When it breaks off or is not what was announced: nothing is kept then.
-    pub async fn receive(&self, content: Content) -> Result<PackageFile, ApiError> {
+    /// When it breaks off, is not what was announced, or is more than the workspace has room for: nothing is kept then.
+    pub async fn receive(&self, workspace: WorkspaceId, content: Content) -> Result<PackageFile, ApiError> {
         let blobs = Arc::clone(&self.blobs);
-        let written = tokio::task::spawn_blocking(move || receive(&blobs, content)).await;
+        // Given back when it has arrived: a file counts where a version names it.
+        let room = self.tallies.of(workspace).reserve(Resource::ModelBytes, 0)?;
+        let written = tokio::task::spawn_blocking(move || receive(&blobs, content, room)).await;
         written.map_err(|error| ApiError::internal("keep a file", &error))?
     }
 
@@ -145,7 +148,7 @@ impl Registry {
     /// When the path is not allowed, the version is finalized, or the upload breaks off: nothing is kept then.
     pub async fn put_file(&self, place: FilePlace<'_>, content: Content) -> Result<PackageFile, ApiError> {
         self.check_upload(place).await?;
-        let file = self.receive(content).await?;
+        let file = self.receive(place.workspace, content).await?;
         let _turn = self.turn(place.workspace, place.model).await;
         self.add_file(place, file.clone()).await?;
         Ok(file)
@@ -157,6 +160,7 @@ impl Registry {
         if record.files.len() >= FILES_MAX && !record.files.contains_key(place.path) {
             return Err(ApiError::invalid(format!("a model version may have at most {FILES_MAX} files")));
         }
+        let _room = self.tallies.of(place.workspace).reserve(Resource::ModelBytes, file.bytes)?;
         record.files.insert(place.path.to_owned(), file);
         self.keep(record).await
     }
@@ -207,7 +211,7 @@ impl Registry {
         content: Content,
     ) -> Result<PackageFile, ApiError> {
         self.check_part(place, token, number).await?;
-        let part = self.receive(content).await?;
+        let part = self.receive(place.workspace, content).await?;
         let _turn = self.turn(place.workspace, token).await;
         let mut upload = self.upload(place, token).await?;
         upload.parts.insert(number, part.clone());
@@ -344,12 +348,13 @@ fn ordered(upload: &Upload, named: &[PartRef]) -> Result<Vec<PackageFile>, ApiEr
 }
 
 /// Blocks.
-fn receive(blobs: &Blobs, content: Content) -> Result<PackageFile, ApiError> {
+fn receive(blobs: &Blobs, content: Content, mut room: Reserved) -> Result<PackageFile, ApiError> {
     let Content { mut chunks, expected } = content;
     let (mut sha256, mut md5) = (expected.sha256.map(|_| Sha256::new()), expected.md5.map(|_| Md5::new()));
     let mut writer = blobs.writer()?;
     while let Some(chunk) = chunks.blocking_recv() {
         let chunk = chunk?;
+        room.grow(chunk.len() as u64)?;
         if let Some(hasher) = &mut sha256 {
             hasher.update(&chunk);
         }

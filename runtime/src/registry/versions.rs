@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::names::{Tags, check_description, check_reference};
 use super::{Registry, conflict, model_key, no_version, version_key, versions_prefix};
+use crate::access::Resource;
 use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
 use crate::deploy::package::{Package, PackageFile};
@@ -108,6 +109,13 @@ pub struct VersionRecord {
     pub tags: Tags,
 }
 
+impl VersionRecord {
+    /// Of its files.
+    pub(super) fn bytes(&self) -> u64 {
+        self.files.values().map(|file| file.bytes).sum()
+    }
+}
+
 /// What a client says of a new version.
 #[derive(Debug, Default)]
 pub struct NewVersion {
@@ -147,6 +155,7 @@ impl Registry {
         check_reference("model_id", new.model_id.as_deref().unwrap_or_default())?;
         let _turn = self.turn(workspace, name).await;
         let mut model = self.model(workspace, name).await?;
+        let room = self.tallies.of(workspace).reserve(Resource::ModelVersions, 1)?;
         let now = now_ms();
         let version = VersionRecord {
             workspace,
@@ -172,6 +181,7 @@ impl Registry {
             .put_document(&model_key(workspace, name), &model)?
             .put_document(&version_key(workspace, name, version.version), &version)?;
         self.store.commit(transaction).await?;
+        room.keep();
         Ok(version)
     }
 
@@ -291,7 +301,7 @@ impl Registry {
         in_use: Option<String>,
     ) -> Result<(), ApiError> {
         let _turn = self.turn(workspace, name).await;
-        self.version(workspace, name, version).await?;
+        let record = self.version(workspace, name, version).await?;
         refuse_if_used(name, version, in_use)?;
         let mut transaction = Transaction::new().delete_document(&version_key(workspace, name, version));
         let mut model = self.model(workspace, name).await?;
@@ -301,6 +311,7 @@ impl Registry {
             transaction = transaction.put_document(&model_key(workspace, name), &model)?;
         }
         self.store.commit(transaction).await?;
+        self.count(Some(&record), None);
         self.end_uploads(workspace, name, version).await
     }
 
@@ -326,8 +337,24 @@ impl Registry {
     /// Commits a changed version.
     pub(super) async fn keep(&self, record: VersionRecord) -> Result<VersionRecord, ApiError> {
         let key = version_key(record.workspace, &record.name, record.version);
+        let before: Option<VersionRecord> = read_document(&self.store, key.clone()).await?;
         self.store.commit(Transaction::new().put_document(&key, &record)?).await?;
+        self.count(before.as_ref(), Some(&record));
         Ok(record)
+    }
+
+    /// Counts a version as it is now instead of as it was.
+    pub(super) fn count(&self, before: Option<&VersionRecord>, after: Option<&VersionRecord>) {
+        let Some(workspace) = before.or(after).map(|version| version.workspace) else { return };
+        let tally = self.tallies.of(workspace);
+        if let Some(after) = after {
+            tally.add(Resource::ModelVersions, 1);
+            tally.add(Resource::ModelBytes, after.bytes());
+        }
+        if let Some(before) = before {
+            tally.subtract(Resource::ModelVersions, 1);
+            tally.subtract(Resource::ModelBytes, before.bytes());
+        }
     }
 
     /// A version whose files may still change.

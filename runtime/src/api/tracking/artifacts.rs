@@ -71,7 +71,7 @@ pub(super) async fn upload(call: &mut Call) -> Result<Answer, ApiError> {
     }
     let _turn = upload_turn(&app)?;
     let content = content(call)?;
-    let file = app.control.registry.receive(content).await?;
+    let file = app.control.registry.receive(principal.workspace, content).await?;
     match root {
         Root::Run(id) => tracking.add_file::<Run>(&principal, id, path, file).await?,
         Root::LoggedModel(id) => tracking.add_file::<LoggedModel>(&principal, id, path, file).await?,

@@ -1,0 +1,641 @@
+//! Users, groups and service principals in SCIM 2.0 (RFC 7643 and 7644), as the Databricks SDK speaks it. Everybody in a
+//! workspace may read them, for things are shared with people and groups; administrators change them.
+//!
+//! What PATCH may say is in [`patch`]. Emails and the parts of a person's name are accepted and not kept: what is shown
+//! comes from `userName` and `displayName`.
+
+mod patch;
+
+use std::sync::Arc;
+
+use hyper::Method;
+use hyper::header::HeaderValue;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use self::patch::{Change, Links, PatchInput, check_entitlement, check_roles};
+use super::routes::{Access, Route, handler};
+use super::{Answer, Call, json, respond};
+use crate::access::directory::NewIdentity;
+use crate::access::identity::USERS as EVERYBODY;
+use crate::access::{Directory, Identity, IdentityKind, Principal, tokens};
+use crate::catalog::WorkspaceId;
+use crate::clock::rfc3339;
+use crate::error::{ApiError, ErrorCode};
+
+/// Most results of a list: as many as a workspace can have.
+const RESULTS_MAX: usize = 10_000;
+
+const NAME_CHARS_MAX: usize = 255;
+
+const USERS: &str = "/api/2.0/preview/scim/v2/Users";
+const USER: &str = "/api/2.0/preview/scim/v2/Users/{id}";
+const GROUPS: &str = "/api/2.0/preview/scim/v2/Groups";
+const GROUP: &str = "/api/2.0/preview/scim/v2/Groups/{id}";
+const SERVICE_PRINCIPALS: &str = "/api/2.0/preview/scim/v2/ServicePrincipals";
+const SERVICE_PRINCIPAL: &str = "/api/2.0/preview/scim/v2/ServicePrincipals/{id}";
+
+pub(super) const ROUTES: &[Route] = &[
+    Route::get("scim.me", "/api/2.0/preview/scim/v2/Me", Access::Principal, "The caller", handler!(me)),
+    listing("users.list", USERS, "List the users"),
+    creating("users.create", USERS, "Create a user"),
+    getting("users.get", USER, "Get a user"),
+    changing("users.replace", Method::PUT, USER, "Replace a user", handler!(replace)),
+    changing("users.patch", Method::PATCH, USER, "Change a user", handler!(change)),
+    changing("users.delete", Method::DELETE, USER, "Delete a user with the user's tokens", handler!(delete)),
+    listing("groups.list", GROUPS, "List the groups"),
+    creating("groups.create", GROUPS, "Create a group"),
+    getting("groups.get", GROUP, "Get a group"),
+    changing("groups.replace", Method::PUT, GROUP, "Replace a group with its members", handler!(replace)),
+    changing("groups.patch", Method::PATCH, GROUP, "Change a group", handler!(change)),
+    changing("groups.delete", Method::DELETE, GROUP, "Delete a group", handler!(delete)),
+    listing("service_principals.list", SERVICE_PRINCIPALS, "List the service principals"),
+    creating("service_principals.create", SERVICE_PRINCIPALS, "Create a service principal"),
+    getting("service_principals.get", SERVICE_PRINCIPAL, "Get a service principal"),
+    changing(
+        "service_principals.replace",
+        Method::PUT,
+        SERVICE_PRINCIPAL,
+        "Replace a service principal",
+        handler!(replace),
+    ),
+    changing(
+        "service_principals.patch",
+        Method::PATCH,
+        SERVICE_PRINCIPAL,
+        "Change a service principal",
+        handler!(change),
+    ),
+    changing(
+        "service_principals.delete",
+        Method::DELETE,
+        SERVICE_PRINCIPAL,
+        "Delete a service principal with its tokens and secrets",
+        handler!(delete),
+    ),
+];
+
+const fn listing(name: &'static str, path: &'static str, about: &'static str) -> Route {
+    Route::get(name, path, Access::Principal, about, handler!(list))
+}
+
+const fn getting(name: &'static str, path: &'static str, about: &'static str) -> Route {
+    Route::get(name, path, Access::Principal, about, handler!(get))
+}
+
+const fn creating(name: &'static str, path: &'static str, about: &'static str) -> Route {
+    Route::change(name, Method::POST, path, Access::Admin, about, handler!(create))
+}
+
+const fn changing(
+    name: &'static str,
+    method: Method,
+    path: &'static str,
+    about: &'static str,
+    handler: super::routes::Handler,
+) -> Route {
+    Route::change(name, method, path, Access::Admin, about, handler)
+}
+
+/// What the path is about.
+fn kind(call: &Call) -> IdentityKind {
+    match call.route.map(|route| route.path) {
+        Some(GROUPS | GROUP) => IdentityKind::Group,
+        Some(SERVICE_PRINCIPALS | SERVICE_PRINCIPAL) => IdentityKind::ServicePrincipal,
+        _ => IdentityKind::User,
+    }
+}
+
+/// A user, group or service principal as clients send it.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Input {
+    user_name: Option<String>,
+    display_name: Option<String>,
+    application_id: Option<String>,
+    external_id: Option<String>,
+    active: Option<bool>,
+    name: Option<PersonName>,
+    groups: Option<Vec<Reference>>,
+    members: Option<Vec<Reference>>,
+    entitlements: Vec<Reference>,
+    roles: Vec<Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PersonName {
+    given_name: Option<String>,
+    family_name: Option<String>,
+}
+
+/// `{"value": "…"}`: a member, a group or an entitlement.
+#[derive(Deserialize)]
+struct Reference {
+    value: Value,
+}
+
+impl Reference {
+    fn text(&self) -> String {
+        self.value.as_str().map_or_else(|| self.value.to_string(), str::to_owned)
+    }
+
+    fn id(&self) -> Result<u64, ApiError> {
+        let text = self.text();
+        text.parse()
+            .map_err(|_| ApiError::invalid(format!("'{text}' is not the id of a user, group or service principal")))
+    }
+}
+
+fn ids(references: &[Reference]) -> Result<Vec<u64>, ApiError> {
+    references.iter().map(Reference::id).collect()
+}
+
+impl Input {
+    /// Refuses what has no meaning here.
+    fn check(&self, kind: IdentityKind) -> Result<(), ApiError> {
+        check_roles(self.roles.is_empty())?;
+        self.entitlements.iter().try_for_each(|entitlement| check_entitlement(&entitlement.text()))?;
+        match kind {
+            IdentityKind::Group if self.groups.as_ref().is_some_and(|groups| !groups.is_empty()) => {
+                Err(ApiError::invalid(
+                    "groups of a group cannot be given: add it to the members of the other group instead",
+                ))
+            }
+            IdentityKind::User | IdentityKind::ServicePrincipal if self.members.is_some() => {
+                Err(ApiError::invalid("only groups have members"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What names it among its kind, if that was sent.
+    fn sent_name(&self, kind: IdentityKind) -> Option<&String> {
+        match kind {
+            IdentityKind::User => self.user_name.as_ref(),
+            IdentityKind::ServicePrincipal => self.application_id.as_ref(),
+            IdentityKind::Group => self.display_name.as_ref(),
+        }
+    }
+
+    fn sent_display_name(&self) -> Option<String> {
+        let of_parts = || {
+            let name = self.name.as_ref()?;
+            let parts: Vec<&str> =
+                [&name.given_name, &name.family_name].into_iter().flatten().map(String::as_str).collect();
+            Some(parts.join(" ")).filter(|name| !name.trim().is_empty())
+        };
+        self.display_name.clone().or_else(of_parts)
+    }
+
+    /// A new identity without its members.
+    fn into_new(self, kind: IdentityKind) -> Result<NewIdentity, ApiError> {
+        let name = match (kind, self.sent_name(kind)) {
+            (_, Some(name)) => name.clone(),
+            (IdentityKind::ServicePrincipal, None) => tokens::new_uuid()?,
+            (IdentityKind::User, None) => return Err(ApiError::invalid("userName is required")),
+            (IdentityKind::Group, None) => return Err(ApiError::invalid("displayName is required")),
+        };
+        check_name(kind, &name)?;
+        let display_name = self.sent_display_name().unwrap_or_else(|| name.clone());
+        check_text("displayName", &display_name)?;
+        let groups = ids(self.groups.as_deref().unwrap_or_default())?;
+        let active = self.active.unwrap_or(true);
+        Ok(NewIdentity { kind, name, display_name, active, external_id: self.external_id, groups })
+    }
+
+    /// What PUT changes. What the client leaves out stays as it is, but for a group's members: they are replaced.
+    fn into_changes(self, kind: IdentityKind) -> Result<Vec<Change>, ApiError> {
+        let mut changes = vec![Change::ExternalId(self.external_id.clone())];
+        changes.extend(self.sent_name(kind).map(|name| Change::Name(name.clone())));
+        if kind != IdentityKind::Group {
+            changes.extend(self.sent_display_name().map(Change::DisplayName));
+        }
+        changes.extend(self.active.map(Change::Active));
+        match (kind, self.groups, self.members) {
+            (IdentityKind::Group, _, members) => {
+                changes.push(Change::Links(Links::Replace(ids(members.as_deref().unwrap_or_default())?)));
+            }
+            (_, Some(groups), _) => changes.push(Change::Links(Links::Replace(ids(&groups)?))),
+            _ => {}
+        }
+        Ok(changes)
+    }
+}
+
+/// Checks what names an identity among its kind. Names appear in logs and tables.
+pub(super) fn check_name(kind: IdentityKind, name: &str) -> Result<(), ApiError> {
+    match kind {
+        IdentityKind::User => check_text("userName", name),
+        IdentityKind::Group => check_text("displayName", name),
+        IdentityKind::ServicePrincipal => {
+            let digits = |(index, c): (usize, char)| match index {
+                8 | 13 | 18 | 23 => c == '-',
+                _ => c.is_ascii_hexdigit(),
+            };
+            match name.len() == 36 && name.char_indices().all(digits) {
+                true => Ok(()),
+                false => Err(ApiError::invalid("applicationId must be a UUID; leave it out to have one made")),
+            }
+        }
+    }
+}
+
+fn check_text(field: &str, text: &str) -> Result<(), ApiError> {
+    if text.is_empty()
+        || text.trim() != text
+        || text.chars().count() > NAME_CHARS_MAX
+        || text.contains(char::is_control)
+    {
+        return Err(ApiError::invalid(format!(
+            "{field} must have 1 to {NAME_CHARS_MAX} characters, without control characters or spaces around it"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses that administrators of a workspace act on, or as, an administrator of the whole server.
+pub(super) fn check_rank(caller: &Principal, identity: &Identity) -> Result<(), ApiError> {
+    if identity.server_admin && !caller.server_admin {
+        let message =
+            format!("'{}' administrates the server, and only such administrators may do this.", identity.name);
+        return Err(ApiError::new(ErrorCode::PermissionDenied, message));
+    }
+    Ok(())
+}
+
+/// The identity that the path names.
+fn found(call: &Call) -> Result<Arc<Identity>, ApiError> {
+    let (kind, id) = (kind(call), call.parameter("id"));
+    let workspace = call.principal()?.workspace;
+    let found = id.parse().ok().and_then(|id| call.app.directory.identity(workspace, id));
+    found
+        .filter(|identity| identity.kind == kind)
+        .ok_or_else(|| ApiError::missing(format!("{} with id '{id}' does not exist.", resource_type(kind))))
+}
+
+async fn create(call: &mut Call) -> Result<Answer, ApiError> {
+    let kind = kind(call);
+    let (app, principal, input) = call.json::<Input>().await?;
+    input.check(kind)?;
+    let (directory, workspace) = (&app.directory, principal.workspace);
+    let members = ids(input.members.as_deref().unwrap_or_default())?;
+    // Before the group is made, so that there is none with half of its members.
+    if let Some(missing) = members.iter().find(|id| directory.identity(workspace, **id).is_none()) {
+        return Err(ApiError::missing(format!("There is no user, group or service principal {missing}.")));
+    }
+    let identity = directory.create_identity(workspace, input.into_new(kind)?).await?;
+    link(directory, &identity, &members, &[], &[]).await?;
+    let mut answer = json(&describe(directory, &identity))?;
+    *answer.status_mut() = hyper::StatusCode::CREATED;
+    Ok(answer)
+}
+
+async fn get(call: &Call) -> Result<Answer, ApiError> {
+    json(&describe(&call.app.directory, &*found(call)?))
+}
+
+async fn replace(call: &mut Call) -> Result<Answer, ApiError> {
+    let (_, _, input) = call.json::<Input>().await?;
+    input.check(kind(call))?;
+    let changes = input.into_changes(kind(call))?;
+    apply(call, changes).await
+}
+
+async fn change(call: &mut Call) -> Result<Answer, ApiError> {
+    let (_, _, input) = call.json::<PatchInput>().await?;
+    let changes = input.into_changes(kind(call))?;
+    apply(call, changes).await
+}
+
+async fn delete(call: &Call) -> Result<Answer, ApiError> {
+    let identity = found(call)?;
+    check_rank(&*call.principal()?, &identity)?;
+    call.app.directory.delete_identity(identity.workspace, identity.id).await?;
+    Ok(respond(204, "application/scim+json", ""))
+}
+
+/// Makes all changes or none.
+async fn apply(call: &Call, changes: Vec<Change>) -> Result<Answer, ApiError> {
+    let identity = found(call)?;
+    let principal = call.principal()?;
+    check_rank(&principal, &identity)?;
+    let directory = &call.app.directory;
+    let mut changed = (*identity).clone();
+    let before: Vec<u64> = members(directory, &identity).iter().map(|member| member.id).collect();
+    let mut after = before.clone();
+    for change in &changes {
+        match change {
+            Change::Links(links) if identity.kind == IdentityKind::Group => links.apply(&mut after),
+            change => change.apply(&mut changed)?,
+        }
+    }
+    if identity.is_built_in() && changed.name != identity.name {
+        return Err(ApiError::invalid(format!("the group '{}' belongs to the workspace itself", identity.name)));
+    }
+    // Everybody is in `users` anyway, so a client that sends back what it got changes nothing.
+    let everybody = identity.is_built_in() && identity.name == EVERYBODY;
+    if everybody && before.iter().any(|id| !after.contains(id)) {
+        return Err(ApiError::invalid("everybody is in 'users', as long as they are in the workspace"));
+    }
+    let only_in =
+        |these: &[u64], those: &[u64]| -> Vec<u64> { these.iter().filter(|id| !those.contains(id)).copied().collect() };
+    let (added, removed) =
+        if everybody { Default::default() } else { (only_in(&after, &before), only_in(&before, &after)) };
+    link(directory, &identity, &added, &removed, &changes).await?;
+    json(&describe(directory, &*found(call)?))
+}
+
+/// Puts identities into a group, takes others out, and changes the group or other identity itself, all in one.
+async fn link(
+    directory: &Directory,
+    identity: &Identity,
+    added: &[u64],
+    removed: &[u64],
+    changes: &[Change],
+) -> Result<(), ApiError> {
+    let touched: Vec<u64> = [&[identity.id], added, removed].concat();
+    let change = |touched: &mut Identity| {
+        if touched.id == identity.id {
+            let of_itself =
+                |change: &&Change| !(identity.kind == IdentityKind::Group && matches!(change, Change::Links(_)));
+            changes.iter().filter(of_itself).try_for_each(|change| change.apply(touched))?;
+        }
+        if removed.contains(&touched.id) {
+            touched.groups.retain(|group| *group != identity.id);
+        }
+        if added.contains(&touched.id) {
+            touched.groups.push(identity.id);
+        }
+        Ok(())
+    };
+    directory.change_identities(identity.workspace, &touched, change).await
+}
+
+fn members(directory: &Directory, group: &Identity) -> Vec<Arc<Identity>> {
+    match group.kind {
+        IdentityKind::Group => directory.members(group.workspace, group.id),
+        _ => Vec::new(),
+    }
+}
+
+async fn list(call: &Call) -> Result<Answer, ApiError> {
+    let (kind, workspace) = (kind(call), call.principal()?.workspace);
+    let directory = &call.app.directory;
+    let filter = call.query("filter").filter(|filter| !filter.trim().is_empty());
+    let filter = filter.map(|filter| Filter::parse(&filter)).transpose()?;
+    let mut all = directory.identities(workspace, kind);
+    all.retain(|identity| filter.as_ref().is_none_or(|filter| filter.matches(identity)));
+    let number = |name: &str, default: usize| match call.query(name) {
+        None => Ok(default),
+        Some(text) => text.parse().map_err(|_| ApiError::invalid(format!("{name} '{text}' is not a number"))),
+    };
+    let start = number("startIndex", 1)?.max(1);
+    let page: Vec<_> = all.iter().skip(start - 1).take(number("count", RESULTS_MAX)?.min(RESULTS_MAX)).collect();
+    let resources: Vec<Value> = match kind {
+        IdentityKind::Group => {
+            let members = directory.memberships(workspace);
+            let of = |group: &Identity| members.get(&group.id).map(Vec::as_slice).unwrap_or_default();
+            let describe = |group: &&Arc<Identity>| match group.name == EVERYBODY {
+                true => describe(directory, group),
+                false => describe_group(directory, group, of(group)),
+            };
+            page.iter().map(describe).collect()
+        }
+        _ => page.iter().map(|identity| describe(directory, identity)).collect(),
+    };
+    json(&json!({
+        "schemas": ["urn:ietf:params:scim:api:messages:2.0:ListResponse"],
+        "totalResults": all.len(),
+        "startIndex": start,
+        "itemsPerPage": resources.len(),
+        "Resources": resources,
+    }))
+}
+
+/// The caller.
+async fn me(call: &Call) -> Result<Answer, ApiError> {
+    let principal = call.principal()?;
+    let identity = call.app.directory.identity(principal.workspace, principal.id);
+    // Gone since it was asked who calls.
+    let identity = identity.ok_or_else(|| ApiError::new(ErrorCode::Unauthenticated, "The token is not valid."))?;
+    let mut response = json(&describe_user(&call.app.directory, &identity))?;
+    if let Ok(workspace) = HeaderValue::from_str(&principal.workspace.to_string()) {
+        response.headers_mut().insert("x-databricks-org-id", workspace);
+    }
+    Ok(response)
+}
+
+/// A comparison of one attribute: `userName eq "ada"`.
+struct Filter {
+    attribute: Attribute,
+    operator: Operator,
+    /// In lower case: SCIM compares names without it.
+    value: String,
+}
+
+enum Attribute {
+    Id,
+    Name,
+    DisplayName,
+    ExternalId,
+}
+
+enum Operator {
+    Equals,
+    Differs,
+    Contains,
+    StartsWith,
+}
+
+impl Filter {
+    fn parse(text: &str) -> Result<Filter, ApiError> {
+        let refused = || {
+            ApiError::invalid(format!(
+                "filter '{text}' is not supported: compare one of userName, displayName, applicationId, externalId and id by \
+                 eq, ne, co or sw, like userName eq \"ada\""
+            ))
+        };
+        let (attribute, rest) = text.trim().split_once(' ').ok_or_else(refused)?;
+        let (operator, value) = rest.trim().split_once(' ').ok_or_else(refused)?;
+        let attribute = match attribute.to_ascii_lowercase().as_str() {
+            "id" => Attribute::Id,
+            "username" | "applicationid" => Attribute::Name,
+            "displayname" => Attribute::DisplayName,
+            "externalid" => Attribute::ExternalId,
+            _ => return Err(refused()),
+        };
+        let operator = match operator.to_ascii_lowercase().as_str() {
+            "eq" => Operator::Equals,
+            "ne" => Operator::Differs,
+            "co" => Operator::Contains,
+            "sw" => Operator::StartsWith,
+            _ => return Err(refused()),
+        };
+        let value = value.trim();
+        let quoted = ['"', '\''].into_iter().find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote));
+        let value = quoted.unwrap_or(value);
+        // What is left of a second comparison must not be taken for a part of the name.
+        if value.is_empty() || value.contains('"') || (quoted.is_none() && value.contains(' ')) {
+            return Err(refused());
+        }
+        Ok(Filter { attribute, operator, value: value.to_lowercase() })
+    }
+
+    fn matches(&self, identity: &Identity) -> bool {
+        let text = match self.attribute {
+            Attribute::Id => identity.id.to_string(),
+            Attribute::Name => identity.name.to_lowercase(),
+            Attribute::DisplayName => identity.display_name.to_lowercase(),
+            Attribute::ExternalId => identity.external_id.as_deref().unwrap_or_default().to_lowercase(),
+        };
+        match self.operator {
+            Operator::Equals => text == self.value,
+            Operator::Differs => text != self.value,
+            Operator::Contains => text.contains(&self.value),
+            Operator::StartsWith => text.starts_with(&self.value),
+        }
+    }
+}
+
+fn resource_type(kind: IdentityKind) -> &'static str {
+    match kind {
+        IdentityKind::User => "User",
+        IdentityKind::ServicePrincipal => "ServicePrincipal",
+        IdentityKind::Group => "Group",
+    }
+}
+
+fn path_of(identity: &Identity) -> String {
+    format!("{}s/{}", resource_type(identity.kind), identity.id)
+}
+
+fn describe(directory: &Directory, identity: &Identity) -> Value {
+    match identity.kind {
+        IdentityKind::User => describe_user(directory, identity),
+        IdentityKind::ServicePrincipal => {
+            let mut described = describe_common(directory, identity);
+            described["schemas"] = json!(["urn:ietf:params:scim:schemas:core:2.0:ServicePrincipal"]);
+            described["applicationId"] = json!(identity.name);
+            described
+        }
+        IdentityKind::Group => describe_group(directory, identity, &directory.members(identity.workspace, identity.id)),
+    }
+}
+
+fn describe_user(directory: &Directory, identity: &Identity) -> Value {
+    let (given, family) = identity.display_name.split_once(' ').unwrap_or((&identity.display_name, ""));
+    let mut described = describe_common(directory, identity);
+    described["schemas"] = json!(["urn:ietf:params:scim:schemas:core:2.0:User"]);
+    described["userName"] = json!(identity.name);
+    described["name"] = match family {
+        "" => json!({ "givenName": given }),
+        family => json!({ "givenName": given, "familyName": family }),
+    };
+    described["emails"] = json!([{ "value": identity.name, "primary": true, "type": "work" }]);
+    described
+}
+
+fn describe_group(directory: &Directory, group: &Identity, members: &[Arc<Identity>]) -> Value {
+    let mut described = describe_common(directory, group);
+    let reference = |member: &Arc<Identity>| json!({ "value": member.id.to_string(), "display": member.display_name, "$ref": path_of(member) });
+    described["schemas"] = json!(["urn:ietf:params:scim:schemas:core:2.0:Group"]);
+    described["members"] = members.iter().map(reference).collect();
+    described["meta"]["resourceType"] = json!("WorkspaceGroup");
+    if let Some(described) = described.as_object_mut() {
+        described.retain(|key, _| key != "active" && key != "entitlements");
+    }
+    described
+}
+
+/// What all kinds have.
+fn describe_common(directory: &Directory, identity: &Identity) -> Value {
+    let group = |group: &Arc<Identity>| {
+        let direct = identity.groups.contains(&group.id) || group.name == EVERYBODY;
+        json!({
+            "value": group.id.to_string(),
+            "display": group.name,
+            "type": if direct { "direct" } else { "indirect" },
+            "$ref": path_of(group),
+        })
+    };
+    let mut described = json!({
+        "schemas": [],
+        "id": identity.id.to_string(),
+        "displayName": identity.display_name,
+        "active": identity.active,
+        "groups": directory.groups_of(identity).iter().map(group).collect::<Vec<_>>(),
+        "entitlements": [{ "value": patch::WORKSPACE_ACCESS }],
+        "meta": { "resourceType": resource_type(identity.kind), "created": rfc3339(identity.creation_timestamp) },
+    });
+    if let Some(external_id) = &identity.external_id {
+        described["externalId"] = json!(external_id);
+    }
+    described
+}
+
+/// A user or service principal by the name that tokens are asked for with.
+pub(super) fn named(
+    directory: &Directory,
+    workspace: WorkspaceId,
+    kind: IdentityKind,
+    name: &str,
+) -> Result<Arc<Identity>, ApiError> {
+    let missing = || ApiError::missing(format!("{} '{name}' does not exist.", resource_type(kind)));
+    directory.find(workspace, kind, name).ok_or_else(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(name: &str, display_name: &str) -> Identity {
+        Identity {
+            id: 7,
+            workspace: WorkspaceId(1),
+            kind: IdentityKind::User,
+            name: name.to_owned(),
+            display_name: display_name.to_owned(),
+            active: true,
+            external_id: None,
+            groups: Vec::new(),
+            server_admin: false,
+            creation_timestamp: 0,
+        }
+    }
+
+    #[test]
+    fn filters_compare_one_attribute_and_others_are_refused() {
+        let ada = user("Ada@example.com", "Ada Lovelace");
+        for (filter, matches) in [
+            ("userName eq \"ada@example.com\"", true),
+            ("userName eq 'ada@example.com'", true),
+            ("userName eq ada", false),
+            ("username sw ADA", true),
+            ("displayName co \"a L\"", true),
+            ("displayName ne \"Ada Lovelace\"", false),
+            ("id eq 7", true),
+            ("externalId eq \"7\"", false),
+        ] {
+            assert_eq!(Filter::parse(filter).unwrap().matches(&ada), matches, "{filter}");
+        }
+        for filter in
+            ["userName", "userName eq", "emails eq \"a\"", "userName gt \"a\"", "id eq \"7\" or id eq \"8\"", "a b c"]
+        {
+            let refused = Filter::parse(filter).err().unwrap_or_else(|| panic!("{filter}"));
+            assert!(refused.message.contains(filter), "{}", refused.message);
+        }
+    }
+
+    #[test]
+    fn names_are_checked() {
+        for bad in ["", " a", "a\n", &"a".repeat(256)] {
+            assert!(check_name(IdentityKind::User, bad).is_err(), "{bad:?}");
+        }
+        check_name(IdentityKind::User, "Ada Lövelace").unwrap();
+        check_name(IdentityKind::ServicePrincipal, &tokens::new_uuid().unwrap()).unwrap();
+        for bad in ["app", "00000000-0000-0000-0000-00000000000g", "0000000000000000-0000-0000-00000000000"] {
+            assert!(check_name(IdentityKind::ServicePrincipal, bad).is_err(), "{bad}");
+        }
+    }
+}
