@@ -7,6 +7,7 @@
 //! - [`hostile`]: guests that misbehave. The caller learns why, everybody else notices nothing.
 //! - [`isolation`]: nothing passes from one request to another.
 //! - [`http`]: bad, slow and large requests; streams; the graceful end.
+//! - [`endpoint_control`]: all else that clients do with endpoints; stop and start.
 //! - [`endpoints`]: create, update, split, fail, delete, restart, scale to zero.
 //! - [`density`]: many endpoints, of which few are in memory.
 //! - [`crash`]: `kill -9` at any moment.
@@ -20,6 +21,7 @@
 mod cli;
 mod crash;
 mod density;
+mod endpoint_control;
 mod endpoints;
 mod harness;
 mod hostile;

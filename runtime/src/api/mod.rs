@@ -2,9 +2,12 @@
 //! table is in [`routes`].
 
 mod discovery;
+mod endpoint_reports;
+mod endpoint_settings;
 mod endpoints;
 mod files;
 mod invocations;
+mod model_schema;
 mod openapi;
 mod permissions;
 mod registry;
@@ -252,6 +255,15 @@ impl Call {
         }
     }
 
+    /// Where the caller reached the server: scheme, host and port.
+    fn base_url(&self) -> String {
+        let text = |name: &str| self.head.headers.get(name).and_then(|value| value.to_str().ok());
+        // HTTP/2 has the host in its address.
+        let authority = self.head.uri.authority().map(|authority| authority.as_str());
+        let scheme = text("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
+        format!("{scheme}://{}", authority.or(text("host")).unwrap_or("localhost"))
+    }
+
     /// A value of the query.
     fn query(&self, name: &str) -> Option<String> {
         let query = self.head.uri.query()?;
@@ -297,9 +309,13 @@ impl Call {
         let bytes = self.read_body(limits, |_| Ok(())).await?;
         // Some clients send no body where every field is optional.
         let bytes = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
-        let value = serde_json::from_slice(bytes).map_err(|error| {
-            ApiError::new(ErrorCode::BadRequest, format!("The request body is not as expected: {error}"))
-        })?;
+        let unexpected =
+            |what: String| ApiError::new(ErrorCode::BadRequest, format!("The request body is not as expected: {what}"));
+        // serde would read a list as the fields in their order.
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            return Err(unexpected("it is a list; it must be a JSON object".to_owned()));
+        }
+        let value = serde_json::from_slice(bytes).map_err(|error| unexpected(error.to_string()))?;
         Ok((Arc::clone(&self.app), principal, value))
     }
 }

@@ -6,7 +6,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use comfy_table::{Row, Table, presets};
 
-use super::wire::{Endpoint, EndpointConfig, EndpointState, Graph, ModelVersion, RegisteredModel, ServedEntity};
+use super::wire::{
+    Endpoint, EndpointConfig, EndpointState, Graph, ModelVersion, RegisteredModel, ServedEntity, Tag, Tags,
+};
+
+/// Labels, one a line.
+pub(super) fn tags(tags: &Tags) -> String {
+    let line = |tag: &Tag| match &tag.value {
+        Some(value) => printable(&format!("{}={value}", tag.key)),
+        None => printable(&tag.key),
+    };
+    match tags.tags.as_slice() {
+        [] => "no tags".to_owned(),
+        tags => tags.iter().map(line).collect::<Vec<_>>().join("\n"),
+    }
+}
 
 /// Endpoints, one a row; of several served entities, one a line.
 pub(super) fn endpoints(endpoints: &[Endpoint]) -> String {
@@ -138,6 +152,7 @@ fn state(state: &EndpointState) -> String {
         "NOT_UPDATING" | "" => ready.to_owned(),
         "IN_PROGRESS" => format!("{ready}, updating"),
         "UPDATE_FAILED" => format!("{ready}, update failed"),
+        "UPDATE_CANCELED" => format!("{ready}, update cancelled"),
         other => format!("{ready}, {other}"),
     }
 }
