@@ -6,6 +6,8 @@
 //!
 //! What is read of endpoints that sleep is read from the store: one record to wake one, all of them for a list.
 
+mod suspend;
+
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
@@ -21,8 +23,8 @@ use crate::access::authorize::no_endpoint;
 use crate::access::{Action, Level, Object, Principal, Resource, Tallies, authorize, tokens};
 use crate::catalog::served::{PlannedGraph, ServedEntity};
 use crate::catalog::{
-    Catalog, DeployedGraph, Endpoint, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, Serving, Tag, Traces,
-    WorkspaceId, check_endpoint_name,
+    Catalog, DeployedGraph, Endpoint, EndpointConfig, EndpointRecord, EndpointSettings, EntityConfig, FailedConfig,
+    Serving, Suspend, Traces, WorkspaceId, check_endpoint_name, check_entity_name,
 };
 use crate::clock::now_ms;
 use crate::deploy::build_log::BuildLog;
@@ -34,7 +36,7 @@ use crate::observe::log_ring::LogRing;
 use crate::observe::metrics::Metrics;
 use crate::registry::{ModelRecord, Registry};
 use crate::seal;
-use crate::secrets::{Secrets, is_reference};
+use crate::secrets::Secrets;
 use crate::store::documents::{document, read_document, visit_documents};
 use crate::store::{StateStore, StoreError, Transaction};
 use crate::turns::Turns;
@@ -43,10 +45,8 @@ use crate::turns::Turns;
 pub struct NewEndpoint {
     /// Unique in the workspace.
     pub name: String,
-    /// Free text.
-    pub description: Option<String>,
-    /// Labels.
-    pub tags: Vec<Tag>,
+    /// Description, labels, gateway.
+    pub settings: EndpointSettings,
     /// What it shall serve.
     pub config: EndpointConfig,
 }
@@ -187,7 +187,8 @@ impl ControlPlane {
         visit_documents(&*self.store, "endpoint/", |_, record: EndpointRecord| {
             self.catalog.put_asleep(record.workspace, &record.name);
             self.tallies.of(record.workspace).add(Resource::Endpoints, 1);
-            if record.config.iter().flat_map(|config| &config.entities).any(|entity| !entity.scale_to_zero_enabled) {
+            let mut entities = record.config.iter().flat_map(|config| &config.entities);
+            if !record.is_suspended() && entities.any(|entity| !entity.scale_to_zero_enabled) {
                 self.warm_up(record.workspace, record.name.clone());
             }
             if record.pending.is_some() {
@@ -333,6 +334,7 @@ impl ControlPlane {
     ) -> Result<Arc<Endpoint>, ApiError> {
         let workspace = creator.workspace;
         check_endpoint_name(&new.name)?;
+        new.settings.check()?;
         new.config.check()?;
         check_size(&new.config)?;
         let _turn = self.turn(workspace, &new.name).await;
@@ -347,11 +349,10 @@ impl ControlPlane {
             id: tokens::new_id()?,
             creator: creator.name.clone(),
             owner: creator.id,
-            description: new.description,
-            tags: new.tags,
+            settings: new.settings,
             creation_timestamp: now,
             last_updated_timestamp: now,
-            pending: Some(EndpointConfig { version: 1, start_time: now, ..new.config }),
+            pending: Some(new.config.after(None, 1, now)),
             ..EndpointRecord::empty(workspace, &new.name)
         };
         let endpoint = self.publish(record, None).await?;
@@ -359,7 +360,8 @@ impl ControlPlane {
         Ok(endpoint)
     }
 
-    /// Starts the deploy of another config. The current one serves until it is ready.
+    /// Gives an endpoint another config. What needs no deploy, such as another split of the traffic, serves at once; else
+    /// the current config serves until the other is ready. A stopped endpoint is started with it.
     ///
     /// # Errors
     /// `RESOURCE_CONFLICT` while another update runs, or what is wrong with the config.
@@ -373,23 +375,47 @@ impl ControlPlane {
         let _turn = self.turn(workspace, name).await;
         let current = self.endpoint(workspace, name).await?;
         let mut record = current.record.clone();
-        if record.pending.is_some() {
-            return Err(ApiError::new(
-                ErrorCode::ResourceConflict,
-                format!("Endpoint '{name}' is currently being updated; another update cannot be made until it ends."),
-            ));
-        }
+        refuse_while_updating(&record)?;
         let config = make(&record)?;
         config.check()?;
         check_size(&config)?;
+        let last = record.config.as_ref();
+        let before = last.and_then(|last| last.auto_capture.as_ref());
+        if let (Some(before), Some(now)) = (before, &config.auto_capture) {
+            before.check_change(now, "auto_capture_config")?;
+        }
         self.check_versions(caller, &config).await?;
         let now = now_ms();
-        let version = record.next_version();
-        record.pending = Some(EndpointConfig { version, start_time: now, ..config });
+        let config = config.after(last, record.next_version(), now);
         record.last_updated_timestamp = now;
         // A new attempt; a record holds no third config.
         record.failed = None;
-        self.publish(record, current.serving.clone()).await
+        match current.serving.as_deref().and_then(|serving| serving.with(&config)) {
+            Some(serving) => {
+                record.graphs = deployed_graphs(&serving, &self.host);
+                record.config = Some(config);
+                self.keep(record, Some(Arc::new(serving))).await
+            }
+            None => {
+                record.pending = Some(config);
+                if record.is_suspended() {
+                    record.suspend = Some(Suspend::Starting);
+                }
+                self.publish(record, current.serving.clone()).await
+            }
+        }
+    }
+
+    /// Commits a record and shows it. Called in the endpoint's turn.
+    async fn keep(&self, record: EndpointRecord, serving: Option<Arc<Serving>>) -> Result<Arc<Endpoint>, ApiError> {
+        let key = endpoint_key(record.workspace, &record.name);
+        let mut stored = record.clone();
+        // That it could not be woken is not for good: the next time it is tried again.
+        let serves = record.config.as_ref().map(|config| config.version);
+        stored.failed.take_if(|failed| serves == Some(failed.config.version));
+        self.store.commit(Transaction::new().put_document(&key, &stored)?).await?;
+        self.forget_old_entities(&record);
+        Ok(self.catalog.put(Endpoint { record, serving }))
     }
 
     /// Changes what is said of an endpoint, apart from what it serves. `id` tells it from one that was made meanwhile under
@@ -412,8 +438,7 @@ impl ControlPlane {
         let mut record = current.record.clone();
         change(&mut record)?;
         record.last_updated_timestamp = now_ms();
-        self.store.commit(Transaction::new().put_document(&endpoint_key(workspace, name), &record)?).await?;
-        Ok(self.catalog.put(Endpoint { record, serving: current.serving.clone() }))
+        self.keep(record, current.serving.clone()).await
     }
 
     /// The name of the endpoint of a workspace that has this id. Reads the records until it is found.
@@ -450,13 +475,24 @@ impl ControlPlane {
         let record = record.ok_or_else(|| no_endpoint(name))?;
         self.store.commit(Transaction::new().delete_document(&key)).await?;
         self.catalog.remove(workspace, name);
-        let mut deploys = self.deploys.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(deploy) = deploys.remove(&record.id) {
-            deploy.abort();
-        }
+        self.abort_deploy(&record.id);
         self.metrics.forget(workspace, name);
         self.tallies.of(workspace).subtract(Resource::Endpoints, 1);
         Ok(())
+    }
+
+    fn abort_deploy(&self, id: &str) {
+        let mut deploys = self.deploys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(deploy) = deploys.remove(id) {
+            deploy.abort();
+        }
+    }
+
+    /// Drops the series of entities that an endpoint has no longer.
+    fn forget_old_entities(&self, record: &EndpointRecord) {
+        let entities = record.config.iter().chain(&record.pending).flat_map(|config| &config.entities);
+        let names: Vec<&str> = entities.map(|entity| entity.name.as_str()).collect();
+        self.metrics.forget_others(record.workspace, &record.name, &names);
     }
 
     async fn turn(&self, workspace: WorkspaceId, name: &str) -> Turn<'_> {
@@ -535,14 +571,14 @@ impl ControlPlane {
             return Ok(None);
         };
         self.make_room(1);
-        let Some(config) = record.config.clone() else {
+        let Some(config) = record.config.clone().filter(|_| !record.is_suspended()) else {
             return Ok(Some(Endpoint { record, serving: None }));
         };
         let serving = match self.serving(&record, &config, None, traces) {
             Ok(serving) => Some(Arc::new(serving)),
             Err(FailedDeploy { entity, message }) => {
                 tracing::error!(endpoint = name, entity, "cannot serve: {message}");
-                record.failed = Some(FailedConfig { config, entity, message });
+                record.failed = Some(FailedConfig { config, entity, message, canceled: false });
                 None
             }
         };
@@ -607,14 +643,36 @@ impl ControlPlane {
         self.store.health()
     }
 
-    /// What the deploys of a served entity wrote, the last one.
-    pub fn build_log(&self, endpoint: &Endpoint, entity: &str) -> Option<String> {
-        let record = &endpoint.record;
-        let configs = [&record.pending, &record.failed.as_ref().map(|failed| failed.config.clone()), &record.config];
-        let mut versions: Vec<u64> = configs.into_iter().flatten().map(|config| config.version).collect();
-        versions.sort_unstable_by(|a, b| b.cmp(a));
+    /// What the deploy of a served entity wrote: the last one, or that of a config's version. Blocks.
+    pub fn build_log(&self, record: &EndpointRecord, entity: &str, version: Option<u64>) -> Option<String> {
+        let mut configs: Vec<&EndpointConfig> =
+            [record.pending.as_ref(), record.failed.as_ref().map(|failed| &failed.config), record.config.as_ref()]
+                .into_iter()
+                .flatten()
+                .filter(|config| version.is_none_or(|version| version == config.version))
+                .collect();
+        configs.sort_unstable_by_key(|config| std::cmp::Reverse(config.version));
+        let entities = configs.iter().flat_map(|config| config.entities.iter().map(|entity| (config.version, entity)));
+        // That of a kept entity was an older config's.
+        let built_by = entities
+            .filter(|(_, config)| config.name == entity)
+            .flat_map(|(version, config)| [version, config.built_by]);
         let read = |version| self.host.files.read(&build_log_name(&record.id, version, entity)).ok().flatten();
-        versions.into_iter().find_map(read).map(|text| String::from_utf8_lossy(&text).into_owned())
+        // The name becomes a path only where it is an entity's, or was one: names have no slashes.
+        let older = version.filter(|_| check_entity_name(entity).is_ok());
+        built_by.chain(older).find_map(read).map(|text| String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// What the guest of a served entity wrote; of one that serves nothing now, what was saved. Blocks.
+    pub fn guest_log(&self, endpoint: &Endpoint, entity: &str) -> Option<String> {
+        if let Some(served) = endpoint.serving.as_ref().and_then(|serving| serving.entity(entity)) {
+            return Some(served.log.text());
+        }
+        let record = &endpoint.record;
+        let failed = record.failed.as_ref().map(|failed| &failed.config);
+        let configs = record.config.iter().chain(&record.pending).chain(failed);
+        let config = configs.flat_map(|config| &config.entities).find(|config| config.name == entity)?;
+        Some(LogRing::open(&self.host.files, &log_name(record, config)).text())
     }
 
     /// Commits a record with a pending config, shows it, and starts the deploy. Called in the endpoint's turn.
@@ -652,7 +710,10 @@ impl ControlPlane {
             self.serving(&endpoint.record, &config, endpoint.serving.as_deref(), &Traces::default())
         });
         let outcome = match serving {
-            Ok(serving) => self.ready_all(&endpoint.record, &config, &serving).await.map(|()| serving),
+            Ok(serving) => {
+                let kept = endpoint.serving.clone();
+                self.ready_all(&endpoint.record, &config, &serving, kept.as_deref()).await.map(|()| serving)
+            }
             Err(failed) => Err(failed),
         };
 
@@ -668,20 +729,22 @@ impl ControlPlane {
                 tracing::info!(endpoint = name, config_version = config.version, "deployed");
                 record.config = Some(config);
                 record.failed = None;
+                record.suspend = record.suspend.map(|_| Suspend::Started);
                 record.graphs = deployed_graphs(&serving, &self.host);
                 Some(Arc::new(serving))
             }
             Err(FailedDeploy { entity, message }) => {
                 tracing::warn!(endpoint = name, entity, config_version = config.version, "deploy failed: {message}");
-                record.failed = Some(FailedConfig { config, entity, message });
+                record.failed = Some(FailedConfig { config, entity, message, canceled: false });
+                if record.is_suspended() {
+                    record.suspend = Some(Suspend::Stopped);
+                }
                 endpoint.serving.clone()
             }
         };
         match self.record_outcome(&record).await {
             Ok(()) => {
-                let names: Vec<&str> =
-                    record.config.iter().flat_map(|config| &config.entities).map(|e| e.name.as_str()).collect();
-                self.metrics.forget_others(workspace, name, &names);
+                self.forget_old_entities(&record);
                 self.catalog.put(Endpoint { record, serving });
             }
             // The record still says pending: the next start takes the deploy up again.
@@ -727,7 +790,7 @@ impl ControlPlane {
         for entity in &config.entities {
             let failed = |message: String| FailedDeploy::new(&entity.name, message);
             let current = current.and_then(|current| current.entity(&entity.name));
-            if let Some(kept) = current.filter(|current| same(&current.config, entity)) {
+            if let Some(kept) = current.filter(|current| current.config.serves_as(entity)) {
                 entities.push(Arc::clone(kept));
                 continue;
             }
@@ -751,18 +814,26 @@ impl ControlPlane {
         Ok(Serving::new(entities, config.traffic.clone()))
     }
 
+    /// Deploys the entities of a config but those that serve already.
     async fn ready_all(
         &self,
         record: &EndpointRecord,
         config: &EndpointConfig,
         serving: &Serving,
+        current: Option<&Serving>,
     ) -> Result<(), FailedDeploy> {
-        for entity in &serving.entities {
+        let serves = |entity: &&Arc<ServedEntity>| {
+            current.iter().any(|current| current.entities.iter().any(|kept| Arc::ptr_eq(kept, entity)))
+        };
+        for entity in serving.entities.iter().filter(|entity| !serves(entity)) {
             let mut log = BuildLog::default();
             log.step(&format!(
                 "deploying {} version {} as '{}', config version {}",
                 entity.config.entity_name, entity.config.entity_version, entity.config.name, config.version
             ));
+            for field in record.not_enforced() {
+                log.step(&format!("{field} of the endpoint is kept, but this server does nothing with it"));
+            }
             // A panic is our bug; without this it would leave the endpoint waiting for ever.
             let deploy = AssertUnwindSafe(self.host.deploy(entity, &mut log)).catch_unwind();
             let outcome = deploy.await.unwrap_or_else(|_| Err(DeployError::Host("the deploy panicked".to_owned())));
@@ -807,13 +878,16 @@ fn deployed_graphs(serving: &Serving, host: &ModelHost) -> Vec<DeployedGraph> {
     serving.entities.iter().flat_map(of_entity).collect()
 }
 
-/// Whether two configs of an entity need the same in memory.
-fn same(a: &EntityConfig, b: &EntityConfig) -> bool {
-    let idle = |entity: &EntityConfig| (entity.scale_to_zero_enabled, entity.scale_to_zero_idle_ms);
-    (&a.entity_name, a.entity_version, &a.environment_vars, &a.workload_type, idle(a))
-        == (&b.entity_name, b.entity_version, &b.environment_vars, &b.workload_type, idle(b))
-        // A secret may have another value by now.
-        && !a.environment_vars.values().any(|value| is_reference(value))
+/// Refuses a second update beside the one that runs.
+fn refuse_while_updating(record: &EndpointRecord) -> Result<(), ApiError> {
+    if record.pending.is_none() {
+        return Ok(());
+    }
+    let name = &record.name;
+    Err(ApiError::new(
+        ErrorCode::ResourceConflict,
+        format!("Endpoint '{name}' is currently being updated; another update cannot be made until it ends."),
+    ))
 }
 
 fn endpoint_key(workspace: WorkspaceId, name: &str) -> String {

@@ -598,9 +598,8 @@ fn what_would_not_be_done_is_refused_and_not_ignored() {
     let invalid = "INVALID_PARAMETER_VALUE";
 
     // what the real service would enforce
-    let limit = json!({ "calls": 10, "renewal_period": "minute", "key": "user" });
-    create("rate_limits", json!([limit])).is_error(400, invalid, &["rate_limits"]);
-    create("ai_gateway", json!({ "rate_limits": [limit] })).is_error(400, invalid, &["ai_gateway"]);
+    let guardrails = json!({ "guardrails": { "input": { "pii": { "behavior": "BLOCK" } } } });
+    create("ai_gateway", guardrails).is_error(400, invalid, &["guardrails.input.pii"]);
 
     // secrets that there are not
     let config = serving_with(MODEL, "1", ("KEY", "{{secrets/a/b}}"));

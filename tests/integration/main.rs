@@ -9,6 +9,7 @@
 //! - [`isolation`]: nothing passes from one request to another.
 //! - [`http`]: bad, slow and large requests; streams; the graceful end.
 //! - [`tls`]: certificates, their change while requests run, clients that must have one.
+//! - [`endpoint_control`]: all else that clients do with endpoints; stop and start.
 //! - [`endpoints`]: create, update, split, fail, delete, restart, scale to zero.
 //! - [`density`]: many endpoints, of which few are in memory.
 //! - [`crash`]: `kill -9` at any moment.
@@ -26,6 +27,7 @@ mod audit;
 mod cli;
 mod crash;
 mod density;
+mod endpoint_control;
 mod endpoints;
 mod harness;
 mod hostile;

@@ -410,7 +410,7 @@ fn a_handshake_does_not_hold_up_the_end() {
 fn the_databricks_sdk_works_over_tls() {
     let tls = Tls::start(&[]);
     tls.server.deploy("echo", &Package::hostile(""));
-    let mut asked = python("databricks_client.py");
+    let mut asked = python("tls_client.py");
     asked.args([&tls.server.address, &tls.server.token]).env("DATABRICKS_CONFIG_FILE", "/dev/null");
     let answer = printed(asked.env("REQUESTS_CA_BUNDLE", tls.path("ca.pem")).output().unwrap());
     let answer: Value = serde_json::from_str(&answer).unwrap();

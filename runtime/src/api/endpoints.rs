@@ -1,30 +1,48 @@
-//! Serving endpoints: create, list, get, update, delete, logs.
+//! Serving endpoints: create, list, get, give another config, stop, start, delete.
 
 use std::sync::Arc;
 
 use hyper::Method;
-use serde_json::{Map, json};
+use hyper::header::{HeaderName, HeaderValue};
+use serde_json::Map;
 
 use super::routes::{Access, Route, handler};
-use super::wire::{self, ConfigInput, CreateEndpoint};
+use super::wire::config::{ConfigInput, CreateEndpoint, CreatePtEndpoint, UpdatePtConfig};
+use super::wire::endpoint::{detailed, in_list};
 use super::{Answer, Call, json, respond};
-use crate::access::{Level, Object, level_of};
-use crate::catalog::{Endpoint, EndpointRecord};
+use crate::access::{Level, Object, Principal, level_of};
+use crate::catalog::{Endpoint, EndpointRecord, EndpointSettings};
 use crate::control::NewEndpoint;
 use crate::error::ApiError;
 
 const PATH: &str = "/api/2.0/serving-endpoints";
 const ONE: &str = "/api/2.0/serving-endpoints/{name}";
 const CONFIG: &str = "/api/2.0/serving-endpoints/{name}/config";
-const LOGS: &str = "/api/2.0/serving-endpoints/{name}/served-models/{entity}/logs";
-const BUILD_LOGS: &str = "/api/2.0/serving-endpoints/{name}/served-models/{entity}/build-logs";
+const STOP: &str = "/api/2.0/serving-endpoints/{name}/config:stop";
+const START: &str = "/api/2.0/serving-endpoints/{name}/config:start";
+const PT: &str = "/api/2.0/serving-endpoints/pt";
+const PT_CONFIG: &str = "/api/2.0/serving-endpoints/pt/{name}/config";
 
 const VIEW: Access = Access::Endpoint(Level::View);
 const MANAGE: Access = Access::Endpoint(Level::Manage);
+const ANYONE: Access = Access::Principal;
+
+/// Names what of an endpoint's settings is kept but not done.
+const NOT_ENFORCED: HeaderName = HeaderName::from_static("x-tessera-not-enforced");
 
 pub(super) const ROUTES: &[Route] = &[
-    Route::get("endpoints.list", PATH, Access::Principal, "List the endpoints", handler!(list)),
-    Route::change("endpoints.create", Method::POST, PATH, Access::Principal, "Create an endpoint", handler!(create)),
+    Route::get("endpoints.list", PATH, ANYONE, "List the endpoints", handler!(list)),
+    Route::change("endpoints.create", Method::POST, PATH, ANYONE, "Create an endpoint", handler!(create))
+        .body::<CreateEndpoint>(),
+    Route::change(
+        "endpoints.create_pt",
+        Method::POST,
+        PT,
+        ANYONE,
+        "Create an endpoint with provisioned throughput",
+        handler!(create_pt),
+    )
+    .body::<CreatePtEndpoint>(),
     Route::get("endpoints.get", ONE, VIEW, "Get an endpoint", handler!(get)),
     Route::change("endpoints.delete", Method::DELETE, ONE, MANAGE, "Delete an endpoint", handler!(delete)),
     Route::change(
@@ -34,27 +52,45 @@ pub(super) const ROUTES: &[Route] = &[
         MANAGE,
         "Serve another config",
         handler!(update_config),
-    ),
-    Route::get("endpoints.logs", LOGS, VIEW, "What a served entity's guest wrote", handler!(logs)),
-    Route::get(
-        "endpoints.build_logs",
-        BUILD_LOGS,
-        VIEW,
-        "What a served entity's last deploy did",
-        handler!(build_logs),
-    ),
+    )
+    .body::<ConfigInput>(),
+    Route::change(
+        "endpoints.update_pt_config",
+        Method::PUT,
+        PT_CONFIG,
+        MANAGE,
+        "Serve another config with provisioned throughput",
+        handler!(update_pt_config),
+    )
+    .body::<UpdatePtConfig>(),
+    Route::change("endpoints.stop", Method::POST, STOP, MANAGE, "Serve nothing until it is started", handler!(stop)),
+    Route::change("endpoints.start", Method::POST, START, MANAGE, "Serve again", handler!(start)),
 ];
 
 async fn create(call: &mut Call) -> Result<Answer, ApiError> {
-    let (app, principal, input) = call.json::<CreateEndpoint>().await?;
-    input.refuse_unsupported()?;
-    let config = input
-        .config
-        .ok_or_else(|| ApiError::invalid("config is required: name the model versions to serve in served_entities"))?
-        .into_config(&principal.name, None)?;
-    let new = NewEndpoint { name: input.name, description: input.description, tags: input.tags, config };
-    let endpoint = app.control.create(&principal, new).await?;
-    json(&wire::endpoint(&endpoint, Level::Manage))
+    let (_, principal, input) = call.json::<CreateEndpoint>().await?;
+    let (name, config, settings) = input.into_parts();
+    let config = config
+        .ok_or_else(|| ApiError::invalid("config is required: name the model versions to serve in served_entities"))?;
+    create_endpoint(call, &principal, name, config, settings).await
+}
+
+async fn create_pt(call: &mut Call) -> Result<Answer, ApiError> {
+    let (_, principal, input) = call.json::<CreatePtEndpoint>().await?;
+    let (name, config, settings) = input.into_parts()?;
+    create_endpoint(call, &principal, name, config, settings).await
+}
+
+async fn create_endpoint(
+    call: &Call,
+    principal: &Principal,
+    name: String,
+    config: ConfigInput,
+    settings: EndpointSettings,
+) -> Result<Answer, ApiError> {
+    let config = config.into_config(&principal.name, None)?;
+    let endpoint = call.app.control.create(principal, NewEndpoint { name, settings, config }).await?;
+    managed(call, &endpoint)
 }
 
 /// The endpoints that the caller may see. Written as it is read: with thousands of them, one at a time is enough to have in memory.
@@ -68,7 +104,7 @@ async fn list(call: &Call) -> Result<Answer, ApiError> {
             let Some(level) = level_of(&principal, Object::Endpoint(record)) else { return Ok(()) };
             text.extend_from_slice(separator);
             separator = b",";
-            serde_json::to_writer(&mut text, &wire::endpoint_in_list(record, awake, level))
+            serde_json::to_writer(&mut text, &in_list(record, awake, level))
                 .map_err(|error| ApiError::internal("write a list", &error))
         })?;
         text.extend_from_slice(b"]}");
@@ -81,16 +117,53 @@ async fn list(call: &Call) -> Result<Answer, ApiError> {
 async fn get(call: &Call) -> Result<Answer, ApiError> {
     let endpoint = call.endpoint().await?;
     let level = level_of(&*call.principal()?, Object::Endpoint(&endpoint.record)).unwrap_or(Level::View);
-    json(&wire::endpoint(&endpoint, level))
+    described(call, &endpoint, level)
+}
+
+/// An endpoint, for who has just changed it.
+pub(super) fn managed(call: &Call, endpoint: &Endpoint) -> Result<Answer, ApiError> {
+    described(call, endpoint, Level::Manage)
+}
+
+fn described(call: &Call, endpoint: &Endpoint, level: Level) -> Result<Answer, ApiError> {
+    Ok(with_not_enforced(json(&detailed(endpoint, level, &call.origin()))?, endpoint))
+}
+
+/// Says in a header what is kept of the endpoint's settings but not done.
+pub(super) fn with_not_enforced(mut answer: Answer, endpoint: &Endpoint) -> Answer {
+    let fields = endpoint.record.not_enforced().join(", ");
+    if !fields.is_empty()
+        && let Ok(fields) = HeaderValue::from_str(&fields)
+    {
+        answer.headers_mut().insert(NOT_ENFORCED, fields);
+    }
+    answer
 }
 
 async fn update_config(call: &mut Call) -> Result<Answer, ApiError> {
-    let (app, principal, input) = call.json::<ConfigInput>().await?;
+    let (_, principal, input) = call.json::<ConfigInput>().await?;
+    update(call, &principal, input).await
+}
+
+async fn update_pt_config(call: &mut Call) -> Result<Answer, ApiError> {
+    let (_, principal, input) = call.json::<UpdatePtConfig>().await?;
+    update(call, &principal, input.config.into_config()?).await
+}
+
+async fn update(call: &Call, principal: &Principal, input: ConfigInput) -> Result<Answer, ApiError> {
     let endpoint = call.endpoint().await?;
-    let name = &endpoint.record.name;
     let make = |record: &EndpointRecord| input.into_config(&principal.name, record.config.as_ref());
-    let endpoint = app.control.update_config(&principal, name, make).await?;
-    json(&wire::endpoint(&endpoint, Level::Manage))
+    managed(call, &*call.app.control.update_config(principal, &endpoint.record.name, make).await?)
+}
+
+async fn stop(call: &Call) -> Result<Answer, ApiError> {
+    let endpoint = call.endpoint().await?;
+    managed(call, &*call.app.control.stop(endpoint.record.workspace, &endpoint.record.name).await?)
+}
+
+async fn start(call: &Call) -> Result<Answer, ApiError> {
+    let endpoint = call.endpoint().await?;
+    managed(call, &*call.app.control.start(&*call.principal()?, &endpoint.record.name).await?)
 }
 
 async fn delete(call: &Call) -> Result<Answer, ApiError> {
@@ -98,23 +171,4 @@ async fn delete(call: &Call) -> Result<Answer, ApiError> {
     call.app.control.delete(endpoint.record.workspace, &endpoint.record.name).await?;
     // A body, because MLflow parses one.
     json(&Map::new())
-}
-
-async fn logs(call: &Call) -> Result<Answer, ApiError> {
-    let endpoint = call.endpoint().await?;
-    let entity = call.parameter("entity");
-    let served = endpoint.serving.as_ref().and_then(|serving| serving.entity(entity));
-    let served = served.ok_or_else(|| no_entity(&endpoint, entity))?;
-    json(&json!({ "logs": served.log.text() }))
-}
-
-async fn build_logs(call: &Call) -> Result<Answer, ApiError> {
-    let endpoint = call.endpoint().await?;
-    let entity = call.parameter("entity");
-    let text = call.app.control.build_log(&endpoint, entity).ok_or_else(|| no_entity(&endpoint, entity))?;
-    json(&json!({ "logs": text }))
-}
-
-fn no_entity(endpoint: &Endpoint, entity: &str) -> ApiError {
-    ApiError::missing(format!("Endpoint '{}' has no served model '{entity}'.", endpoint.record.name))
 }

@@ -1,7 +1,7 @@
 //! The query plane: one request to an endpoint, from its token to its answer. No store, no disk when warm.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Deserialize;
@@ -10,11 +10,12 @@ use super::routes::{Route, handler};
 use super::{Answer, Call, respond};
 use crate::admission::Place;
 use crate::catalog::served::{ColdStart, Rung, ServedEntity};
-use crate::catalog::{Endpoint, WorkspaceId};
+use crate::catalog::{Endpoint, Suspend, WorkspaceId};
 use crate::clock;
 use crate::deploy::package::RequestBodyMode;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{AbortOnDrop, ResponseBody};
+use crate::observe::metrics::Times;
 use crate::sandbox::{self, FailureKind, Invocation, InvocationBody, InvokeError, RequestLog, StreamError, Tail};
 
 /// Names the served entity that answered.
@@ -148,12 +149,13 @@ async fn run(
     entity: &Arc<ServedEntity>,
     request: Prepared,
     id: &str,
-    started: std::time::Instant,
+    started: Instant,
 ) -> Result<Answer, ApiError> {
     let host = &app.control.host;
     let limits = &entity.plan.limits;
     let deadline = started + Duration::from_millis(limits.wall_ms);
     let want_cold_start = request.headers.contains_key(WANT_COLD_START);
+    let waiting = Instant::now();
     // While a graph loads, the request waits as a body, not as an instance.
     let ready = tokio::time::timeout_at(deadline.into(), entity.ready(host)).await.map_err(|_| {
         let message =
@@ -164,7 +166,7 @@ async fn run(
     entity.metrics.climbed(cold.rung, cold.component + cold.graphs);
     let workspace = WorkspaceId(entity.plan.tenant.0);
     // Requests and tokens per minute (`Tally::limits`) are the gateway's to ask for, before this.
-    let place = app.admission.place(workspace, deadline.saturating_duration_since(std::time::Instant::now())).await?;
+    let place = app.admission.place(workspace, deadline.saturating_duration_since(Instant::now())).await?;
 
     let log = RequestLog::new(limits.log_bytes);
     let invocation = Invocation {
@@ -180,7 +182,9 @@ async fn run(
         body: request.body,
         log: log.clone(),
     };
-    let mut end = End { entity: Arc::clone(entity), log, id: id.to_owned(), started, recorded: false };
+    let running = Instant::now();
+    let queued = running - waiting;
+    let mut end = End { entity: Arc::clone(entity), log, id: id.to_owned(), started, queued, running, recorded: false };
     let (result, cpu) = host.sandbox.invoke(&ready.component, invocation).await;
     let mut response = match result {
         Ok(sandbox::Answer::Full { status, content_type, body }) => {
@@ -232,7 +236,10 @@ struct End {
     entity: Arc<ServedEntity>,
     log: RequestLog,
     id: String,
-    started: std::time::Instant,
+    started: Instant,
+    /// Time waited before it ran.
+    queued: Duration,
+    running: Instant,
     recorded: bool,
 }
 
@@ -250,7 +257,9 @@ impl Drop for End {
 impl End {
     fn record(&mut self, status: u16, cpu: Duration, error: Option<&InvokeError>) {
         self.recorded = true;
-        self.entity.metrics.finished(status, self.started.elapsed(), cpu);
+        let now = Instant::now();
+        let (total, predicted) = (now - self.started, now - self.running);
+        self.entity.metrics.finished(status, Times { total, queued: self.queued, predicted, cpu });
         let failure = error.map(|error| match error {
             InvokeError::Trapped { detail, .. } => detail.clone(),
             error => error.to_string(),
@@ -276,9 +285,10 @@ pub(super) enum Wanted<'a> {
 pub(super) fn choose(endpoint: &Endpoint, wanted: Wanted<'_>) -> Result<Arc<ServedEntity>, ApiError> {
     let name = &endpoint.record.name;
     let Some(serving) = &endpoint.serving else {
-        let why = match &endpoint.record.failed {
-            Some(failed) => format!("its deploy failed: {}", failed.message),
-            None => "it is still being deployed".to_owned(),
+        let why = match (endpoint.record.suspend, &endpoint.record.failed) {
+            (Some(Suspend::Stopped), _) => "it is stopped; start it with POST …/config:start".to_owned(),
+            (_, Some(failed)) => format!("its deploy failed: {}", failed.message),
+            (_, None) => "it is still being deployed".to_owned(),
         };
         return Err(ApiError::new(ErrorCode::BadRequest, format!("Endpoint '{name}' is not ready: {why}")));
     };

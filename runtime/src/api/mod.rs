@@ -2,9 +2,12 @@
 //! table is in [`routes`].
 
 mod discovery;
+mod endpoint_reports;
+mod endpoint_settings;
 mod endpoints;
 mod invocations;
 mod keys;
+mod model_schema;
 mod oauth;
 mod openapi;
 mod permissions;
@@ -25,7 +28,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -281,9 +284,13 @@ impl Call {
 
     /// Where the caller reached this server: scheme and host as it knows them.
     fn origin(&self) -> String {
-        let host = self.head.headers.get(HOST).and_then(|host| host.to_str().ok());
-        let host = host.or(self.head.uri.authority().map(|authority| authority.as_str())).unwrap_or("localhost");
-        format!("http://{host}")
+        let text = |name: &str| self.head.headers.get(name).and_then(|value| value.to_str().ok());
+        // HTTP/2 has the host in its address.
+        let authority = self.head.uri.authority().map(|authority| authority.as_str());
+        // A proxy that ends TLS says so.
+        let https = text("x-forwarded-proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+        let scheme = if https { "https" } else { self.scheme.name() };
+        format!("{scheme}://{}", authority.or(text("host")).unwrap_or("localhost"))
     }
 
     /// A value of the query.
@@ -338,9 +345,13 @@ impl Call {
         let bytes = self.read_body(limits, |_| Ok(())).await?;
         // Some clients send no body where every field is optional.
         let bytes = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
-        let value = serde_json::from_slice(bytes).map_err(|error| {
-            ApiError::new(ErrorCode::BadRequest, format!("The request body is not as expected: {error}"))
-        })?;
+        let unexpected =
+            |what: String| ApiError::new(ErrorCode::BadRequest, format!("The request body is not as expected: {what}"));
+        // serde would read a list as the fields in their order.
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            return Err(unexpected("it is a list; it must be a JSON object".to_owned()));
+        }
+        let value = serde_json::from_slice(bytes).map_err(|error| unexpected(error.to_string()))?;
         Ok((Arc::clone(&self.app), principal, value))
     }
 }

@@ -9,14 +9,17 @@ use std::sync::LazyLock;
 
 use hyper::Method;
 use matchit::Router;
+use schemars::{JsonSchema, SchemaGenerator};
 
 use super::{Answer, Call};
 use crate::access::Level;
 use crate::error::ApiError;
 
 /// All routes, by module.
-static ALL: [&[Route]; 18] = [
+static ALL: [&[Route]; 20] = [
     super::discovery::ROUTES,
+    super::endpoint_reports::ROUTES,
+    super::endpoint_settings::ROUTES,
     super::endpoints::ROUTES,
     super::invocations::ROUTES,
     super::keys::ROUTES,
@@ -47,8 +50,13 @@ pub(crate) struct Route {
     pub(crate) effect: Effect,
     /// For people, in one line.
     pub(crate) about: &'static str,
+    /// The JSON that it reads, for the OpenAPI document.
+    pub(crate) body: Option<Schema>,
     handler: Handler,
 }
+
+/// Makes the schema of a type.
+type Schema = fn(&mut SchemaGenerator) -> schemars::Schema;
 
 /// Who may call a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +123,7 @@ impl Route {
         about: &'static str,
         handler: Handler,
     ) -> Route {
-        Route { name, method: Method::GET, path, access, effect: Effect::Read, about, handler }
+        Route { name, method: Method::GET, path, access, effect: Effect::Read, about, body: None, handler }
     }
 
     /// A route that changes something.
@@ -127,13 +135,13 @@ impl Route {
         about: &'static str,
         handler: Handler,
     ) -> Route {
-        Route { name, method, path, access, effect: Effect::Change, about, handler }
+        Route { name, method, path, access, effect: Effect::Change, about, body: None, handler }
     }
 
     /// A route that sends a request to an endpoint.
     pub(super) const fn invoke(name: &'static str, path: &'static str, about: &'static str, handler: Handler) -> Route {
         let access = Access::Endpoint(Level::Query);
-        Route { name, method: Method::POST, path, access, effect: Effect::Invoke, about, handler }
+        Route { name, method: Method::POST, path, access, effect: Effect::Invoke, about, body: None, handler }
     }
 
     /// The same route, which only reads although its method does not say so.
@@ -141,6 +149,12 @@ impl Route {
         // The old method is a constant too; forgotten, because a constant function may not drop.
         std::mem::forget(std::mem::replace(&mut self.method, method));
         self.effect = Effect::Read;
+        self
+    }
+
+    /// The same route, which reads this type as JSON.
+    pub(super) const fn body<T: JsonSchema>(mut self) -> Route {
+        self.body = Some(SchemaGenerator::subschema_for::<T>);
         self
     }
 

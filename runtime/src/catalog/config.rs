@@ -5,7 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::gateway_config::InferenceTable;
+use super::settings::EndpointSettings;
 use crate::access::Grant;
+use crate::secrets::is_reference;
 
 /// The tenant: everything belongs to one, and what belongs to another does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,15 +29,25 @@ const IDLE_MS: std::ops::RangeInclusive<u64> = 1000..=30 * 24 * 3600 * 1000;
 /// Most environment variables of a served entity.
 const ENVIRONMENT_VARS_MAX: usize = 30;
 
-/// Names that would collide with the OpenAI paths below `/serving-endpoints/`.
-const RESERVED_NAMES: [&str; 6] = ["chat", "completions", "embeddings", "responses", "anthropic", "gemini"];
+/// An environment variable: its name, and its value.
+const VARIABLE_NAME_BYTES_MAX: usize = 255;
+const VARIABLE_VALUE_BYTES_MAX: usize = 16 << 10;
+
+/// Most provisioned concurrency of a served entity.
+const CONCURRENCY_MAX: u32 = 1024;
+
+/// Provisioned concurrency comes in steps of the requests that one replica takes.
+const CONCURRENCY_STEP: u32 = 4;
+
+/// Names that would collide with the OpenAI paths below `/serving-endpoints/`, and with `pt` below the API's own.
+const RESERVED_NAMES: [&str; 7] = ["chat", "completions", "embeddings", "responses", "anthropic", "gemini", "pt"];
 
 /// A config that cannot be: a sentence for whoever sent it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidConfig(pub String);
 
-fn invalid<T>(message: impl Into<String>) -> Result<T, InvalidConfig> {
+pub(super) fn invalid<T>(message: impl Into<String>) -> Result<T, InvalidConfig> {
     Err(InvalidConfig(message.into()))
 }
 
@@ -48,6 +61,14 @@ pub fn check_name(what: &str, name: &str, dots: bool) -> Result<(), InvalidConfi
         return invalid(format!("{what} '{name}' is not allowed: use 1 to 63 letters, digits, '-' or '_'"));
     }
     Ok(())
+}
+
+/// Checks the name of a served entity.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_entity_name(name: &str) -> Result<(), InvalidConfig> {
+    check_name("served entity name", name, true)
 }
 
 /// Checks the name of a new endpoint.
@@ -71,8 +92,14 @@ pub struct EntityConfig {
     pub entity_name: String,
     /// Number of the version.
     pub entity_version: u64,
-    /// `Small`, `Medium` or `Large`.
-    pub workload_size: String,
+    /// `Small`, `Medium` or `Large`; none where it is sized otherwise.
+    pub workload_size: Option<String>,
+    /// Its size in other measures.
+    #[serde(default)]
+    pub provisioned: Provisioned,
+    /// Whether it may take more for a moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_scaling_enabled: Option<bool>,
     /// `CPU` or a GPU type.
     pub workload_type: String,
     /// Whether the model may leave memory when idle.
@@ -87,16 +114,116 @@ pub struct EntityConfig {
     pub creator: String,
     /// When, in ms since 1970.
     pub creation_timestamp: u64,
+    /// Version of the config whose deploy made it ready: later configs took it over. Its build log has this number.
+    #[serde(default)]
+    pub built_by: u64,
 }
 
-/// What an entity's graphs may run on. One machine has one kind of GPU, so all GPU types are the same here.
-const WORKLOAD_TYPES: [&str; 5] = ["CPU", "GPU_SMALL", "GPU_MEDIUM", "GPU_LARGE", "MULTIGPU_MEDIUM"];
+/// A size in requests, tokens per second or units of a model, instead of a workload size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provisioned {
+    /// Least requests at one time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency_min: Option<u32>,
+    /// Most requests at one time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency_max: Option<u32>,
+    /// Least tokens per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throughput_min: Option<u64>,
+    /// Most tokens per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throughput_max: Option<u64>,
+    /// Units of the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_units: Option<u64>,
+}
+
+/// What an entity's graphs may run on. One machine has one kind of processor and one of GPU, so all types of one kind are
+/// the same here.
+const WORKLOAD_TYPES: [&str; 9] = [
+    "CPU",
+    "CPU_MEDIUM",
+    "CPU_LARGE",
+    "GPU_SMALL",
+    "GPU_MEDIUM",
+    "GPU_LARGE",
+    "GPU_XLARGE",
+    "GPU_XLARGE_8",
+    "MULTIGPU_MEDIUM",
+];
+
+/// Workload sizes, with the requests at one time that they stand for.
+const WORKLOAD_SIZES: [(&str, u32); 3] = [("Small", 4), ("Medium", 16), ("Large", 64)];
+
+impl Provisioned {
+    fn check(&self, entity: &str) -> Result<(), InvalidConfig> {
+        let concurrency = [("min", self.concurrency_min), ("max", self.concurrency_max)];
+        for (end, value) in concurrency.into_iter().filter_map(|(end, value)| Some((end, value?))) {
+            if value % CONCURRENCY_STEP != 0 || value > CONCURRENCY_MAX {
+                return invalid(format!(
+                    "{end}_provisioned_concurrency of '{entity}' is {value}; it must be a multiple of {CONCURRENCY_STEP} up to {CONCURRENCY_MAX}"
+                ));
+            }
+        }
+        if self.concurrency_max == Some(0) {
+            return invalid(format!(
+                "max_provisioned_concurrency of '{entity}' is 0; it must be at least {CONCURRENCY_STEP}"
+            ));
+        }
+        let concurrency = (self.concurrency_min.map(u64::from), self.concurrency_max.map(u64::from));
+        for (what, (least, most)) in
+            [("concurrency", concurrency), ("throughput", (self.throughput_min, self.throughput_max))]
+        {
+            if let (Some(least), Some(most)) = (least, most)
+                && least > most
+            {
+                return invalid(format!(
+                    "min_provisioned_{what} of '{entity}' is {least}, more than max_provisioned_{what}, {most}"
+                ));
+            }
+        }
+        if self.model_units == Some(0) {
+            return invalid(format!("provisioned_model_units of '{entity}' is 0; it must be at least 1"));
+        }
+        Ok(())
+    }
+}
 
 impl EntityConfig {
     /// Whether its graphs shall run on a GPU, also where the package does not say so. Whether there is one, the deploy
     /// finds out.
     pub fn wants_gpu(&self) -> bool {
-        self.workload_type != "CPU"
+        !self.workload_type.starts_with("CPU")
+    }
+
+    /// Requests at one time that its size stands for.
+    pub fn provisioned_concurrency(&self) -> u32 {
+        let of_size = WORKLOAD_SIZES.iter().find(|(size, _)| self.workload_size.as_deref() == Some(size));
+        let asked = self.provisioned.concurrency_max.or(self.provisioned.concurrency_min);
+        asked.or(of_size.map(|(_, requests)| *requests)).unwrap_or(CONCURRENCY_STEP)
+    }
+
+    /// Whether two configs of an entity need the same in memory, so that one can serve as the other.
+    pub fn serves_as(&self, other: &EntityConfig) -> bool {
+        let idle = |entity: &EntityConfig| (entity.scale_to_zero_enabled, entity.scale_to_zero_idle_ms);
+        (&self.entity_name, self.entity_version, &self.environment_vars, &self.workload_type, idle(self))
+            == (&other.entity_name, other.entity_version, &other.environment_vars, &other.workload_type, idle(other))
+            // A secret may have another value by now.
+            && !self.environment_vars.values().any(|value| is_reference(value))
+    }
+
+    /// Takes over what its predecessor in the last config keeps: the deploy, and where nothing was changed also who added
+    /// it and when.
+    pub(super) fn succeed(&mut self, last: &EntityConfig) {
+        if self.serves_as(last) {
+            self.built_by = last.built_by;
+        }
+        let (creator, creation_timestamp) = (last.creator.clone(), last.creation_timestamp);
+        let unchanged = EntityConfig { creator, creation_timestamp, ..self.clone() };
+        if unchanged == (EntityConfig { built_by: self.built_by, ..last.clone() }) {
+            *self = unchanged;
+        }
     }
 
     /// Checks the parts that a caller chose.
@@ -104,10 +231,20 @@ impl EntityConfig {
     /// # Errors
     /// What is wrong.
     pub fn check(&self) -> Result<(), InvalidConfig> {
-        check_name("served entity name", &self.name, true)?;
-        if !["Small", "Medium", "Large"].contains(&self.workload_size.as_str()) {
-            return invalid(format!("workload_size '{}' is not one of Small, Medium, Large", self.workload_size));
+        check_entity_name(&self.name)?;
+        if let Some(size) = &self.workload_size
+            && !WORKLOAD_SIZES.iter().any(|(known, _)| known == size)
+        {
+            return invalid(format!("workload_size '{size}' is not one of Small, Medium, Large"));
         }
+        let provisioned = &self.provisioned;
+        if self.workload_size.is_some() && (provisioned.concurrency_min, provisioned.concurrency_max) != (None, None) {
+            return invalid(format!(
+                "served entity '{}' has both a workload_size and a provisioned concurrency: use one",
+                self.name
+            ));
+        }
+        provisioned.check(&self.name)?;
         if !WORKLOAD_TYPES.contains(&self.workload_type.as_str()) {
             let known = WORKLOAD_TYPES.join(", ");
             return invalid(format!("workload_type '{}' is not one of {known}", self.workload_type));
@@ -121,6 +258,19 @@ impl EntityConfig {
                 "served entity '{}' has more than {ENVIRONMENT_VARS_MAX} environment_vars",
                 self.name
             ));
+        }
+        for (name, value) in &self.environment_vars {
+            if name.is_empty() || name.len() > VARIABLE_NAME_BYTES_MAX || name.contains(['=', '\0']) {
+                return invalid(format!(
+                    "environment_vars: '{name}' is not a name: 1 to {VARIABLE_NAME_BYTES_MAX} bytes without '='"
+                ));
+            }
+            if value.len() > VARIABLE_VALUE_BYTES_MAX {
+                return invalid(format!(
+                    "environment_vars.{name} has {} bytes; the limit is {VARIABLE_VALUE_BYTES_MAX}",
+                    value.len()
+                ));
+            }
         }
         Ok(())
     }
@@ -195,9 +345,26 @@ pub struct EndpointConfig {
     pub entities: Vec<EntityConfig>,
     /// Shares of the traffic.
     pub traffic: TrafficConfig,
+    /// The older way to keep requests and responses, beside the gateway's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_capture: Option<InferenceTable>,
 }
 
 impl EndpointConfig {
+    /// This config as the one after `last`, under its number: entities that it kept keep what they have.
+    #[must_use]
+    pub fn after(mut self, last: Option<&EndpointConfig>, version: u64, now_ms: u64) -> EndpointConfig {
+        (self.version, self.start_time) = (version, now_ms);
+        for entity in &mut self.entities {
+            entity.built_by = version;
+            let mut last = last.into_iter().flat_map(|last| &last.entities);
+            if let Some(last) = last.find(|last| last.name == entity.name) {
+                entity.succeed(last);
+            }
+        }
+        self
+    }
+
     /// Checks entities and their names.
     ///
     /// # Errors
@@ -218,6 +385,9 @@ impl EndpointConfig {
                 return invalid(format!("two served entities have the name '{}'", entity.name));
             }
         }
+        if let Some(table) = &self.auto_capture {
+            table.check("auto_capture_config")?;
+        }
         Ok(())
     }
 }
@@ -227,14 +397,29 @@ impl EndpointConfig {
 pub struct FailedConfig {
     /// The config.
     pub config: EndpointConfig,
-    /// The entity that failed.
+    /// The entity that failed; empty where the deploy was cancelled.
     pub entity: String,
     /// The reason, for the caller.
     pub message: String,
+    /// Whether somebody stopped it.
+    #[serde(default)]
+    pub canceled: bool,
+}
+
+/// Whether an endpoint was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Suspend {
+    /// It serves nothing until it is started again.
+    Stopped,
+    /// It was, and its config is being deployed again.
+    Starting,
+    /// It was, and serves again.
+    Started,
 }
 
 /// An endpoint as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EndpointRecord {
     /// Whose it is.
     pub workspace: WorkspaceId,
@@ -250,11 +435,9 @@ pub struct EndpointRecord {
     /// Who else may do what with it.
     #[serde(default)]
     pub grants: Vec<Grant>,
-    /// Free text.
-    pub description: Option<String>,
-    /// Free labels.
-    #[serde(default)]
-    pub tags: Vec<Tag>,
+    /// What can be changed without a deploy.
+    #[serde(flatten)]
+    pub settings: EndpointSettings,
     /// In ms since 1970.
     pub creation_timestamp: u64,
     /// In ms since 1970.
@@ -263,8 +446,11 @@ pub struct EndpointRecord {
     pub config: Option<EndpointConfig>,
     /// What is being deployed.
     pub pending: Option<EndpointConfig>,
-    /// The last update, if it failed.
+    /// The last update, if it failed or was cancelled.
     pub failed: Option<FailedConfig>,
+    /// None for an endpoint that was never stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<Suspend>,
     /// What runs the graphs of `config`, as its deploy found it: a list wakes nobody to ask.
     #[serde(default)]
     pub graphs: Vec<DeployedGraph>,
@@ -288,16 +474,6 @@ pub struct DeployedGraph {
     pub intra_op_threads: Option<u32>,
 }
 
-/// A label.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tag {
-    /// Name.
-    pub key: String,
-    /// Value.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub value: Option<String>,
-}
-
 impl EndpointRecord {
     /// A record that says nothing yet.
     pub fn empty(workspace: WorkspaceId, name: &str) -> EndpointRecord {
@@ -308,15 +484,37 @@ impl EndpointRecord {
             creator: String::new(),
             owner: 0,
             grants: Vec::new(),
-            description: None,
-            tags: Vec::new(),
+            settings: EndpointSettings::default(),
             creation_timestamp: 0,
             last_updated_timestamp: 0,
             config: None,
             pending: None,
             failed: None,
+            suspend: None,
             graphs: Vec::new(),
         }
+    }
+
+    /// Whether it serves nothing because somebody stopped it.
+    pub fn is_suspended(&self) -> bool {
+        matches!(self.suspend, Some(Suspend::Stopped | Suspend::Starting))
+    }
+
+    /// What is kept of its settings and its config but not done.
+    pub fn not_enforced(&self) -> Vec<&'static str> {
+        let mut fields = self.settings.not_enforced();
+        let older = self.config.iter().chain(&self.pending).filter_map(|config| config.auto_capture.as_ref());
+        if older.into_iter().any(InferenceTable::is_on) {
+            fields.push("auto_capture_config");
+        }
+        fields
+    }
+
+    /// The table of requests and responses, if one is written: the gateway's, or that of the older way.
+    pub fn inference_table(&self) -> Option<&InferenceTable> {
+        let gateway = self.settings.gateway.as_ref().and_then(|gateway| gateway.inference_table.as_ref());
+        let older = self.config.as_ref().and_then(|config| config.auto_capture.as_ref());
+        [gateway, older].into_iter().flatten().find(|table| table.is_on())
     }
 
     /// The number of the next config.
@@ -335,13 +533,16 @@ mod tests {
             name: name.to_owned(),
             entity_name: "a.b.c".to_owned(),
             entity_version: 1,
-            workload_size: "Small".to_owned(),
+            workload_size: Some("Small".to_owned()),
+            provisioned: Provisioned::default(),
+            burst_scaling_enabled: None,
             workload_type: "CPU".to_owned(),
             scale_to_zero_enabled: true,
             scale_to_zero_idle_ms: None,
             environment_vars: BTreeMap::new(),
             creator: String::new(),
             creation_timestamp: 0,
+            built_by: 1,
         }
     }
 
@@ -366,6 +567,34 @@ mod tests {
         assert!((0..100).all(|percent| traffic.pick(percent) == 1));
         let traffic = TrafficConfig::new(vec![route("a", 10), route("b", 90)], &[entity("a"), entity("b")]).unwrap();
         assert_eq!((0..100).filter(|percent| traffic.pick(*percent) == 0).count(), 10);
+    }
+
+    #[test]
+    fn a_kept_entity_keeps_its_deploy_and_an_equal_one_its_creator() {
+        let config = |entities: Vec<EntityConfig>| {
+            let traffic = TrafficConfig::new(vec![route("a", 100)], &entities).unwrap();
+            EndpointConfig { version: 0, start_time: 0, entities, traffic, auto_capture: None }
+        };
+        let first = config(vec![entity("a")]).after(None, 1, 10);
+        let again = EntityConfig { creator: "other".to_owned(), creation_timestamp: 20, ..entity("a") };
+        let larger = EntityConfig { workload_size: Some("Large".to_owned()), ..again.clone() };
+        let newer = EntityConfig { entity_version: 2, ..again.clone() };
+        let second = |entity: EntityConfig| config(vec![entity]).after(Some(&first), 2, 20).entities.remove(0);
+        assert_eq!(second(again), first.entities[0]);
+        assert_eq!((second(larger.clone()).built_by, second(larger).creator.as_str()), (1, "other"));
+        assert_eq!(second(newer).built_by, 2);
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        let with = |provisioned| EntityConfig { workload_size: None, provisioned, ..entity("a") }.check();
+        let concurrency = |min, max| Provisioned { concurrency_min: min, concurrency_max: max, ..Default::default() };
+        with(concurrency(Some(0), Some(1024))).unwrap();
+        for (min, max) in [(Some(8), Some(4)), (None, Some(6)), (None, Some(1028)), (None, Some(0))] {
+            assert!(with(concurrency(min, max)).is_err(), "{min:?} {max:?}");
+        }
+        assert!(with(Provisioned { throughput_min: Some(2), throughput_max: Some(1), ..Default::default() }).is_err());
+        assert!(EntityConfig { provisioned: concurrency(None, Some(8)), ..entity("a") }.check().is_err());
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! Requests keep what they found; a config that was replaced meanwhile lives on until its last request ends.
 
 mod config;
+pub mod gateway_config;
 pub mod served;
+mod settings;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -16,10 +18,11 @@ use papaya::{Equivalent, HashMap};
 use tokio::sync::Mutex;
 
 pub use self::config::{
-    DeployedGraph, ENTITIES_MAX, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, InvalidConfig, Route, Tag,
-    TrafficConfig, WorkspaceId, check_endpoint_name,
+    DeployedGraph, ENTITIES_MAX, EndpointConfig, EndpointRecord, EntityConfig, FailedConfig, InvalidConfig,
+    Provisioned, Route, Suspend, TrafficConfig, WorkspaceId, check_endpoint_name, check_entity_name,
 };
 use self::served::{ColdStart, ServedEntity};
+pub use self::settings::{EndpointSettings, Notifications, Tag, Telemetry, TelemetryTable};
 
 /// An endpoint that is awake.
 pub struct Endpoint {
@@ -44,6 +47,14 @@ impl Serving {
         let position = |name: &str| entities.iter().position(|entity| entity.config.name == name).unwrap_or(0);
         let routes = traffic.routes().iter().map(|route| position(&route.entity)).collect();
         Serving { entities, routes, traffic }
+    }
+
+    /// The same entities under another config, if it needs nothing else in memory: then it can serve at once.
+    pub fn with(&self, config: &EndpointConfig) -> Option<Serving> {
+        let kept =
+            |entity: &EntityConfig| self.entity(&entity.name).filter(|served| served.config.serves_as(entity)).cloned();
+        let entities = config.entities.iter().map(kept).collect::<Option<_>>()?;
+        Some(Serving::new(entities, config.traffic.clone()))
     }
 
     /// The entity that the next request goes to: weighted, at random.

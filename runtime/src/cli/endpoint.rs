@@ -1,4 +1,4 @@
-//! `tessera endpoint …`: create, update, list, get, delete.
+//! `tessera endpoint …`: create, update, list, get, delete; traffic, tags, stop, start; metrics, openapi.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -31,6 +31,54 @@ pub enum EndpointCommand {
     List,
     /// Show one endpoint: state, served entities, backends, last error
     Get {
+        /// Name of the endpoint.
+        #[arg(value_name = "NAME", value_parser = endpoint_name)]
+        name: String,
+    },
+    /// Give each served entity its share of the traffic, at once: traffic NAME blue=90 green=10
+    Traffic {
+        /// Name of the endpoint.
+        #[arg(value_name = "NAME", value_parser = endpoint_name)]
+        name: String,
+        /// Share of a served entity in percent; all together are 100.
+        #[arg(value_name = "ENTITY=PERCENT", required = true, value_parser = share)]
+        shares: Vec<(String, u8)>,
+    },
+    /// Add labels to an endpoint, or take some away
+    Tags {
+        /// Name of the endpoint.
+        #[arg(value_name = "NAME", value_parser = endpoint_name)]
+        name: String,
+        /// Labels to add, with or without a value.
+        #[arg(value_name = "KEY[=VALUE]")]
+        add: Vec<String>,
+        /// Labels to take away.
+        #[arg(long, value_name = "KEY")]
+        delete: Vec<String>,
+    },
+    /// Stop an endpoint: it keeps its config and serves nothing
+    Stop {
+        /// Name of the endpoint.
+        #[arg(value_name = "NAME", value_parser = endpoint_name)]
+        name: String,
+    },
+    /// Start a stopped endpoint: its config is deployed again
+    Start {
+        /// Name of the endpoint.
+        #[arg(value_name = "NAME", value_parser = endpoint_name)]
+        name: String,
+        /// Wait until it serves, or say why it does not
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Print the metrics of an endpoint
+    Metrics {
+        /// Name of the endpoint.
+        #[arg(value_name = "NAME", value_parser = endpoint_name)]
+        name: String,
+    },
+    /// Print what an endpoint's models accept and answer, as an OpenAPI document
+    Openapi {
         /// Name of the endpoint.
         #[arg(value_name = "NAME", value_parser = endpoint_name)]
         name: String,
@@ -83,12 +131,12 @@ pub(super) fn run(session: &mut Session, command: EndpointCommand) -> anyhow::Re
     match command {
         EndpointCommand::Create(args) => {
             let answer = session.client.call(Method::POST, &endpoint(&[]), &create_body(&args)?)?;
-            finish(session, &args, answer)
+            finish(session, &args.name, args.wait, answer)
         }
         EndpointCommand::Update(args) => {
             let path = endpoint(&[&args.name, "config"]);
             let answer = session.client.call(Method::PUT, &path, &update_body(&args)?)?;
-            finish(session, &args, answer)
+            finish(session, &args.name, args.wait, answer)
         }
         EndpointCommand::List => {
             let answer = session.client.get(&endpoint(&[]), &[])?;
@@ -97,6 +145,35 @@ pub(super) fn run(session: &mut Session, command: EndpointCommand) -> anyhow::Re
         EndpointCommand::Get { name } => {
             let answer = session.client.get(&endpoint(&[&name]), &[])?;
             session.answer(&answer, || Ok(table::endpoint(&client::parse(&answer)?)))
+        }
+        EndpointCommand::Traffic { name, shares } => {
+            let route = |(entity, percentage): &(String, u8)| json!({ "served_entity_name": entity, "traffic_percentage": percentage });
+            let routes: Vec<Value> = shares.iter().map(route).collect();
+            let body = json!({ "traffic_config": { "routes": routes } });
+            let answer = session.client.call(Method::PUT, &endpoint(&[&name, "config"]), &body)?;
+            session.answer(&answer, || Ok(table::endpoint(&client::parse(&answer)?)))
+        }
+        EndpointCommand::Tags { name, add, delete } => {
+            let body =
+                json!({ "add_tags": add.iter().map(|tag| label(tag)).collect::<Vec<_>>(), "delete_tags": delete });
+            let answer = session.client.call(Method::PATCH, &endpoint(&[&name, "tags"]), &body)?;
+            session.answer(&answer, || Ok(table::tags(&client::parse(&answer)?)))
+        }
+        EndpointCommand::Stop { name } => {
+            let answer = session.client.call(Method::POST, &endpoint(&[&name, "config:stop"]), &json!({}))?;
+            session.answer(&answer, || Ok(format!("stopped endpoint {name}")))
+        }
+        EndpointCommand::Start { name, wait } => {
+            let answer = session.client.call(Method::POST, &endpoint(&[&name, "config:start"]), &json!({}))?;
+            finish(session, &name, wait, answer)
+        }
+        EndpointCommand::Metrics { name } => {
+            let answer = session.client.get(&endpoint(&[&name, "metrics"]), &[])?;
+            session.answer(&answer, || Ok(answer.clone()))
+        }
+        EndpointCommand::Openapi { name } => {
+            let answer = session.client.get(&endpoint(&[&name, "openapi"]), &[])?;
+            session.answer(&answer, || Ok(super::json::pretty(&answer)))
         }
         EndpointCommand::Delete { name } => {
             let answer = session.client.call(Method::DELETE, &endpoint(&[&name]), &json!({}))?;
@@ -120,10 +197,26 @@ pub(super) fn endpoint_name(name: &str) -> Result<String, &'static str> {
     }
 }
 
-/// Prints what create or update answered, or with `--wait` what has become of it.
-fn finish(session: &mut Session, args: &ConfigArgs, answer: String) -> anyhow::Result<()> {
-    let name = &args.name;
-    if args.wait {
+/// `blue=90`.
+fn share(text: &str) -> Result<(String, u8), String> {
+    let (entity, percentage) = text.split_once('=').ok_or("a share is ENTITY=PERCENT, such as blue=90")?;
+    match percentage.parse() {
+        Ok(percentage) if percentage <= 100 => Ok((entity.to_owned(), percentage)),
+        _ => Err(format!("'{percentage}' is not a whole number from 0 to 100")),
+    }
+}
+
+/// `team=a`, or a key alone.
+fn label(text: &str) -> Value {
+    match text.split_once('=') {
+        Some((key, value)) => json!({ "key": key, "value": value }),
+        None => json!({ "key": text }),
+    }
+}
+
+/// Prints what create or update answered, or with `wait` what has become of it.
+fn finish(session: &mut Session, name: &str, wait_for_it: bool, answer: String) -> anyhow::Result<()> {
+    if wait_for_it {
         let answer = wait(&session.client, name)?;
         return session.answer(&answer, || Ok(table::endpoint(&client::parse(&answer)?)));
     }
@@ -259,6 +352,36 @@ mod tests {
         std::fs::write(&path, "[1]").unwrap();
         let (printed, _) = run_line(&format!("create x --file {}", path.display()), &[]);
         assert!(printed.unwrap_err().contains("c.json holds no JSON object"));
+    }
+
+    #[test]
+    fn traffic_and_tags_are_sent_as_the_api_wants_them() {
+        let (_, asked) = run_line("traffic iris blue=90 green=10", &[(200, "{}")]);
+        assert_eq!(asked[0].0, "PUT /api/2.0/serving-endpoints/iris/config");
+        let route = |entity: &str, share: u8| json!({ "served_entity_name": entity, "traffic_percentage": share });
+        let body = json!({ "traffic_config": { "routes": [route("blue", 90), route("green", 10)] } });
+        assert_eq!(serde_json::from_str::<Value>(&asked[0].1).unwrap(), body);
+        for bad in ["blue", "blue=101", "blue=ten"] {
+            assert!(Cli::try_parse_from(["tessera", "endpoint", "traffic", "iris", bad]).is_err(), "{bad}");
+        }
+
+        let answer = r#"{"tags":[{"key":"team","value":"a"},{"key":"plain"}]}"#;
+        let (printed, asked) = run_line("tags iris team=a plain --delete old", &[(200, answer)]);
+        assert_eq!(asked[0].0, "PATCH /api/2.0/serving-endpoints/iris/tags");
+        let body = json!({ "add_tags": [{ "key": "team", "value": "a" }, { "key": "plain" }], "delete_tags": ["old"] });
+        assert_eq!(serde_json::from_str::<Value>(&asked[0].1).unwrap(), body);
+        assert_eq!(printed.unwrap(), "team=a\nplain\n");
+    }
+
+    #[test]
+    fn stop_and_start_reach_their_paths() {
+        let (printed, asked) = run_line("stop iris", &[(200, "{}")]);
+        assert_eq!(
+            (printed.unwrap().as_str(), asked[0].0.as_str()),
+            ("stopped endpoint iris\n", "POST /api/2.0/serving-endpoints/iris/config:stop")
+        );
+        let (_, asked) = run_line("start iris", &[(200, "{}")]);
+        assert_eq!(asked[0].0, "POST /api/2.0/serving-endpoints/iris/config:start");
     }
 
     #[test]

@@ -9,7 +9,21 @@ use comfy_table::{Row, Table, presets};
 use crate::audit::Record;
 use crate::usage::summary::{By, Summary};
 
-use super::wire::{Endpoint, EndpointConfig, EndpointState, Graph, ModelVersion, RegisteredModel, ServedEntity};
+use super::wire::{
+    Endpoint, EndpointConfig, EndpointState, Graph, ModelVersion, RegisteredModel, ServedEntity, Tag, Tags,
+};
+
+/// Labels, one a line.
+pub(super) fn tags(tags: &Tags) -> String {
+    let line = |tag: &Tag| match &tag.value {
+        Some(value) => printable(&format!("{}={value}", tag.key)),
+        None => printable(&tag.key),
+    };
+    match tags.tags.as_slice() {
+        [] => "no tags".to_owned(),
+        tags => tags.iter().map(line).collect::<Vec<_>>().join("\n"),
+    }
+}
 
 /// Endpoints, one a row; of several served entities, one a line.
 pub(super) fn endpoints(endpoints: &[Endpoint]) -> String {
@@ -99,7 +113,7 @@ pub(super) fn model(model: &RegisteredModel, versions: &[ModelVersion]) -> Strin
     block.line(1, "description", model.description.as_deref().unwrap_or_default());
     block.line(1, "updated", &age(model.last_updated_timestamp));
     for tag in &model.tags {
-        block.line(1, "tag", &format!("{} = {}", tag.key, tag.value));
+        block.line(1, "tag", &format!("{} = {}", tag.key, tag.value.as_deref().unwrap_or_default()));
     }
     if versions.is_empty() {
         block.line(1, "versions", "none");
@@ -200,6 +214,7 @@ fn state(state: &EndpointState) -> String {
         "NOT_UPDATING" | "" => ready.to_owned(),
         "IN_PROGRESS" => format!("{ready}, updating"),
         "UPDATE_FAILED" => format!("{ready}, update failed"),
+        "UPDATE_CANCELED" => format!("{ready}, update cancelled"),
         other => format!("{ready}, {other}"),
     }
 }

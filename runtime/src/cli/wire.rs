@@ -24,6 +24,19 @@ pub(super) struct Endpoint {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+pub(super) struct Tags {
+    pub(super) tags: Vec<Tag>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Tag {
+    pub(super) key: String,
+    pub(super) value: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub(super) struct EndpointState {
     pub(super) ready: String,
     pub(super) config_update: String,
@@ -127,13 +140,6 @@ pub(super) struct RegisteredModel {
 pub(super) struct Alias {
     pub(super) alias: String,
     pub(super) version: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Tag {
-    pub(super) key: String,
-    pub(super) value: String,
 }
 
 /// Without a version we could not go on, so here it must be there.

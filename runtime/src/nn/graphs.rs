@@ -95,6 +95,14 @@ impl Graphs {
         }
     }
 
+    /// Memory of the graph for `key`, if it is loaded. Does not count as a use.
+    pub fn memory_bytes(&self, key: &GraphKey) -> u64 {
+        match self.lock().slots.get(key) {
+            Some(Slot::Ready { graph, .. }) => graph.memory_bytes(),
+            Some(Slot::Loading(_)) | None => 0,
+        }
+    }
+
     /// Lets go of a loaded graph, so that the next call loads it anew. Those who have it keep it.
     pub fn forget(&self, key: &GraphKey) {
         let mut state = self.lock();

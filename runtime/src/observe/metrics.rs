@@ -3,6 +3,12 @@
 //! A served entity's series are made when it is first called, and it holds a handle on them, so that a request neither
 //! builds labels nor looks anything up. They outlive the handle: an entity that has left memory goes on counting when it
 //! is back.
+//!
+//! The same numbers of one endpoint, under the names that Databricks gives them, are [`endpoint`]'s.
+
+pub mod endpoint;
+mod histogram;
+mod last_minute;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,18 +18,20 @@ use std::time::Duration;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use self::histogram::Histogram;
+use self::last_minute::LastMinute;
 use crate::catalog::WorkspaceId;
 use crate::catalog::served::Rung;
 use crate::nn::batcher::Counters;
 
-/// Served entities with series of their own. Each has about 50, which are 6 KB of text and 2 KB of memory: more than all
+/// Served entities with series of their own. Each has about 50, which are 7 KB of text and 3 KB of memory: more than all
 /// else that an idle endpoint costs, and a collector asks for all of it every few seconds.
 const ENTITIES_MAX: usize = 1000;
 
@@ -167,9 +175,8 @@ impl Metrics {
 
     /// Drops the series of an endpoint's entities but these.
     pub fn forget_others(&self, workspace: WorkspaceId, endpoint: &str, kept: &[&str]) {
-        let workspace = workspace.to_string();
-        let other = |series: &Series| series.workspace != workspace || series.endpoint != endpoint;
-        self.entities.lock().retain(|series| other(series) || kept.contains(&series.entity.as_str()));
+        let of_endpoint = |series: &Series| series.workspace == workspace && series.endpoint == endpoint;
+        self.entities.lock().retain(|series| !of_endpoint(series) || kept.contains(&series.entity.as_str()));
     }
 
     /// Counts a request that was refused before it reached a guest.
@@ -228,18 +235,14 @@ impl Entities {
     /// The series of an entity: its own as long as there is room. First come, first served: series that went when
     /// others come would count from zero again.
     fn series(&self, workspace: WorkspaceId, endpoint: &str, entity: &str) -> Arc<Series> {
-        let workspace = workspace.to_string();
         let mut named = self.lock();
-        let wanted = |series: &&Arc<Series>| {
-            series.endpoint == endpoint && series.entity == entity && series.workspace == workspace
-        };
-        if let Some(series) = named.iter().find(wanted) {
+        if let Some(series) = named.iter().find(|series| series.is(workspace, endpoint, entity)) {
             return Arc::clone(series);
         }
         if named.len() >= ENTITIES_MAX {
-            return Arc::clone(self.others.get_or_init(|| Arc::new(Series::new(OTHERS, OTHERS, OTHERS))));
+            return Arc::clone(self.others.get_or_init(|| Arc::new(Series::new(WorkspaceId(0), OTHERS, OTHERS))));
         }
-        let series = Arc::new(Series::new(&workspace, endpoint, entity));
+        let series = Arc::new(Series::new(workspace, endpoint, entity));
         named.push(Arc::clone(&series));
         series
     }
@@ -250,7 +253,7 @@ impl Collector for Entities {
         // A copy, so that no request waits for the text.
         let all: Vec<Arc<Series>> = self.lock().iter().chain(self.others.get()).cloned().collect();
         let counted = Counter::<u64>::TYPE;
-        let timed = Histogram::TYPE;
+        let timed = MetricType::Histogram;
 
         let help = "Invocations by served entity and class of status";
         let mut family = encoder.encode_descriptor("invocations", help, None, counted)?;
@@ -262,12 +265,12 @@ impl Collector for Entities {
         let help = "Time of invocations, from the request's head to the response's";
         let mut family = encoder.encode_descriptor("invocation_duration", help, Some(&Unit::Seconds), timed)?;
         for series in &all {
-            series.duration.encode(family.encode_family(&series.labels())?)?;
+            series.duration.encode(family.encode_family(&series.labels())?, 1.0)?;
         }
         let help = "Processor time of guest and host calls, without the backend's";
         let mut family = encoder.encode_descriptor("guest_cpu", help, Some(&Unit::Seconds), timed)?;
         for series in &all {
-            series.cpu.encode(family.encode_family(&series.labels())?)?;
+            series.cpu.encode(family.encode_family(&series.labels())?, 1.0)?;
         }
         let help = "Invocations by what they had to bring into memory first";
         let mut family = encoder.encode_descriptor("rungs", help, None, counted)?;
@@ -279,7 +282,7 @@ impl Collector for Entities {
         let help = "Time that invocations waited for their component and graphs";
         let mut family = encoder.encode_descriptor("cold_start", help, Some(&Unit::Seconds), timed)?;
         for series in &all {
-            series.cold_start.encode(family.encode_family(&series.labels())?)?;
+            series.cold_start.encode(family.encode_family(&series.labels())?, 1.0)?;
         }
         Ok(())
     }
@@ -290,38 +293,58 @@ const CLASSES: [&str; 3] = ["2xx", "4xx", "5xx"];
 /// What is counted of one served entity.
 #[derive(Debug)]
 struct Series {
-    workspace: String,
+    workspace: WorkspaceId,
     endpoint: String,
     entity: String,
     /// By class of status.
     requests: [Counter; CLASSES.len()],
+    /// The same in the last minute.
+    recent: [LastMinute; CLASSES.len()],
+    /// Processor time of the last minute, in microseconds.
+    recent_cpu_us: LastMinute,
     duration: Histogram,
+    /// Of it, waiting for memory and for a place.
+    queued: Histogram,
+    /// Of it, in the guest.
+    predicted: Histogram,
     cpu: Histogram,
     rungs: [Counter; Rung::ALL.len()],
     cold_start: Histogram,
 }
 
 impl Series {
-    fn new(workspace: &str, endpoint: &str, entity: &str) -> Series {
+    fn new(workspace: WorkspaceId, endpoint: &str, entity: &str) -> Series {
         Series {
-            workspace: workspace.to_owned(),
+            workspace,
             endpoint: endpoint.to_owned(),
             entity: entity.to_owned(),
             requests: Default::default(),
-            duration: Histogram::new(REQUEST_SECONDS),
-            cpu: Histogram::new(CPU_SECONDS),
+            recent: Default::default(),
+            recent_cpu_us: LastMinute::default(),
+            duration: Histogram::new(&REQUEST_SECONDS),
+            queued: Histogram::new(&REQUEST_SECONDS),
+            predicted: Histogram::new(&REQUEST_SECONDS),
+            cpu: Histogram::new(&CPU_SECONDS),
             rungs: Default::default(),
-            cold_start: Histogram::new(REQUEST_SECONDS),
+            cold_start: Histogram::new(&REQUEST_SECONDS),
         }
     }
 
-    fn labels(&self) -> [(&str, &str); 3] {
-        [("workspace", &self.workspace), ("endpoint", &self.endpoint), ("served_entity", &self.entity)]
+    fn is(&self, workspace: WorkspaceId, endpoint: &str, entity: &str) -> bool {
+        self.workspace == workspace && self.endpoint == endpoint && self.entity == entity
     }
 
-    fn labels_with<'a>(&'a self, key: &'a str, value: &'a str) -> [(&'a str, &'a str); 4] {
-        let [workspace, endpoint, entity] = self.labels();
-        [workspace, endpoint, entity, (key, value)]
+    fn labels(&self) -> [(&str, String); 3] {
+        [
+            ("endpoint", self.endpoint.clone()),
+            ("served_entity", self.entity.clone()),
+            ("workspace", self.workspace.to_string()),
+        ]
+    }
+
+    fn labels_with<'a>(&'a self, key: &'a str, value: &'a str) -> [(&'a str, String); 4] {
+        let [endpoint, entity, workspace] = self.labels();
+        [endpoint, entity, workspace, (key, value.to_owned())]
     }
 }
 
@@ -334,13 +357,26 @@ pub struct EntityMetrics {
     series: OnceLock<Arc<Series>>,
 }
 
+/// What an invocation took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// From the request's head to the response's end.
+    pub total: Duration,
+    /// Of it, waiting for memory and for a place.
+    pub queued: Duration,
+    /// Of it, in the guest.
+    pub predicted: Duration,
+    /// Processor time of the guest.
+    pub cpu: Duration,
+}
+
 impl EntityMetrics {
     fn series(&self) -> &Series {
         self.series.get_or_init(|| self.entities.series(self.workspace, &self.endpoint, &self.entity))
     }
 
     /// Counts a finished invocation.
-    pub fn finished(&self, status: u16, duration: Duration, cpu: Duration) {
+    pub fn finished(&self, status: u16, times: Times) {
         let class = match status {
             500.. => 2,
             400.. => 1,
@@ -348,8 +384,13 @@ impl EntityMetrics {
         };
         let series = self.series();
         series.requests[class].inc();
-        series.duration.observe(duration.as_secs_f64());
-        series.cpu.observe(cpu.as_secs_f64());
+        let second = last_minute::second();
+        series.recent[class].add(second, 1);
+        series.recent_cpu_us.add(second, u32::try_from(times.cpu.as_micros()).unwrap_or(u32::MAX));
+        series.duration.observe(times.total);
+        series.queued.observe(times.queued);
+        series.predicted.observe(times.predicted);
+        series.cpu.observe(times.cpu);
     }
 
     /// Counts what an invocation had to bring into memory, and how long that took.
@@ -357,7 +398,7 @@ impl EntityMetrics {
         let series = self.series();
         series.rungs[rung as usize].inc();
         if rung != Rung::Warm {
-            series.cold_start.observe(waited.as_secs_f64());
+            series.cold_start.observe(waited);
         }
     }
 }
@@ -365,6 +406,8 @@ impl EntityMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HOME: WorkspaceId = WorkspaceId(1);
 
     fn text(metrics: &Metrics) -> String {
         let graphs = crate::nn::GraphsStats::default();
@@ -378,8 +421,6 @@ mod tests {
         })
     }
 
-    const HERE: WorkspaceId = WorkspaceId(1);
-
     fn count(metrics: &Metrics, endpoint: &str) -> Option<String> {
         let workspace = if endpoint == OTHERS { OTHERS } else { "1" };
         let line =
@@ -390,25 +431,27 @@ mod tests {
     }
 
     fn call(metrics: &Metrics, endpoint: &str) {
-        let entity = metrics.entity(HERE, endpoint, "e");
+        let entity = metrics.entity(HOME, endpoint, "e");
         entity.climbed(Rung::Graph, Duration::from_millis(3));
-        entity.finished(200, Duration::from_millis(5), Duration::from_millis(1));
+        let times = Times { total: Duration::from_millis(5), cpu: Duration::from_millis(1), ..Times::default() };
+        entity.finished(200, times);
     }
 
     #[test]
     fn an_entity_that_is_not_called_has_no_series_and_one_that_comes_back_counts_on() {
         let metrics = Metrics::default();
-        drop(metrics.entity(HERE, "a", "e"));
+        drop(metrics.entity(HOME, "a", "e"));
         assert_eq!(count(&metrics, "a"), None);
         call(&metrics, "a");
         call(&metrics, "a");
         assert_eq!(count(&metrics, "a").as_deref(), Some("2"));
-        let elsewhere = metrics.entity(WorkspaceId(2), "a", "e");
-        elsewhere.finished(200, Duration::ZERO, Duration::ZERO);
-        assert_eq!(count(&metrics, "a").as_deref(), Some("2"), "another workspace's of the same name");
         metrics.forget(WorkspaceId(2), "a");
-        assert_eq!(count(&metrics, "a").as_deref(), Some("2"));
-        metrics.forget(HERE, "a");
+        assert_eq!(
+            count(&metrics, "a").as_deref(),
+            Some("2"),
+            "another workspace's endpoint of this name is another one"
+        );
+        metrics.forget(HOME, "a");
         assert_eq!(count(&metrics, "a"), None);
     }
 
@@ -424,7 +467,7 @@ mod tests {
         assert!(text(&metrics).len() < 8_000 * ENTITIES_MAX);
 
         // One that goes makes room for another.
-        metrics.forget(HERE, "e0");
+        metrics.forget(HOME, "e0");
         call(&metrics, "new");
         assert_eq!(count(&metrics, "new").as_deref(), Some("1"));
     }
