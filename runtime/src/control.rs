@@ -40,6 +40,8 @@ use crate::secrets::Secrets;
 use crate::store::documents::{document, read_document, visit_documents};
 use crate::store::{StateStore, StoreError, Transaction};
 use crate::turns::Turns;
+use crate::usage::Recorder;
+use crate::usage::rows::{EntityRow, served_entity_id};
 
 /// What a caller asks for.
 pub struct NewEndpoint {
@@ -49,6 +51,22 @@ pub struct NewEndpoint {
     pub settings: EndpointSettings,
     /// What it shall serve.
     pub config: EndpointConfig,
+}
+
+/// What a control plane works with.
+#[allow(missing_docs, reason = "each is described by its type")]
+pub struct ControlParts {
+    pub store: Arc<dyn StateStore>,
+    pub registry: Arc<Registry>,
+    pub host: Arc<ModelHost>,
+    pub tallies: Arc<Tallies>,
+    pub metrics: Arc<Metrics>,
+    pub usage: Arc<Recorder>,
+    pub home: Home,
+    /// Runs deploys, apart from the threads that answer requests.
+    pub background: Handle,
+    /// Endpoints that may be in memory at once.
+    pub awake_max: usize,
 }
 
 /// Makes and changes endpoints.
@@ -65,6 +83,8 @@ pub struct ControlPlane {
     /// Counts the endpoints.
     tallies: Arc<Tallies>,
     metrics: Arc<Metrics>,
+    /// Where served entities are recorded.
+    usage: Arc<Recorder>,
     home: Home,
     /// Runs deploys, apart from the threads that answer requests.
     background: Handle,
@@ -148,30 +168,22 @@ fn check_size(config: &EndpointConfig) -> Result<(), ApiError> {
 
 impl ControlPlane {
     /// A control plane over what is already in the catalog.
-    pub fn new(
-        store: Arc<dyn StateStore>,
-        registry: Arc<Registry>,
-        host: Arc<ModelHost>,
-        tallies: Arc<Tallies>,
-        metrics: Arc<Metrics>,
-        home: Home,
-        background: Handle,
-        awake_max: usize,
-    ) -> ControlPlane {
+    pub fn new(parts: ControlParts) -> ControlPlane {
         ControlPlane {
-            secrets: Secrets::new(Arc::clone(&store)),
-            store,
+            secrets: Secrets::new(Arc::clone(&parts.store)),
+            store: parts.store,
             catalog: Arc::default(),
-            registry,
-            host,
-            tallies,
-            metrics,
-            home,
-            background,
+            registry: parts.registry,
+            host: parts.host,
+            tallies: parts.tallies,
+            metrics: parts.metrics,
+            usage: parts.usage,
+            home: parts.home,
+            background: parts.background,
             changes: RwLock::new(()),
             turns: Turns::default(),
             waking: Semaphore::new(WAKING_MAX),
-            awake_max,
+            awake_max: parts.awake_max,
             give_back_at: std::sync::Mutex::new(Some(Instant::now() + GIVE_BACK_AGAIN)),
             making_room: std::sync::Mutex::default(),
             deploys: std::sync::Mutex::default(),
@@ -478,7 +490,30 @@ impl ControlPlane {
         self.abort_deploy(&record.id);
         self.metrics.forget(workspace, name);
         self.tallies.of(workspace).subtract(Resource::Endpoints, 1);
+        self.record_entities(&record, Some(now_ms()));
         Ok(())
+    }
+
+    /// Tells the table of served entities what a config made, or what went with its endpoint.
+    fn record_entities(&self, record: &EndpointRecord, deleted: Option<u64>) {
+        let Some(config) = &record.config else { return };
+        for entity in &config.entities {
+            self.usage.record(EntityRow {
+                workspace: record.workspace.0,
+                served_entity_id: served_entity_id(&record.id, &entity.name),
+                created_by: entity.creator.clone(),
+                endpoint_name: record.name.clone(),
+                endpoint_id: record.id.clone(),
+                served_entity_name: entity.name.clone(),
+                entity_type: "CUSTOM_MODEL".to_owned(),
+                entity_name: entity.entity_name.clone(),
+                entity_version: Some(entity.entity_version.to_string()),
+                endpoint_config_version: config.version,
+                change_time_ms: now_ms(),
+                endpoint_delete_time_ms: deleted,
+                ..EntityRow::default()
+            });
+        }
     }
 
     fn abort_deploy(&self, id: &str) {
@@ -744,6 +779,9 @@ impl ControlPlane {
         };
         match self.record_outcome(&record).await {
             Ok(()) => {
+                if record.failed.is_none() {
+                    self.record_entities(&record, None);
+                }
                 self.forget_old_entities(&record);
                 self.catalog.put(Endpoint { record, serving });
             }

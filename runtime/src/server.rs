@@ -15,11 +15,12 @@ use crate::admission::Admission;
 use crate::api::{App, FailedLogins, Signer};
 use crate::audit::{self, Audit, Event};
 use crate::config::ServeConfig;
-use crate::control::ControlPlane;
+use crate::control::{ControlParts, ControlPlane};
 use crate::deploy::artifact::Artifacts;
 use crate::deploy::worker::Workers;
 use crate::deploy::{HostParts, ModelHost};
 use crate::error::chain;
+use crate::gateway::gate::Gate;
 use crate::home::{Home, Keys};
 use crate::http::body::BodyLimits;
 use crate::http::tls::Tls;
@@ -90,16 +91,17 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let registry = Registry::open(Arc::clone(&store), Arc::clone(&blobs), Arc::clone(&tallies));
     let registry = Arc::new(registry.context("failed to read the models")?);
     let host = Arc::new(model_host(config, &home, &keys, (&blobs, &files), &background)?);
-    let control = Arc::new(ControlPlane::new(
+    let control = Arc::new(ControlPlane::new(ControlParts {
         store,
-        Arc::clone(&registry),
+        registry: Arc::clone(&registry),
         host,
-        Arc::clone(&tallies),
-        Arc::clone(&metrics),
-        home.clone(),
-        background.handle().clone(),
-        config.awake_endpoints_max,
-    ));
+        tallies: Arc::clone(&tallies),
+        metrics: Arc::clone(&metrics),
+        usage: Arc::clone(&usage),
+        home: home.clone(),
+        background: background.handle().clone(),
+        awake_max: config.awake_endpoints_max,
+    }));
     let rotation = Arc::new(Rotation {
         home: home.clone(),
         keys: ring,
@@ -109,9 +111,11 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
         background: background.handle().clone(),
         progress: Mutex::default(),
     });
+    let gate = Arc::new(Gate::new(Arc::clone(&directory), Arc::clone(&tallies)));
     let app = Arc::new(App {
         audit: Arc::clone(&audit),
         usage: Arc::clone(&usage),
+        gate: Arc::clone(&gate),
         directory: Arc::clone(&directory),
         admission: Admission::new(
             config.concurrent_requests_max,
@@ -137,7 +141,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     rotation.resume();
     start_sweeps(&background, &control, blobs);
     start_token_sweep(&background, directory);
-    start_idle_checks(&background, &control, config);
+    start_idle_checks(&background, &control, gate, config);
     let outcome = run(config, &home, &app, &background, endpoints);
     control.save_all_logs();
     // Not left to the end of the two: a request that outlives the drain would hold them.
@@ -332,7 +336,7 @@ impl EndSignals {
 
 /// Gives memory back that nothing has asked for in a while: endpoints with their components, and graphs, each after its
 /// own time.
-fn start_idle_checks(background: &Runtime, control: &Arc<ControlPlane>, config: &ServeConfig) {
+fn start_idle_checks(background: &Runtime, control: &Arc<ControlPlane>, gate: Arc<Gate>, config: &ServeConfig) {
     let control = Arc::clone(control);
     let component_idle = Duration::from_millis(config.component_idle_ms);
     let graph_idle = Duration::from_millis(config.graph_idle_ms);
@@ -343,6 +347,7 @@ fn start_idle_checks(background: &Runtime, control: &Arc<ControlPlane>, config: 
             let sleeping = Arc::clone(&control);
             let _ = tokio::task::spawn_blocking(move || sleeping.sleep_idle(component_idle)).await;
             control.host.graphs.drop_idle(graph_idle);
+            gate.remove_idle();
         }
     });
 }

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Deserialize;
 
+use super::accounting::{Account, CLIENT_CLOSED_REQUEST};
 use super::routes::{Route, handler};
 use super::{Answer, Call, respond};
 use crate::admission::Place;
@@ -63,7 +65,7 @@ async fn invoke(call: &mut Call) -> Result<Answer, ApiError> {
         "" => choose(&endpoint, Wanted::Any)?,
         entity => choose(&endpoint, Wanted::Named(entity))?,
     };
-    invoke_entity(call, entity, "invocations").await
+    invoke_entity(call, endpoint, entity, "invocations").await
 }
 
 async fn infer(call: &mut Call) -> Result<Answer, ApiError> {
@@ -72,11 +74,16 @@ async fn infer(call: &mut Call) -> Result<Answer, ApiError> {
         "" => choose(&endpoint, Wanted::Any)?,
         version => choose(&endpoint, Wanted::Version(version))?,
     };
-    invoke_entity(call, entity, "v2/infer").await
+    invoke_entity(call, endpoint, entity, "v2/infer").await
 }
 
 /// `path` is the guest's name for the API.
-async fn invoke_entity(call: &mut Call, entity: Arc<ServedEntity>, path: &str) -> Result<Answer, ApiError> {
+async fn invoke_entity(
+    call: &mut Call,
+    endpoint: Arc<Endpoint>,
+    entity: Arc<ServedEntity>,
+    path: &str,
+) -> Result<Answer, ApiError> {
     let content_type = header(call, &CONTENT_TYPE);
     let app = Arc::clone(&call.app);
     let mut room = app.admission.body_room();
@@ -92,7 +99,7 @@ async fn invoke_entity(call: &mut Call, entity: Arc<ServedEntity>, path: &str) -
         }
     };
     let request = Prepared { path: path.to_owned(), content_type, headers, body };
-    let result = run(&app, &entity, request, &call.id, call.started).await;
+    let result = run(call, &endpoint, &entity, request).await;
     drop(room);
     result
 }
@@ -121,7 +128,7 @@ async fn openai(call: &mut Call) -> Result<Answer, ApiError> {
     let path = call.head.uri.path().trim_end_matches('/');
     let path = path.trim_start_matches("/serving-endpoints/").trim_start_matches("/v1/").to_owned();
     let request = Prepared { path, content_type, headers, body };
-    let result = run(&app, &entity, request, &call.id, call.started).await;
+    let result = run(call, &endpoint, &entity, request).await;
     drop(room);
     result
 }
@@ -133,7 +140,7 @@ pub(super) async fn ask(call: &Call, wanted: Wanted<'_>, path: &str) -> Result<A
     let headers = Arc::new(call.head.headers.clone());
     let body = InvocationBody::of(Vec::new(), entity.plan.request_body);
     let request = Prepared { path: path.to_owned(), content_type: String::new(), headers, body };
-    run(&call.app, &entity, request, &call.id, call.started).await
+    run(call, &endpoint, &entity, request).await
 }
 
 /// A request as the guest will see it.
@@ -145,12 +152,33 @@ struct Prepared {
 }
 
 async fn run(
-    app: &Arc<super::App>,
+    call: &Call,
+    endpoint: &Arc<Endpoint>,
     entity: &Arc<ServedEntity>,
     request: Prepared,
-    id: &str,
-    started: Instant,
 ) -> Result<Answer, ApiError> {
+    let app = &call.app;
+    let input: &[u8] = match &request.body {
+        InvocationBody::Full(body) => body,
+        InvocationBody::Chunks(_) => &[],
+    };
+    let account = Account::open(app, endpoint, &entity.config, &*call.principal()?, &call.id, input)?;
+    let mut account = Some(account);
+    let outcome = run_admitted(call, entity, request, &mut account).await;
+    // Otherwise its guest began, and ended it.
+    if let (Err(error), Some(mut account)) = (&outcome, account) {
+        account.close(error.status, Duration::ZERO, None, false);
+    }
+    outcome
+}
+
+async fn run_admitted(
+    call: &Call,
+    entity: &Arc<ServedEntity>,
+    request: Prepared,
+    account: &mut Option<Account>,
+) -> Result<Answer, ApiError> {
+    let (app, started) = (&call.app, call.started);
     let host = &app.control.host;
     let limits = &entity.plan.limits;
     let deadline = started + Duration::from_millis(limits.wall_ms);
@@ -165,7 +193,6 @@ async fn run(
     let cold = ready.cold;
     entity.metrics.climbed(cold.rung, cold.component + cold.graphs);
     let workspace = WorkspaceId(entity.plan.tenant.0);
-    // Requests and tokens per minute (`Tally::limits`) are the gateway's to ask for, before this.
     let place = app.admission.place(workspace, deadline.saturating_duration_since(Instant::now())).await?;
 
     let log = RequestLog::new(limits.log_bytes);
@@ -184,17 +211,20 @@ async fn run(
     };
     let running = Instant::now();
     let queued = running - waiting;
-    let mut end = End { entity: Arc::clone(entity), log, id: id.to_owned(), started, queued, running, recorded: false };
+    let account = account.take();
+    let id = call.id.clone();
+    let mut end = End { entity: Arc::clone(entity), account, log, id, started, queued, running, recorded: false };
     let (result, cpu) = host.sandbox.invoke(&ready.component, invocation).await;
     let mut response = match result {
         Ok(sandbox::Answer::Full { status, content_type, body }) => {
-            end.record(status, cpu, None);
+            let body = Bytes::from(body);
+            end.record(status, cpu, None, Output::Whole(&body));
             respond(status, &content_type, body)
         }
         Ok(sandbox::Answer::Streamed { response, tail }) => stream(response, tail, place, end),
         Err(error) => {
             let refused = explain(&error, entity);
-            end.record(refused.status, cpu, Some(&error));
+            end.record(refused.status, cpu, Some(&error), Output::None);
             return Err(refused);
         }
     };
@@ -213,7 +243,7 @@ fn stream(response: sandbox::StreamedResponse, tail: Tail, place: Place, mut end
     let status = response.status;
     let maker = match tail {
         Tail::Ended(finished) => {
-            end.record(status, finished.cpu, finished.result.as_ref().err());
+            end.record(status, finished.cpu, finished.result.as_ref().err(), Output::Streamed);
             None
         }
         Tail::Running(tail) => {
@@ -221,7 +251,7 @@ fn stream(response: sandbox::StreamedResponse, tail: Tail, place: Place, mut end
                 // The instance lives as long as this, and so does its place.
                 let _place = place;
                 let finished = tail.await;
-                end.record(status, finished.cpu, finished.result.as_ref().err());
+                end.record(status, finished.cpu, finished.result.as_ref().err(), Output::Streamed);
             });
             Some(AbortOnDrop(task.abort_handle()))
         }
@@ -234,6 +264,7 @@ fn stream(response: sandbox::StreamedResponse, tail: Tail, place: Place, mut end
 /// What is left to do when an invocation has ended.
 struct End {
     entity: Arc<ServedEntity>,
+    account: Option<Account>,
     log: RequestLog,
     id: String,
     started: Instant,
@@ -243,23 +274,31 @@ struct End {
     recorded: bool,
 }
 
-/// Status under which a request is counted whose client went away before its answer.
-const CLIENT_CLOSED_REQUEST: u16 = 499;
+/// What a guest answered, as far as accounts care.
+enum Output<'a> {
+    Whole(&'a Bytes),
+    Streamed,
+    None,
+}
 
 impl Drop for End {
     fn drop(&mut self) {
         if !self.recorded {
-            self.record(CLIENT_CLOSED_REQUEST, Duration::ZERO, None);
+            self.record(CLIENT_CLOSED_REQUEST, Duration::ZERO, None, Output::None);
         }
     }
 }
 
 impl End {
-    fn record(&mut self, status: u16, cpu: Duration, error: Option<&InvokeError>) {
+    fn record(&mut self, status: u16, cpu: Duration, error: Option<&InvokeError>, output: Output<'_>) {
         self.recorded = true;
         let now = Instant::now();
         let (total, predicted) = (now - self.started, now - self.running);
         self.entity.metrics.finished(status, Times { total, queued: self.queued, predicted, cpu });
+        if let Some(account) = &mut self.account {
+            let whole = if let Output::Whole(body) = output { Some(body) } else { None };
+            account.close(status, predicted, whole, matches!(output, Output::Streamed));
+        }
         let failure = error.map(|error| match error {
             InvokeError::Trapped { detail, .. } => detail.clone(),
             error => error.to_string(),

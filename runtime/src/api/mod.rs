@@ -1,6 +1,8 @@
 //! The HTTP API. [`answer`] wraps every request once (id, error body, log line); [`dispatch`] finds its route, whose
 //! table is in [`routes`].
 
+mod accounting;
+mod audited;
 mod discovery;
 mod endpoint_reports;
 mod endpoint_settings;
@@ -22,8 +24,8 @@ mod wire;
 mod workspaces;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -38,13 +40,14 @@ use tokio::sync::{Semaphore, mpsc};
 
 pub use self::oauth::FailedLogins;
 pub use self::registry::Signer;
-use self::routes::{Access, Found, Route};
+use self::routes::{Access, Effect, Found, Route};
 use crate::access::{Action, Directory, Level, Object, Principal, Tallies, authorize};
 use crate::admission::Admission;
 use crate::audit::Audit;
 use crate::catalog::Endpoint;
 use crate::control::ControlPlane;
 use crate::error::{ApiError, ErrorCode};
+use crate::gateway::gate::Gate;
 use crate::http::Scheme;
 use crate::http::body::{self, BodyLimits, ResponseBody};
 use crate::observe::metrics::Metrics;
@@ -72,6 +75,8 @@ pub struct App {
     pub audit: Arc<Audit>,
     /// Who used what.
     pub usage: Arc<Recorder>,
+    /// How much may be asked for, by whom.
+    pub gate: Arc<Gate>,
     /// What workspaces use of their quotas.
     pub tallies: Arc<Tallies>,
     /// Who sent wrong secrets lately.
@@ -102,6 +107,8 @@ pub(crate) struct Call {
     parameters: Vec<(&'static str, String)>,
     /// Who sent it; none where the route does not ask.
     principal: Option<Arc<Principal>>,
+    /// What it is about, once that is found: for the audit log.
+    object: OnceLock<String>,
     /// None once a handler has taken it.
     body: Option<Incoming>,
     peer: SocketAddr,
@@ -125,6 +132,7 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr,
         route: None,
         parameters: Vec::new(),
         principal: None,
+        object: OnceLock::new(),
         body: Some(body),
         peer,
         scheme,
@@ -173,8 +181,11 @@ async fn dispatch(call: &mut Call) -> Result<Answer, ApiError> {
         Found::Route(route, parameters) => {
             call.route = Some(route);
             call.parameters = decoded(parameters)?;
-            call.admit(route.access)?;
-            route.answer(call).await
+            if let Err(error) = call.admit(route.access) {
+                return audited::record(call, route, Err(error)).await;
+            }
+            let outcome = route.answer(call).await;
+            audited::record(call, route, outcome).await
         }
         Found::OtherMethods(methods) => {
             let allowed: Vec<&str> = methods.iter().map(|method| method.as_str()).collect();
@@ -260,6 +271,7 @@ impl Call {
 
     /// An endpoint, if the caller has the route's level on it.
     async fn endpoint_named(&self, name: &str) -> Result<Arc<Endpoint>, ApiError> {
+        self.is_about(name);
         let principal = self.principal()?;
         let endpoint = self.app.control.endpoint(principal.workspace, name).await?;
         authorize(&principal, Action::Use(self.level()), Object::Endpoint(&endpoint.record))?;
@@ -268,10 +280,18 @@ impl Call {
 
     /// A registered model, if the caller has the route's level on it.
     async fn model(&self, name: &str) -> Result<ModelRecord, ApiError> {
+        self.is_about(name);
         let principal = self.principal()?;
         let model = self.app.control.registry.model(principal.workspace, name).await?;
         authorize(&principal, Action::Use(self.level()), Object::Model(&model))?;
         Ok(model)
+    }
+
+    /// Tells the audit log what the call is about; the first to say so counts.
+    fn is_about(&self, name: &str) {
+        if self.route.is_some_and(|route| route.effect == Effect::Change) {
+            let _ = self.object.set(name.to_owned());
+        }
     }
 
     /// The level that the route asks for; the highest where it does not say.

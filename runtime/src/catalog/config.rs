@@ -502,12 +502,7 @@ impl EndpointRecord {
 
     /// What is kept of its settings and its config but not done.
     pub fn not_enforced(&self) -> Vec<&'static str> {
-        let mut fields = self.settings.not_enforced();
-        let older = self.config.iter().chain(&self.pending).filter_map(|config| config.auto_capture.as_ref());
-        if older.into_iter().any(InferenceTable::is_on) {
-            fields.push("auto_capture_config");
-        }
-        fields
+        self.settings.not_enforced()
     }
 
     /// The table of requests and responses, if one is written: the gateway's, or that of the older way.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::config::{InvalidConfig, invalid};
-use super::gateway_config::{GatewayConfig, InferenceTable, RateLimit, check_rate_limits};
+use super::gateway_config::{GatewayConfig, RateLimit, check_rate_limits};
 
 /// Most tags of an endpoint.
 const TAGS_MAX: usize = 20;
@@ -138,16 +138,9 @@ impl EndpointSettings {
     pub(super) fn not_enforced(&self) -> Vec<&'static str> {
         let listed = |addresses: &Option<Vec<String>>| addresses.as_ref().is_some_and(|list| !list.is_empty());
         let mails = |mails: &Notifications| listed(&mails.on_update_success) || listed(&mails.on_update_failure);
-        let gateway = |asked: fn(&GatewayConfig) -> bool| self.gateway.as_ref().is_some_and(asked);
-        let limited = gateway(|gateway| gateway.rate_limits.as_ref().is_some_and(|limits| !limits.is_empty()));
-        let written = gateway(|gateway| gateway.inference_table.as_ref().is_some_and(InferenceTable::is_on));
         let fields = [
             ("email_notifications", self.notifications.as_ref().is_some_and(mails)),
             ("telemetry_config", self.telemetry.as_ref().is_some_and(|telemetry| *telemetry != Telemetry::default())),
-            ("rate_limits", !self.rate_limits.is_empty()),
-            ("ai_gateway.rate_limits", limited),
-            ("ai_gateway.usage_tracking_config", gateway(|gateway| gateway.usage_tracking == Some(true))),
-            ("ai_gateway.inference_table_config", written),
         ];
         fields.into_iter().filter(|(_, asked)| *asked).map(|(field, _)| field).collect()
     }

@@ -336,15 +336,15 @@ impl Series {
 
     fn labels(&self) -> [(&str, String); 3] {
         [
+            ("workspace", self.workspace.to_string()),
             ("endpoint", self.endpoint.clone()),
             ("served_entity", self.entity.clone()),
-            ("workspace", self.workspace.to_string()),
         ]
     }
 
     fn labels_with<'a>(&'a self, key: &'a str, value: &'a str) -> [(&'a str, String); 4] {
-        let [endpoint, entity, workspace] = self.labels();
-        [endpoint, entity, workspace, (key, value.to_owned())]
+        let [workspace, endpoint, entity] = self.labels();
+        [workspace, endpoint, entity, (key, value.to_owned())]
     }
 }
 

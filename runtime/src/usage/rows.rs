@@ -106,6 +106,11 @@ pub struct PayloadRow {
     pub requester: String,
 }
 
+/// What both tables call a served entity: it stays the same while the endpoint has an entity of this name.
+pub fn served_entity_id(endpoint_id: &str, entity: &str) -> String {
+    format!("{endpoint_id}-{entity}")
+}
+
 /// Whether the request of this id belongs to the sample. The same id always gives the same answer.
 pub fn sampled(request_id: &str, fraction: f64) -> bool {
     let hash = blake3::hash(request_id.as_bytes());
