@@ -10,6 +10,7 @@
 //! - [`http`]: bad, slow and large requests; streams; the graceful end.
 //! - [`tls`]: certificates, their change while requests run, clients that must have one.
 //! - [`endpoint_control`]: all else that clients do with endpoints; stop and start.
+//! - [`gateway`]: rate limits, audit log, usage and payloads.
 //! - [`endpoints`]: create, update, split, fail, delete, restart, scale to zero.
 //! - [`density`]: many endpoints, of which few are in memory.
 //! - [`crash`]: `kill -9` at any moment.
@@ -29,6 +30,7 @@ mod crash;
 mod density;
 mod endpoint_control;
 mod endpoints;
+mod gateway;
 mod harness;
 mod hostile;
 mod http;
