@@ -4,6 +4,7 @@
 //! port of the loopback interface, with its state in a temporary folder; [`harness`] does that and stops it again. What
 //! else is needed (binary, guests, models, Python) comes from `make test`, and a test without it fails and says so.
 //!
+//! - [`access`]: every route, called by every kind of caller.
 //! - [`hostile`]: guests that misbehave. The caller learns why, everybody else notices nothing.
 //! - [`identities`]: users, groups, service principals, tokens, OAuth; workspaces, their quotas, and that none sees another.
 //! - [`isolation`]: nothing passes from one request to another.
@@ -24,6 +25,7 @@
 // Helpers of tests may panic as tests do; clippy's setting covers only the functions marked `#[test]`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+mod access;
 mod audit;
 mod cli;
 mod crash;
