@@ -10,7 +10,9 @@ use std::process::{Command, Output, Stdio};
 
 use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
-use tessera::home::Home;
+use tessera::home::{Home, Keys};
+use tessera::seal::keyring::{Found, Keyring};
+use tessera::seal::source::MasterKey;
 use tessera::usage::rows::Table;
 use tessera::usage::{EntityRow, PayloadRow, Recorder, Retention, UsageRow};
 
@@ -19,7 +21,9 @@ const TIME_MS: u64 = 1_790_000_000_123;
 /// A home with a row in each table.
 fn home(dir: &Path) -> [u8; 32] {
     let home = Home::open(dir).unwrap();
-    let key = home.keys().unwrap().usage;
+    let master = MasterKey::create(&home.path("node.key")).unwrap();
+    let ring = Keyring::open(&home, &master, None, None, Found::Nothing).unwrap();
+    let key = Keys::derive(&ring.secret().unwrap()).usage;
     let retention = Retention { days: None, bytes_max: u64::MAX };
     let recorder = Recorder::start(&home.path("usage"), key, retention, Counter::default()).unwrap();
     recorder.record(UsageRow {

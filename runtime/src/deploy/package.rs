@@ -503,7 +503,7 @@ mod tests {
     #[test]
     fn a_flavour_that_is_not_served_is_told_apart_from_a_broken_package() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
+        let blobs = Blobs::open(dir.path(), crate::seal::keyring::Keyring::for_tests(dir.path())).unwrap();
         let look = |name: &str, content: &str| {
             let file =
                 PackageFile { digest: blobs.put_bytes(content.as_bytes()).unwrap(), bytes: content.len() as u64 };

@@ -269,14 +269,17 @@ mod tests {
     use super::super::NewVersion;
     use super::super::names::put_tag;
     use super::*;
-    use crate::access::IdentityKind;
+    use crate::access::quota::tests::PLENTY;
+    use crate::access::{IdentityKind, Tallies};
+    use crate::seal::keyring::Keyring;
     use crate::store::blobs::Blobs;
     use crate::store::memory::MemoryStore;
 
     fn registry() -> (tempfile::TempDir, Registry) {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Arc::new(Blobs::open(dir.path()).unwrap());
-        (dir, Registry::new(Arc::new(MemoryStore::new()), blobs))
+        let blobs = Arc::new(Blobs::open(dir.path(), Keyring::for_tests(dir.path())).unwrap());
+        let tallies = Arc::new(Tallies::new(PLENTY));
+        (dir, Registry::open(Arc::new(MemoryStore::new()), blobs, tallies).unwrap())
     }
 
     fn of_workspace(id: u64) -> Principal {

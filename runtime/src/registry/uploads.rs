@@ -427,12 +427,14 @@ mod tests {
     #[test]
     fn what_arrives_otherwise_than_announced_or_breaks_off_is_not_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path()).unwrap();
+        let blobs = Blobs::open(dir.path(), crate::seal::keyring::Keyring::for_tests(dir.path())).unwrap();
         let send = |chunks: Vec<Result<Bytes, ApiError>>, expected: Expected| {
             let (sender, chunks_in) = mpsc::channel(8);
             chunks.into_iter().for_each(|chunk| sender.try_send(chunk).unwrap());
             drop(sender);
-            receive(&blobs, Content { chunks: chunks_in, expected })
+            let tally = crate::access::Tallies::new(crate::access::quota::tests::PLENTY).of(WorkspaceId(1));
+            let room = tally.reserve(Resource::ModelBytes, 0).unwrap();
+            receive(&blobs, Content { chunks: chunks_in, expected }, room)
         };
         let hello = || vec![Ok(Bytes::from_static(b"hel")), Ok(Bytes::from_static(b"lo"))];
         let sha = |content: &[u8]| Expected { sha256: Some(Sha256::digest(content).into()), md5: None };
