@@ -621,3 +621,22 @@ fn every_route_lets_in_whom_it_says_and_nobody_else() {
     }
     assert!(failures.is_empty(), "{} answers are wrong:\n{}", failures.len(), failures.join("\n"));
 }
+
+#[test]
+fn the_document_names_every_route_once_and_declares_the_parameters_of_its_path() {
+    let server = Server::start();
+    let document = send(server.anonymous(Method::GET, "/openapi.json")).ok();
+    assert_eq!(document["openapi"], "3.1.0");
+    let mut names = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let in_path: BTreeSet<&str> = path.split(['{', '}']).skip(1).step_by(2).collect();
+        for operation in methods.as_object().unwrap().values() {
+            assert!(names.insert(operation["operationId"].as_str().unwrap()), "{operation}");
+            let parameters = operation["parameters"].as_array().unwrap().iter();
+            let in_path_too = parameters.filter(|it| it["in"] == "path" && it["required"] == true);
+            let declared: BTreeSet<&str> = in_path_too.map(|it| it["name"].as_str().unwrap()).collect();
+            assert_eq!(declared, in_path, "{path}");
+            assert!(operation["responses"]["200"]["description"].is_string(), "{path}");
+        }
+    }
+}

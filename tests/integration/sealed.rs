@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Package, Server, eventually, guest, model, repository, serving, serving_with, tessera};
+use crate::harness::{Package, Server, eventually, guest, model, repository, send, serving, serving_with, tessera};
 
 const MODEL: &str = "main.default.hostile";
 const FILES: &str = "/api/2.0/fs/files/Models/main/default/hostile";
@@ -143,6 +144,70 @@ fn nothing_that_was_sent_can_be_read_outside_of_the_cache() {
     assert_eq!((&endpoint["description"], &endpoint["tags"][0]["value"]), (&json!(description), &json!(tag)));
     assert!(server.guest_log("e").contains(log.as_str()));
     assert_eq!(server.get(&format!("{FILES}/1/notes.txt")).body, file.repeat(3000).into_bytes());
+}
+
+#[test]
+fn credentials_and_secrets_are_in_no_file_no_log_no_metric_and_no_error() {
+    // given a secret that a guest reads, and credentials of every kind, all of them used
+    let mut server = Server::start();
+    let secret = "canary-in-a-secret-5f0a9c7e31";
+    server.post("/api/2.0/secrets/scopes/create", &json!({ "scope": "s" })).ok();
+    server.post("/api/2.0/secrets/put", &json!({ "scope": "s", "key": "k", "string_value": secret })).ok();
+    server.push(MODEL, &Package::hostile(""));
+    server.create("e", &serving_with(MODEL, "1", ("note", "{{secrets/s/k}}"))).ok();
+    server.settled("e");
+    let seen = server.invoke("e", &json!({ "do": "setting", "name": "note" })).ok();
+    assert_eq!(seen["setting"], secret);
+    let token = server.post("/api/2.0/token/create", &json!({})).ok()["token_value"].as_str().unwrap().to_owned();
+    let (robot_secret, access_token) = robot(&server);
+    let credentials = [secret, &token, &robot_secret, &access_token, &server.token].map(str::to_owned);
+
+    // when they are sent where they do not belong, and where they do with what is wrong there
+    let mut told = Vec::new();
+    for credential in &credentials {
+        told.push(send(server.request_as(&format!("{credential}x"), Method::GET, KEYS)));
+        told.push(send(server.request_as(credential, Method::GET, "/api/2.0/serving-endpoints/none")));
+        let form = format!("grant_type=client_credentials&client_id=nobody&client_secret={credential}");
+        let form = server.anonymous(Method::POST, "/oidc/v1/token").body(form);
+        told.push(send(form.header("content-type", "application/x-www-form-urlencoded")));
+    }
+    let bad_key = json!({ "scope": "s", "key": "a/b", "string_value": secret });
+    told.push(server.post("/api/2.0/secrets/put", &bad_key));
+    told.push(server.post("/api/2.0/secrets/put", &json!({ "scope": "none", "key": "k", "string_value": secret })));
+    told.push(server.invoke("e", &json!({ "do": "trap", "message": "with the secret in memory" })));
+    assert!(told.iter().all(|answer| answer.status >= 400), "{told:?}");
+    let metrics = server.get("/metrics").text();
+    restart(&mut server, |_| {});
+
+    // then none of them stands in any file, the cache included, nor in the log, the metrics and the errors
+    let own = server.home().join("admin.token");
+    let contents = |path: PathBuf| fs::read(&path).ok().map(|content| (path, content));
+    let mut kept: Vec<_> = files(&server.home()).into_iter().filter_map(contents).collect();
+    kept.push(("the log".into(), server.log().into_bytes()));
+    kept.push(("the metrics".into(), metrics.into_bytes()));
+    kept.extend(told.into_iter().map(|answer| ("an error".into(), answer.body)));
+    for credential in &credentials {
+        let mut found = readable(credential.as_bytes(), &kept);
+        if *credential == server.token {
+            // Written there for whoever starts the server; and the search would have found the others.
+            assert_eq!(found, [own.as_path()]);
+            found.clear();
+        }
+        assert!(found.is_empty(), "{credential} stands in {found:?}");
+    }
+}
+
+/// A service principal's secret, and an access token that was given for it.
+fn robot(server: &Server) -> (String, String) {
+    let body = json!({ "displayName": "robot" });
+    let robot = server.post("/api/2.0/preview/scim/v2/ServicePrincipals", &body).json();
+    let [id, application] = ["id", "applicationId"].map(|key| robot[key].as_str().unwrap().to_owned());
+    let path = format!("/api/2.0/accounts/servicePrincipals/{id}/credentials/secrets");
+    let secret = server.post(&path, &json!({})).ok()["secret"].as_str().unwrap().to_owned();
+    let form = format!("grant_type=client_credentials&client_id={application}&client_secret={secret}");
+    let ask = server.anonymous(Method::POST, "/oidc/v1/token").body(form);
+    let given = send(ask.header("content-type", "application/x-www-form-urlencoded")).ok();
+    (secret, given["access_token"].as_str().unwrap().to_owned())
 }
 
 #[test]
