@@ -35,7 +35,7 @@ use crate::nn::batcher::Counters;
 /// else that an idle endpoint costs, and a collector asks for all of it every few seconds.
 const ENTITIES_MAX: usize = 1000;
 
-/// Stands for the workspace, the endpoint and the entity of what is counted beyond [`ENTITIES_MAX`]. No endpoint can have this name.
+/// Stands for the endpoint and the entity of what is counted beyond [`ENTITIES_MAX`]. No endpoint can have this name.
 const OTHERS: &str = "(other)";
 
 /// Upper bounds of request times, in seconds.
@@ -422,7 +422,7 @@ mod tests {
     }
 
     fn count(metrics: &Metrics, endpoint: &str) -> Option<String> {
-        let workspace = if endpoint == OTHERS { OTHERS } else { "1" };
+        let workspace = if endpoint == OTHERS { "0" } else { "1" };
         let line =
             format!("tessera_invocations_total{{workspace=\"{workspace}\",endpoint=\"{endpoint}\",served_entity=");
         let text = text(metrics);
