@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Asks a server everything that its own OpenAPI document allows, and much that it does not: no answer may be a 5xx, or of
+# another form than the document says. About a minute; by itself, because it installs a client of its own.
+#
+#   tests/schemathesis.sh [EXAMPLES]    examples per route, 8 by default; more find more
+#
+# Run by `make schema`, which installs uv; stops by itself, and its server with it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+examples=${1:-8}
+PATH="$TESSERA_CACHE/uv/bin:$PATH"
+venv=$TESSERA_CACHE/schemathesis
+home=$(mktemp -d)
+trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true; rm -rf "$home"' EXIT
+
+[ -x "$venv/bin/schemathesis" ] || uv venv --quiet "$venv"
+uv pip install --quiet --python "$venv" --requirement tests/python/schemathesis.txt
+
+"$TESSERA_BIN" serve --home "$home" --listen 127.0.0.1:0 --log-level error &
+server=$!
+for _ in $(seq 300); do
+    [ -s "$home/address" ] && break
+    kill -0 "$server"
+    sleep 0.1
+done
+# Without rotations, which go on in the background and would slow down what comes after them.
+timeout 600 "$venv/bin/schemathesis" run "http://$(cat "$home/address")/openapi.json" \
+    --header "Authorization: Bearer $(cat "$home/admin.token")" \
+    --checks not_a_server_error,unsupported_method,content_type_conformance,response_schema_conformance \
+    --phases examples,coverage,fuzzing --max-examples "$examples" --request-timeout 10 --exclude-path-regex 'keys/rotate'
