@@ -184,6 +184,9 @@ async fn dispatch(call: &mut Call) -> Result<Answer, ApiError> {
             if let Err(error) = call.admit(route.access) {
                 return audited::record(call, route, Err(error)).await;
             }
+            if route.effect == Effect::Change {
+                call.app.audit.check().await?;
+            }
             let outcome = route.answer(call).await;
             audited::record(call, route, outcome).await
         }

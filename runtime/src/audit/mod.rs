@@ -19,6 +19,7 @@ mod verify;
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -48,6 +49,8 @@ const DENIED_KEYS_MAX: usize = 128;
 /// The log of a running server. Dropping it writes what waits.
 pub struct Audit {
     queue: Option<SyncSender<Message>>,
+    /// Whether the last record could not be written.
+    failing: Arc<AtomicBool>,
     denied: Arc<Mutex<Denied>>,
     writer: Option<JoinHandle<()>>,
 }
@@ -89,7 +92,7 @@ impl Audit {
             let denied = Arc::clone(&denied);
             move || write_all(log, &messages, &denied)
         })?;
-        Ok(Audit { queue: Some(queue), denied, writer: Some(writer) })
+        Ok(Audit { queue: Some(queue), failing: Arc::default(), denied, writer: Some(writer) })
     }
 
     /// Queues the record, at once and in call order; the future waits until it is on disk. Dropping the future does not
@@ -106,10 +109,26 @@ impl Audit {
             }),
             None => Err(AuditError("it is closed".to_owned())),
         };
+        let failing = Arc::clone(&self.failing);
         async move {
-            sent?;
-            outcome.await.unwrap_or_else(|_| Err(AuditError("its writer has ended".to_owned())))
+            let outcome = match sent {
+                Ok(()) => outcome.await.unwrap_or_else(|_| Err(AuditError("its writer has ended".to_owned()))),
+                Err(error) => Err(error),
+            };
+            failing.store(outcome.is_err(), Relaxed);
+            outcome
         }
+    }
+
+    /// Whether what happens now can be recorded. Costs nothing but after a failure: then a record of its own finds out.
+    ///
+    /// # Errors
+    /// [`AuditError`]: nothing may be changed.
+    pub async fn check(&self) -> Result<(), AuditError> {
+        if !self.failing.load(Relaxed) {
+            return Ok(());
+        }
+        self.append(Event::own("audit.resumed", "")).await
     }
 
     /// Counts a denied access. Takes a lock for as long as a look into a small table takes; waits for no disk.

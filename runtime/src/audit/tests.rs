@@ -281,7 +281,10 @@ async fn a_full_disk_refuses_changes_until_there_is_room_and_a_failed_sync_until
     let error = ApiError::from(audit.append(event("lost")).await.unwrap_err());
     assert_eq!((error.status, error.code), (503, ErrorCode::TemporarilyUnavailable));
     whole(dir.path());
+    // What comes next is refused before it begins, and goes on by itself when there is room.
+    audit.check().await.unwrap_err();
     disk.0.store(0, Relaxed);
+    audit.check().await.unwrap();
     audit.append(event("b")).await.unwrap();
     disk.0.store(2, Relaxed);
     audit.append(event("unknown")).await.unwrap_err();
