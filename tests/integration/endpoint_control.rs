@@ -43,6 +43,11 @@ fn the_databricks_client_does_all_it_can() {
     assert_eq!(seen["tags"], json!([{ "key": "stage", "value": "x" }, { "key": "plain" }]));
     assert!(seen["guardrail"].as_str().unwrap().contains("guardrails.input.safety is not enforced"), "{seen}");
     assert!(seen["foundation"].as_str().unwrap().contains("has no entity_version"), "{seen}");
+    assert_eq!(seen["levels"], json!(["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE"]));
+    for (made, level) in [("set", "CAN_VIEW"), ("updated", "CAN_QUERY")] {
+        let all = json!({ "admin": "CAN_MANAGE", "users": level, "admins": "CAN_MANAGE" });
+        assert_eq!(seen[made], all, "{made}");
+    }
     let build_log = seen["build_log"].as_str().unwrap();
     assert!(
         build_log.contains("ready") && build_log.contains("email_notifications of the endpoint is kept"),

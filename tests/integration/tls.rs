@@ -16,7 +16,7 @@ use reqwest::{Certificate, Identity, Version};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Package, Server, client, eventually, printed, python, tessera};
+use crate::harness::{Package, Server, ask_python, client, eventually, model, printed, python, tessera};
 
 /// A certificate authority of a test.
 struct Ca {
@@ -421,6 +421,21 @@ fn the_databricks_sdk_works_over_tls() {
     let trusting_others = asked.env_remove("REQUESTS_CA_BUNDLE").output().unwrap();
     assert!(!trusting_others.status.success());
     assert!(String::from_utf8_lossy(&trusting_others.stderr).contains("CERTIFICATE_VERIFY_FAILED"));
+}
+
+#[test]
+fn the_clients_do_over_tls_all_that_they_do_without() {
+    let tls = Tls::start(&[]);
+    let iris = Package::of(&model("iris"));
+    tls.server.push("main.default.iris", &iris);
+    tls.server.push("main.default.iris", &iris);
+    let ca = tls.path("ca.pem");
+    // Each fails where an answer is not what it promises: the lives of an endpoint, of principals, of OAuth's tokens.
+    for (script, more) in [("databricks_client.py", Some("main.default.iris")), ("identities.py", None)] {
+        let mut client = python(script);
+        client.args([&tls.server.address, &tls.server.token]).args(more);
+        ask_python(client.env("REQUESTS_CA_BUNDLE", &ca).env("SSL_CERT_FILE", &ca), &Value::Null);
+    }
 }
 
 #[test]

@@ -120,6 +120,27 @@ except BadRequest as error:
     seen["guardrail"] = str(error)
 assert endpoints.get("pe").config.config_version == 2
 
+# who may do what with it
+pid = endpoints.get("pe").id
+levels = endpoints.get_permission_levels(pid).permission_levels
+seen["levels"] = [level.permission_level.value for level in levels]
+
+
+def shared(permissions):
+    return {entry.group_name or entry.user_name: entry.all_permissions[0].permission_level.value
+            for entry in permissions.access_control_list}
+
+
+def to(group, level):
+    return [s.ServingEndpointAccessControlRequest(group_name=group, permission_level=level)]
+
+
+level = s.ServingEndpointPermissionLevel
+seen["set"] = shared(endpoints.set_permissions(pid, access_control_list=to("users", level.CAN_VIEW)))
+seen["updated"] = shared(endpoints.update_permissions(pid, access_control_list=to("users", level.CAN_QUERY)))
+assert shared(endpoints.get_permissions(pid)) == seen["updated"]
+
+
 # what can be read
 assert "hello" not in endpoints.logs("pe", "green").logs
 seen["build_log"] = endpoints.build_logs("pe", "green").logs
