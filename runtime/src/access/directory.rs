@@ -112,7 +112,8 @@ impl Directory {
         for (_, identity) in scan_documents::<Identity>(&*directory.store, "identity/")? {
             directory.identities.pin().insert(identity.id, Arc::new(identity));
         }
-        if directory.identities.is_empty() {
+        // Made in one step with its token, so that a start that was cut off is done again.
+        if !directory.identities.pin().values().any(|identity| identity.server_admin) {
             directory.first_start(home).await?;
         }
         for (name, token) in scan_documents::<TokenRecord>(&*directory.store, "token/")? {
@@ -131,22 +132,25 @@ impl Directory {
             None => self.create_workspace("default", Quotas::default()).await?,
             Some(workspace) => {
                 self.forget_old_tokens().await?;
-                self.keep_identities(workspace.id, &built_in_groups(workspace.id)?).await?;
+                if self.group(workspace.id, ADMINS).is_none() {
+                    self.keep_identities(workspace.id, &built_in_groups(workspace.id)?).await?;
+                }
                 workspace
             }
         };
         let admins = self.group(workspace.id, ADMINS).context("the workspace has no administrators")?;
-        let admin = NewIdentity {
+        let admin = Identity {
+            id: tokens::new_number()?,
+            workspace: workspace.id,
             kind: IdentityKind::User,
             name: "admin".to_owned(),
             display_name: "admin".to_owned(),
             active: true,
             external_id: None,
             groups: vec![admins.id],
+            server_admin: true,
+            creation_timestamp: now_ms(),
         };
-        let mut admin = (*self.create_identity(workspace.id, admin).await?).clone();
-        admin.server_admin = true;
-        self.keep_identities(workspace.id, &[admin.clone()]).await?;
         let token = tokens::new_token(TokenKind::Personal)?;
         // The file first: a token without a file would lock everybody out, a file without a token is written again.
         home.write(TOKEN_FILE, token.as_bytes())?;
@@ -156,7 +160,9 @@ impl Directory {
             comment: "the first administrator's".to_owned(),
             lifetime_ms: None,
         };
-        self.keep_token(&token, &admin, new).await?;
+        let transaction = Transaction::new().put_document(&identity_key(&admin), &admin)?;
+        self.keep_token(transaction, &token, &admin, new).await?;
+        self.identities.pin().insert(admin.id, Arc::new(admin));
         tracing::info!(file = %home.path(TOKEN_FILE).display(), "made the first administrator; the token is in this file");
         Ok(())
     }
@@ -611,11 +617,18 @@ impl Directory {
             return Err(ApiError::new(ErrorCode::BadRequest, message));
         }
         let token = tokens::new_token(new.kind)?;
-        let record = self.keep_token(&token, owner, new).await?;
+        let record = self.keep_token(Transaction::new(), &token, owner, new).await?;
         Ok((token, record))
     }
 
-    async fn keep_token(&self, token: &str, owner: &Identity, new: NewToken) -> Result<Arc<TokenRecord>, ApiError> {
+    /// Stores a token in one step with whatever else is in the transaction, then shows it.
+    async fn keep_token(
+        &self,
+        with: Transaction,
+        token: &str,
+        owner: &Identity,
+        new: NewToken,
+    ) -> Result<Arc<TokenRecord>, ApiError> {
         let now = now_ms();
         let record = Arc::new(TokenRecord {
             token_id: tokens::new_id()?,
@@ -628,7 +641,7 @@ impl Directory {
             expiry_timestamp: new.lifetime_ms.map(|lifetime| now.saturating_add(lifetime)),
         });
         let hash = self.hash(token);
-        self.store.commit(Transaction::new().put_document(&token_key(&hash), &*record)?).await?;
+        self.store.commit(with.put_document(&token_key(&hash), &*record)?).await?;
         self.tokens.pin().insert(hash, Arc::clone(&record));
         Ok(record)
     }
@@ -795,6 +808,25 @@ mod tests {
             assert_eq!(directory.authenticate(&headers(bad)).unwrap_err().code, ErrorCode::Unauthenticated);
         }
         assert_eq!(directory.authenticate(&HeaderMap::new()).unwrap_err().status, 401);
+    }
+
+    #[tokio::test]
+    async fn a_first_start_that_was_cut_off_is_done_again() {
+        let opened = open().await;
+        // as if it had ended after it made the workspace
+        for prefix in ["identity/", "token/"] {
+            for (key, record) in scan_documents::<serde_json::Value>(&*opened.store, prefix).unwrap() {
+                if record["kind"] != "Group" {
+                    opened.store.commit(Transaction::new().delete_document(&key)).await.unwrap();
+                }
+            }
+        }
+        let tallies = Arc::new(Tallies::new(crate::access::quota::tests::PLENTY));
+        let again = Directory::open(Arc::clone(&opened.store), &opened.home, [1; 32], tallies).await.unwrap();
+        let token = std::fs::read_to_string(opened.home.path(TOKEN_FILE)).unwrap();
+        assert!(again.authenticate(&headers(&format!("Bearer {token}"))).unwrap().server_admin);
+        let here = again.workspaces();
+        assert_eq!((here.len(), again.identities(here[0].id, IdentityKind::Group).len()), (1, 2));
     }
 
     #[tokio::test]

@@ -22,6 +22,11 @@ const USAGE_WITHIN_BYTES: usize = 512;
 /// Status under which a request is counted whose client went away before its answer.
 pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
 
+/// Longest text that a row keeps of what a caller says, in bytes, and most entries of `usage_context`: thousands of rows
+/// may wait in memory.
+const SAID_BYTES_MAX: usize = 256;
+const CONTEXT_ENTRIES_MAX: usize = 20;
+
 /// A request on its way. Dropped before it has ended, it is recorded as one whose client went away.
 pub(super) struct Account {
     app: Arc<App>,
@@ -67,7 +72,7 @@ impl Account {
         let characters = characters(body);
         let row = UsageRow {
             workspace: record.workspace.0,
-            client_request_id: said.client_request_id,
+            client_request_id: said.client_request_id.map(cut),
             databricks_request_id: id.to_owned(),
             requester: principal.name.clone(),
             status_code: CLIENT_CLOSED_REQUEST,
@@ -76,7 +81,7 @@ impl Account {
             output_token_count: None,
             input_character_count: Some(characters),
             output_character_count: None,
-            usage_context: said.usage_context.into_iter().map(|(key, value)| (key, text_of(value))).collect(),
+            usage_context: context(said.usage_context),
             request_streaming: false,
             served_entity_id: served_entity_id(&record.id, &entity.name),
             endpoint_name: record.name.clone(),
@@ -158,11 +163,19 @@ fn said(body: &[u8]) -> Said {
     serde_json::from_slice(body).unwrap_or_default()
 }
 
-fn text_of(value: Value) -> String {
-    match value {
+fn context(said: serde_json::Map<String, Value>) -> Vec<(String, String)> {
+    let text = |value| match value {
         Value::String(text) => text,
         other => other.to_string(),
-    }
+    };
+    said.into_iter().take(CONTEXT_ENTRIES_MAX).map(|(key, value)| (cut(key), cut(text(value)))).collect()
+}
+
+fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(SAID_BYTES_MAX));
+    // What was cut off would stay in memory.
+    text.shrink_to_fit();
+    text
 }
 
 fn tokens(body: &[u8]) -> Option<Tokens> {
@@ -174,6 +187,8 @@ fn tokens(body: &[u8]) -> Option<Tokens> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -191,6 +206,8 @@ mod tests {
         let said = said(br#"{"inputs":[1],"client_request_id":"mine","usage_context":{"team":"a","n":1}}"#);
         assert_eq!(said.client_request_id.as_deref(), Some("mine"));
         assert_eq!(said.usage_context["team"], "a");
+        let kept = context((0..100).map(|n| (format!("{n}"), json!("\u{20ac}".repeat(1000)))).collect());
+        assert_eq!((kept.len(), kept[0].1.len()), (20, 255));
         assert!(super::said(b"not json \"usage_context\"").client_request_id.is_none());
         assert_eq!(characters("aäb€".as_bytes()), 4);
     }

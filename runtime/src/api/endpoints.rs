@@ -169,6 +169,7 @@ async fn start(call: &Call) -> Result<Answer, ApiError> {
 async fn delete(call: &Call) -> Result<Answer, ApiError> {
     let endpoint = call.endpoint().await?;
     call.app.control.delete(endpoint.record.workspace, &endpoint.record.name).await?;
+    call.app.gate.remove(&endpoint.record.id);
     // A body, because MLflow parses one.
     json(&Map::new())
 }

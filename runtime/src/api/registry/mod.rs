@@ -110,15 +110,6 @@ impl Paging {
     }
 }
 
-/// The address at which the caller reaches this server: what it was asked for, for only the caller uses it.
-fn own_address(call: &Call) -> String {
-    let header = |name: &str| call.head.headers.get(name).and_then(|value| value.to_str().ok());
-    let host = header("host").or(call.head.uri.authority().map(|authority| authority.as_str())).unwrap_or_default();
-    // A proxy that ends TLS says so.
-    let https = header("x-forwarded-proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
-    format!("{}://{host}", if https { "https" } else { call.scheme.name() })
-}
-
 /// Whether the path is below a prefix.
 fn is_below(call: &Call, prefix: &str) -> bool {
     call.head.uri.path().starts_with(prefix)

@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use super::super::routes::{Access, Route, handler};
 use super::super::{Answer, Call, respond};
 use super::files::{self, Place};
-use super::own_address;
 use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
 use crate::deploy::package::PackageFile;
@@ -99,7 +98,7 @@ pub(super) fn address(call: &Call, place: &Place, deed: Deed<'_>, asked_end: Opt
         .append_pair("signature", &signature.to_hex())
         .finish();
     let path = files::escaped(&files::location(&place.model, place.version), &place.path);
-    Ok(format!("{}/api/2.0/fs/signed{path}?{query}", own_address(call)))
+    Ok(format!("{}/api/2.0/fs/signed{path}?{query}", call.origin()))
 }
 
 fn parse_time(text: &str) -> Result<u64, ApiError> {
