@@ -106,6 +106,7 @@ impl Host<'_> {
             headers: Arc::clone(&headers),
             body: InvocationBody::Full(body.as_bytes().to_vec()),
             log: RequestLog::new(LIMITS.log_bytes),
+            transcript: None,
         };
         runtime.block_on(async {
             let (answer, _) = self.sandbox.invoke(&component, request()).await;

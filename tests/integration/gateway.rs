@@ -131,3 +131,80 @@ fn every_request_leaves_a_row_and_its_payload_where_that_is_asked_for() {
     assert_eq!((&found["request"], &found["response"]), (&json!(body), &json!(body)));
     assert_eq!((&found["status_code"], &found["requester"]), (&json!(200), &json!("admin")));
 }
+
+/// The rows of the endpoint's payload table, by their requests.
+fn payload(server: &Server, of: &harness::Answer) -> Option<Value> {
+    let rows = lines(&run(server, &["usage", "payload", "e"]));
+    rows.into_iter().find(|row| row["databricks_request_id"] == of.header("x-request-id"))
+}
+
+#[test]
+fn streamed_answers_are_kept_up_to_a_limit_and_say_what_is_missing() {
+    let server = with_endpoint();
+    let table = |fraction: f64| {
+        let table = json!({
+            "enabled": true, "catalog_name": "main", "schema_name": "default", "sampling_fraction": fraction,
+        });
+        json!({ "inference_table_config": table })
+    };
+    gateway(&server, &table(1.0));
+    let stream = |deed: &str, chunks: usize, bytes: usize| {
+        server.invoke("e", &json!({ "do": deed, "chunks": chunks, "bytes": bytes }))
+    };
+    let short = stream("stream", 3, 5);
+    let long = stream("stream", 20, 100_000);
+    assert_eq!((short.body.len(), long.body.len()), (15, 2_000_000));
+    let request = json!({ "do": "stream_then_trap", "chunks": 2, "bytes": 4 });
+    let broken = server.request(reqwest::Method::POST, "/serving-endpoints/e/invocations").json(&request);
+    let broken = broken.send().unwrap();
+    let broken_id = broken.headers()["x-request-id"].to_str().unwrap().to_owned();
+    broken.bytes().expect_err("a body that breaks off is no whole body");
+
+    server.get("/api/2.0/tessera/usage").ok();
+    let row = payload(&server, &short).unwrap();
+    assert_eq!((&row["response"], &row["logging_error_codes"]), (&json!("x".repeat(15)), &json!([])));
+    let row = payload(&server, &long).unwrap();
+    assert_eq!(row["response"].as_str().unwrap().len(), 1 << 20);
+    assert_eq!(row["logging_error_codes"], json!(["MAX_RESPONSE_SIZE_EXCEEDED"]));
+    let rows = lines(&run(&server, &["usage", "payload", "e"]));
+    let row = rows.iter().find(|row| row["databricks_request_id"] == broken_id.as_str()).unwrap();
+    assert_eq!((&row["response"], &row["logging_error_codes"]), (&json!("xxxxxxxx"), &json!(["RESPONSE_BROKEN_OFF"])));
+
+    // A sample: which requests are in it depends on their ids alone.
+    gateway(&server, &table(0.5));
+    let sampled: Vec<_> = (0..40).map(|_| stream("stream", 1, 1)).collect();
+    gateway(&server, &table(0.0));
+    let unsampled = stream("stream", 1, 1);
+    server.get("/api/2.0/tessera/usage").ok();
+    let kept: Vec<Value> = sampled.iter().filter_map(|answer| payload(&server, answer)).collect();
+    assert!((4..37).contains(&kept.len()), "{} of 40 were kept", kept.len());
+    assert!(kept.iter().all(|row| row["sampling_fraction"] == 0.5));
+    assert!(payload(&server, &unsampled).is_none());
+    let refused = server.put("/api/2.0/serving-endpoints/e/ai-gateway", &table(1.5));
+    refused.is_error(400, "INVALID_PARAMETER_VALUE", &["sampling_fraction", "0 to 1"]);
+}
+
+#[test]
+fn tokens_are_counted_as_the_model_says_them() {
+    let server = with_endpoint();
+    let echo = |content_type: &str, body: String| {
+        let request = server.request(reqwest::Method::POST, "/serving-endpoints/e/invocations");
+        let answer = send(request.header("content-type", content_type).body(body));
+        assert_eq!(answer.status, 200);
+    };
+    let usage = r#""usage":{"prompt_tokens":30,"completion_tokens":2,"total_tokens":32}"#;
+    let text = "a".repeat(5000);
+    echo("application/vnd.test+json", format!(r#"{{{usage},"choices":[{{"text":"{text}"}}]}}"#));
+    echo("text/event-stream", format!("data: {{\"choices\":[],{usage}}}\n\ndata: [DONE]\n\n"));
+    // Not the model's count, but what somebody wrote.
+    echo("text/plain", format!("{{{usage}}}"));
+    echo("application/vnd.test+json", format!(r#"{{"predictions":[{{{usage}}}]}}"#));
+    let row = &server.get("/api/2.0/tessera/usage?by=endpoint&endpoint=e").ok()["usage"][0];
+    assert_eq!((&row["requests"], &row["input_tokens"], &row["output_tokens"]), (&json!(4), &json!(60), &json!(4)));
+
+    // A limit of tokens counts them too.
+    gateway(&server, &json!({ "rate_limits": [{ "tokens": 200, "renewal_period": "minute", "key": "endpoint" }] }));
+    let large = r#"{"usage":{"prompt_tokens":300,"completion_tokens":0,"total_tokens":300}}"#;
+    echo("application/vnd.test+json", large.to_owned());
+    server.invoke("e", &ECHO()).is_error(429, "REQUEST_LIMIT_EXCEEDED", &["200 tokens per minute"]);
+}

@@ -10,14 +10,17 @@ use serde_json::Value;
 
 use super::App;
 use crate::access::Principal;
-use crate::catalog::{Endpoint, EntityConfig};
+use crate::catalog::Endpoint;
+use crate::catalog::served::ServedEntity;
 use crate::clock;
 use crate::error::ApiError;
 use crate::gateway::limits::{Admitted, monotonic_ms};
-use crate::usage::rows::{PayloadRow, UsageRow, served_entity_id};
+use crate::usage::rows::{Missing, PayloadRow, UsageRow, sampled, served_entity_id};
+use crate::usage::tokens::Tokens;
+use crate::usage::transcript::{self, Transcript, Wanted, characters};
 
-/// Where a response tells the tokens that it took: OpenAI's shapes have it at their end.
-const USAGE_WITHIN_BYTES: usize = 512;
+/// The path whose answers hold tensors.
+pub(super) const OPEN_INFERENCE: &str = "v2/infer";
 
 /// Status under which a request is counted whose client went away before its answer.
 pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -30,10 +33,13 @@ const CONTEXT_ENTRIES_MAX: usize = 20;
 /// A request on its way. Dropped before it has ended, it is recorded as one whose client went away.
 pub(super) struct Account {
     app: Arc<App>,
-    endpoint: Arc<Endpoint>,
     row: Option<UsageRow>,
     /// None where it is not kept.
-    payload: Option<Bytes>,
+    payload: Option<Kept>,
+    /// Whether the answer may tell of tokens.
+    counts_tokens: bool,
+    /// Hears a streamed answer, where somebody wants to know.
+    transcript: Option<Transcript>,
     admitted: Admitted,
     started: Instant,
 }
@@ -46,34 +52,63 @@ struct Said {
     usage_context: serde_json::Map<String, Value>,
 }
 
-/// What language models say of their tokens.
-#[derive(Debug, Deserialize)]
-struct Tokens {
-    prompt_tokens: Option<u64>,
-    completion_tokens: Option<u64>,
-    total_tokens: Option<u64>,
+/// What the inference table gets of a request before its answer.
+struct Kept {
+    request: Bytes,
+    sampling_fraction: f64,
+}
+
+/// A request as accounts see it.
+pub(super) struct Asked<'a> {
+    pub(super) id: &'a str,
+    /// The guest's name for the API.
+    pub(super) path: &'a str,
+    /// The input, where it is read as a whole.
+    pub(super) body: &'a [u8],
+}
+
+/// What a guest answered, as far as accounts care.
+#[derive(Clone, Copy)]
+pub(super) enum Output<'a> {
+    Whole {
+        content_type: &'a str,
+        body: &'a Bytes,
+    },
+    Streamed {
+        /// Whether it was sent to its end.
+        whole: bool,
+    },
+    None,
+}
+
+/// What an account reads from an output.
+#[derive(Default)]
+struct Answered {
+    characters: Option<u64>,
+    tokens: Option<Tokens>,
+    payload: Bytes,
+    missing: Option<Missing>,
 }
 
 impl Account {
-    /// Counts a request in the limits that it meets. `body` is its input, where it is read as a whole.
+    /// Counts a request in the limits that it meets.
     ///
     /// # Errors
     /// `REQUEST_LIMIT_EXCEEDED`; the refusal is in the usage table too.
     pub(super) fn open(
         app: &Arc<App>,
-        endpoint: &Arc<Endpoint>,
-        entity: &EntityConfig,
+        endpoint: &Endpoint,
+        entity: &ServedEntity,
         principal: &Principal,
-        id: &str,
-        body: &[u8],
+        asked: Asked<'_>,
     ) -> Result<Account, ApiError> {
         let record = &endpoint.record;
-        let said = said(body);
-        let characters = characters(body);
+        let said = said(asked.body);
+        let characters = characters(asked.body);
         let row = UsageRow {
             workspace: record.workspace.0,
             client_request_id: said.client_request_id.map(cut),
-            databricks_request_id: id.to_owned(),
+            databricks_request_id: asked.id.to_owned(),
             requester: principal.name.clone(),
             status_code: CLIENT_CLOSED_REQUEST,
             request_time_ms: clock::now_ms(),
@@ -83,16 +118,26 @@ impl Account {
             output_character_count: None,
             usage_context: context(said.usage_context),
             request_streaming: false,
-            served_entity_id: served_entity_id(&record.id, &entity.name),
+            served_entity_id: served_entity_id(&record.id, &entity.config.name),
             endpoint_name: record.name.clone(),
             execution_duration_us: 0,
         };
-        // What the documents estimate where a model does not say.
-        match app.gate.admit(principal, record, characters.div_ceil(4)) {
+        match app.gate.admit(principal, record, estimate(characters)) {
             Ok(admitted) => {
-                let payload = record.inference_table().is_some().then(|| Bytes::copy_from_slice(body));
-                let (app, endpoint) = (Arc::clone(app), Arc::clone(endpoint));
-                Ok(Account { app, endpoint, row: Some(row), payload, admitted, started: Instant::now() })
+                let sampling_fraction = record.inference_table().map_or(0.0, |table| table.sampling_fraction());
+                let payload = sampled(asked.id, sampling_fraction)
+                    .then(|| Kept { request: Bytes::copy_from_slice(asked.body), sampling_fraction });
+                let counts_tokens = entity.plan.may_count_tokens() && asked.path != OPEN_INFERENCE;
+                let wanted = Wanted { payload: payload.is_some(), tokens: counts_tokens };
+                Ok(Account {
+                    app: Arc::clone(app),
+                    row: Some(row),
+                    payload,
+                    counts_tokens,
+                    transcript: (wanted.payload || wanted.tokens).then(|| Transcript::new(wanted)),
+                    admitted,
+                    started: Instant::now(),
+                })
             }
             Err(refusal) => {
                 app.metrics.count_refusal("rate_limit");
@@ -103,55 +148,80 @@ impl Account {
         }
     }
 
-    /// The request has ended. `body` is the response where it was one piece.
-    pub(super) fn close(&mut self, status: u16, ran: Duration, body: Option<&Bytes>, streamed: bool) {
+    /// What hears the answer if it is streamed.
+    pub(super) fn transcript(&self) -> Option<Transcript> {
+        self.transcript.clone()
+    }
+
+    /// The request has ended.
+    pub(super) fn close(&mut self, status: u16, ran: Duration, output: Output<'_>) {
         let Some(mut row) = self.row.take() else { return };
+        let answered = self.read(output);
         row.status_code = status;
-        row.request_streaming = streamed;
+        row.request_streaming = matches!(output, Output::Streamed { .. });
         row.execution_duration_us = ran.as_micros() as u64;
-        if let Some(body) = body {
-            row.output_character_count = Some(characters(body));
-            if let Some(tokens) = tokens(body) {
-                row.input_token_count = tokens.prompt_tokens;
-                let rest =
-                    || tokens.total_tokens.zip(tokens.prompt_tokens).map(|(all, input)| all.saturating_sub(input));
-                row.output_token_count = tokens.completion_tokens.or_else(rest);
-            }
-        }
-        let said = row.input_token_count.map(|input| input + row.output_token_count.unwrap_or(0));
-        if let Some(tokens) = said {
+        row.output_character_count = answered.characters;
+        row.input_token_count = answered.tokens.and_then(|tokens| tokens.input);
+        row.output_token_count = answered.tokens.and_then(|tokens| tokens.of_output());
+        let estimated = || {
+            let characters = answered.characters.filter(|_| self.counts_tokens)?;
+            Some(estimate(row.input_character_count.unwrap_or(0)) + estimate(characters))
+        };
+        if let Some(tokens) = answered.tokens.map(|tokens| tokens.all()).or_else(estimated) {
             std::mem::take(&mut self.admitted).settle(tokens, monotonic_ms());
         }
-        if let Some(request) = self.payload.take() {
+        if let Some(kept) = self.payload.take() {
             self.app.usage.record(PayloadRow {
                 workspace: row.workspace,
-                endpoint_name: self.endpoint.record.name.clone(),
+                endpoint_name: row.endpoint_name.clone(),
                 databricks_request_id: row.databricks_request_id.clone(),
                 client_request_id: row.client_request_id.clone(),
                 request_time_ms: row.request_time_ms,
                 status_code: status,
-                sampling_fraction: 1.0,
+                sampling_fraction: kept.sampling_fraction,
                 execution_duration_ms: ran.as_millis() as u64,
-                request,
-                response: body.cloned().unwrap_or_default(),
+                request: kept.request,
+                response: answered.payload,
+                missing: answered.missing,
                 served_entity_id: row.served_entity_id.clone(),
                 requester: row.requester.clone(),
             });
         }
         self.app.usage.record(row);
     }
+
+    fn read(&self, output: Output<'_>) -> Answered {
+        match (output, &self.transcript) {
+            (Output::Whole { content_type, body }, _) => Answered {
+                characters: Some(characters(body)),
+                tokens: self.counts_tokens.then(|| transcript::tokens_of(content_type, body)).flatten(),
+                payload: body.clone(),
+                missing: None,
+            },
+            (Output::Streamed { whole }, Some(transcript)) => {
+                let said = transcript.take();
+                let missing = match (said.cut, whole) {
+                    (true, _) => Some(Missing::Rest),
+                    (false, false) => Some(Missing::Unsent),
+                    (false, true) => None,
+                };
+                Answered { characters: Some(said.characters), tokens: said.tokens, payload: said.payload, missing }
+            }
+            (Output::Streamed { .. } | Output::None, _) => Answered::default(),
+        }
+    }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
         let ran = self.started.elapsed();
-        self.close(CLIENT_CLOSED_REQUEST, ran, None, false);
+        self.close(CLIENT_CLOSED_REQUEST, ran, Output::None);
     }
 }
 
-fn characters(text: &[u8]) -> u64 {
-    // The first byte of each character of UTF-8.
-    text.iter().filter(|byte| (**byte as i8) >= -0x40).count() as u64
+/// Tokens of a text, where no model has counted them: what the documents estimate. Limits count it; no row tells it.
+fn estimate(characters: u64) -> u64 {
+    characters.div_ceil(4)
 }
 
 /// Most requests say nothing, and are not parsed for it.
@@ -178,28 +248,11 @@ fn cut(mut text: String) -> String {
     text
 }
 
-fn tokens(body: &[u8]) -> Option<Tokens> {
-    let end = &body[body.len().saturating_sub(USAGE_WITHIN_BYTES)..];
-    let found = memchr::memmem::rfind(end, b"\"usage\"")?;
-    let object = end[found + b"\"usage\"".len()..].trim_ascii_start().strip_prefix(b":")?;
-    serde_json::Deserializer::from_slice(object).into_iter().next()?.ok()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn tokens_are_read_where_a_language_model_says_them() {
-        let body = br#"{"object":"list","data":[],"usage": {"prompt_tokens":3,"total_tokens":5}}"#;
-        let tokens = tokens(body).unwrap();
-        assert_eq!((tokens.prompt_tokens, tokens.completion_tokens, tokens.total_tokens), (Some(3), None, Some(5)));
-        for none in [&b""[..], b"{}", br#"{"usage"}"#, br#"{"usage":"much"}"#, br#"{"predictions":[1]}"#] {
-            assert!(super::tokens(none).is_none(), "{none:?}");
-        }
-    }
 
     #[test]
     fn what_a_caller_says_beside_the_input_is_kept() {
@@ -209,6 +262,5 @@ mod tests {
         let kept = context((0..100).map(|n| (format!("{n}"), json!("\u{20ac}".repeat(1000)))).collect());
         assert_eq!((kept.len(), kept[0].1.len()), (20, 255));
         assert!(super::said(b"not json \"usage_context\"").client_request_id.is_none());
-        assert_eq!(characters("aäb€".as_bytes()), 4);
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use super::accounting::{Account, CLIENT_CLOSED_REQUEST};
+use super::accounting::{Account, Asked, CLIENT_CLOSED_REQUEST, OPEN_INFERENCE, Output};
 use super::routes::{Route, handler};
 use super::{Answer, Call, respond};
 use crate::admission::Place;
@@ -18,7 +18,9 @@ use crate::deploy::package::RequestBodyMode;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{AbortOnDrop, ResponseBody};
 use crate::observe::metrics::Times;
-use crate::sandbox::{self, FailureKind, Invocation, InvocationBody, InvokeError, RequestLog, StreamError, Tail};
+use crate::sandbox::{
+    self, FailureKind, Finished, Invocation, InvocationBody, InvokeError, RequestLog, StreamError, Tail,
+};
 
 /// Names the served entity that answered.
 const SERVED_MODEL_NAME: HeaderName = HeaderName::from_static("served-model-name");
@@ -74,7 +76,7 @@ async fn infer(call: &mut Call) -> Result<Answer, ApiError> {
         "" => choose(&endpoint, Wanted::Any)?,
         version => choose(&endpoint, Wanted::Version(version))?,
     };
-    invoke_entity(call, endpoint, entity, "v2/infer").await
+    invoke_entity(call, endpoint, entity, OPEN_INFERENCE).await
 }
 
 /// `path` is the guest's name for the API.
@@ -162,12 +164,13 @@ async fn run(
         InvocationBody::Full(body) => body,
         InvocationBody::Chunks(_) => &[],
     };
-    let account = Account::open(app, endpoint, &entity.config, &*call.principal()?, &call.id, input)?;
+    let asked = Asked { id: &call.id, path: &request.path, body: input };
+    let account = Account::open(app, endpoint, entity, &*call.principal()?, asked)?;
     let mut account = Some(account);
     let outcome = run_admitted(call, entity, request, &mut account).await;
     // Otherwise its guest began, and ended it.
     if let (Err(error), Some(mut account)) = (&outcome, account) {
-        account.close(error.status, Duration::ZERO, None, false);
+        account.close(error.status, Duration::ZERO, Output::None);
     }
     outcome
 }
@@ -208,17 +211,18 @@ async fn run_admitted(
         headers: request.headers,
         body: request.body,
         log: log.clone(),
+        transcript: account.as_ref().and_then(Account::transcript),
     };
     let running = Instant::now();
     let queued = running - waiting;
     let account = account.take();
     let id = call.id.clone();
-    let mut end = End { entity: Arc::clone(entity), account, log, id, started, queued, running, recorded: false };
+    let mut end = End { entity: Arc::clone(entity), account, log, id, started, queued, running, stage: Stage::Running };
     let (result, cpu) = host.sandbox.invoke(&ready.component, invocation).await;
     let mut response = match result {
         Ok(sandbox::Answer::Full { status, content_type, body }) => {
             let body = Bytes::from(body);
-            end.record(status, cpu, None, Output::Whole(&body));
+            end.record(status, cpu, None, Output::Whole { content_type: &content_type, body: &body });
             respond(status, &content_type, body)
         }
         Ok(sandbox::Answer::Streamed { response, tail }) => stream(response, tail, place, end),
@@ -243,15 +247,16 @@ fn stream(response: sandbox::StreamedResponse, tail: Tail, place: Place, mut end
     let status = response.status;
     let maker = match tail {
         Tail::Ended(finished) => {
-            end.record(status, finished.cpu, finished.result.as_ref().err(), Output::Streamed);
+            end.record_stream(status, &finished);
             None
         }
         Tail::Running(tail) => {
+            end.stage = Stage::Streaming;
             let task = tokio::spawn(async move {
                 // The instance lives as long as this, and so does its place.
                 let _place = place;
                 let finished = tail.await;
-                end.record(status, finished.cpu, finished.result.as_ref().err(), Output::Streamed);
+                end.record_stream(status, &finished);
             });
             Some(AbortOnDrop(task.abort_handle()))
         }
@@ -271,33 +276,41 @@ struct End {
     /// Time waited before it ran.
     queued: Duration,
     running: Instant,
-    recorded: bool,
+    stage: Stage,
 }
 
-/// What a guest answered, as far as accounts care.
-enum Output<'a> {
-    Whole(&'a Bytes),
-    Streamed,
-    None,
+/// How far an invocation has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Running,
+    Streaming,
+    Recorded,
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        if !self.recorded {
-            self.record(CLIENT_CLOSED_REQUEST, Duration::ZERO, None, Output::None);
-        }
+        let output = match self.stage {
+            Stage::Recorded => return,
+            Stage::Streaming => Output::Streamed { whole: false },
+            Stage::Running => Output::None,
+        };
+        self.record(CLIENT_CLOSED_REQUEST, Duration::ZERO, None, output);
     }
 }
 
 impl End {
+    fn record_stream(&mut self, status: u16, finished: &Finished) {
+        let error = finished.result.as_ref().err();
+        self.record(status, finished.cpu, error, Output::Streamed { whole: error.is_none() });
+    }
+
     fn record(&mut self, status: u16, cpu: Duration, error: Option<&InvokeError>, output: Output<'_>) {
-        self.recorded = true;
+        self.stage = Stage::Recorded;
         let now = Instant::now();
         let (total, predicted) = (now - self.started, now - self.running);
         self.entity.metrics.finished(status, Times { total, queued: self.queued, predicted, cpu });
         if let Some(account) = &mut self.account {
-            let whole = if let Output::Whole(body) = output { Some(body) } else { None };
-            account.close(status, predicted, whole, matches!(output, Output::Streamed));
+            account.close(status, predicted, output);
         }
         let failure = error.map(|error| match error {
             InvokeError::Trapped { detail, .. } => detail.clone(),

@@ -335,7 +335,7 @@ impl TrafficConfig {
 }
 
 /// A numbered config of an endpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EndpointConfig {
     /// Counts up with every update.
     pub version: u64,
@@ -393,7 +393,7 @@ impl EndpointConfig {
 }
 
 /// A config that could not be deployed, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FailedConfig {
     /// The config.
     pub config: EndpointConfig,

@@ -19,7 +19,7 @@ const WORDS_MAX: usize = 100;
 const WORD_BYTES_MAX: usize = 100;
 
 /// The whole of it. Replaced as a whole.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GatewayConfig {
     /// How much may be asked for, by whom, in the order given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,7 +83,7 @@ impl LimitKey {
 }
 
 /// A table of requests and responses: `<catalog>.<schema>.<prefix>_payload`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct InferenceTable {
     /// Whether it is written; not, where it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,6 +97,9 @@ pub struct InferenceTable {
     /// Beginning of the third part; the endpoint's name, where it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table_name_prefix: Option<String>,
+    /// Share of the requests that is kept, from 0 to 1; all, where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling_fraction: Option<f64>,
 }
 
 /// What is looked for in requests and in responses.
@@ -234,12 +237,17 @@ impl InferenceTable {
         self.enabled == Some(true)
     }
 
+    /// Share of the requests that is kept; see [`sampled`](crate::usage::rows::sampled).
+    pub fn sampling_fraction(&self) -> f64 {
+        self.sampling_fraction.unwrap_or(1.0)
+    }
+
     /// Beginning of the table's name.
     pub fn prefix<'a>(&'a self, endpoint: &'a str) -> &'a str {
         self.table_name_prefix.as_deref().filter(|prefix| !prefix.is_empty()).unwrap_or(endpoint)
     }
 
-    /// Checks the names; `field` is what the caller calls it.
+    /// Checks all parts; `field` is what the caller calls it.
     ///
     /// # Errors
     /// What is wrong.
@@ -256,6 +264,10 @@ impl InferenceTable {
                     "{field}.{part} '{name}' is not a name: no spaces, '.' or '/', at most {NAME_BYTES_MAX} bytes"
                 ));
             }
+        }
+        if !(0.0..=1.0).contains(&self.sampling_fraction()) {
+            let share = self.sampling_fraction();
+            return invalid(format!("{field}.sampling_fraction is {share}; it must be from 0 to 1"));
         }
         let empty = |name: &Option<String>| name.as_ref().is_none_or(String::is_empty);
         if self.is_on() && (empty(&self.catalog) || empty(&self.schema)) {
@@ -356,11 +368,18 @@ mod tests {
             enabled: Some(enabled),
             catalog: Some(catalog.to_owned()),
             schema: Some("s".to_owned()),
-            table_name_prefix: None,
+            ..InferenceTable::default()
         };
         assert!(table(true, "").check("t").is_err() && table(true, "a.b").check("t").is_err());
         assert!(table(true, "a").check_change(&table(true, "b"), "t").is_err());
         table(true, "a").check_change(&table(false, "b"), "t").unwrap();
         assert_eq!(table(true, "a").prefix("iris"), "iris");
+        // How much of it is kept may change at any time.
+        for (share, allowed) in [(0.0, true), (0.25, true), (1.0, true), (-0.1, false), (1.1, false), (f64::NAN, false)]
+        {
+            let sampled = InferenceTable { sampling_fraction: Some(share), ..table(true, "a") };
+            assert_eq!(sampled.check("t").is_ok(), allowed, "{share}");
+            table(true, "a").check_change(&sampled, "t").unwrap();
+        }
     }
 }

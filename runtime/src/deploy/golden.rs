@@ -42,6 +42,7 @@ pub async fn check(
         headers: Arc::new(HeaderMap::new()),
         body: InvocationBody::of(request, entity.plan.request_body),
         log,
+        transcript: None,
     };
     let failed = |what: String| DeployError::Model(format!("the golden request '{}' failed: {what}", golden.request));
     let (status, body) = match host.sandbox.invoke(&ready.component, invocation).await.0 {

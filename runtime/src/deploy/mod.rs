@@ -157,6 +157,13 @@ pub struct Plan {
     assets: Vec<String>,
 }
 
+impl Plan {
+    /// Whether answers may tell of tokens: those of tables and tensors never do.
+    pub fn may_count_tokens(&self) -> bool {
+        self.component != ComponentSource::Stock("scoring".to_owned())
+    }
+}
+
 impl ModelHost {
     /// Puts the parts together.
     pub fn new(parts: HostParts) -> ModelHost {

@@ -23,6 +23,7 @@ use super::streaming::{RequestBody, ResponseStream, StreamError, StreamedRespons
 use super::{LoadedComponent, Sandbox};
 use crate::deploy::package::RequestBodyMode;
 use crate::nn::{Executor, NamedGraphs, Tenant};
+use crate::usage::transcript::Transcript;
 
 /// Longest message of a guest that a caller gets to see.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
@@ -51,6 +52,8 @@ pub struct Invocation {
     pub body: InvocationBody,
     /// Where the guest's lines go.
     pub log: RequestLog,
+    /// Hears a streamed answer.
+    pub transcript: Option<Transcript>,
 }
 
 /// A request body on its way to the guest.
@@ -242,7 +245,7 @@ async fn call(
     }
     let handle = Phase::Handle(RequestContext {
         headers: invocation.headers,
-        stream: ResponseStream::new(head),
+        stream: ResponseStream::new(head, invocation.transcript),
         deadline,
         graphs: invocation.graphs,
         executor: invocation.executor,

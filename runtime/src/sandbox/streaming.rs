@@ -11,6 +11,7 @@ use wasmtime::component::Resource;
 pub use super::bindings::tessera::endpoint::streaming::StreamError;
 use super::bindings::tessera::endpoint::streaming::{Host, HostRequestBody, HostResponseBody};
 use super::guest::{GuestState, Phase};
+use crate::usage::transcript::Transcript;
 
 /// Largest chunk handed to a guest at once.
 const CHUNK_BYTES_MAX: usize = 1 << 20;
@@ -60,11 +61,13 @@ pub(super) struct ResponseStream {
     sender: Option<mpsc::Sender<Bytes>>,
     complete: Arc<AtomicBool>,
     sent_bytes: u64,
+    /// Hears what is sent, where somebody wants to know.
+    transcript: Option<Transcript>,
 }
 
 impl ResponseStream {
-    pub(super) fn new(head: oneshot::Sender<StreamedResponse>) -> ResponseStream {
-        ResponseStream { head: Some(head), sender: None, complete: Arc::default(), sent_bytes: 0 }
+    pub(super) fn new(head: oneshot::Sender<StreamedResponse>, transcript: Option<Transcript>) -> ResponseStream {
+        ResponseStream { head: Some(head), sender: None, complete: Arc::default(), sent_bytes: 0, transcript }
     }
 
     /// Says that the guest has ended well, before the channel closes.
@@ -92,6 +95,9 @@ impl Host for GuestState {
         // One chunk may wait for the client; the guest is parked until it is taken.
         let (sender, chunks) = mpsc::channel(1);
         let complete = Arc::clone(&stream.complete);
+        if let Some(transcript) = &stream.transcript {
+            transcript.begin(&content_type);
+        }
         if head.send(StreamedResponse { status, content_type, chunks, complete }).is_err() {
             return Ok(Err(StreamError::Closed));
         }
@@ -137,6 +143,9 @@ impl HostResponseBody for GuestState {
         let Some(sender) = &stream.sender else { return Ok(Err(StreamError::Closed)) };
         if chunk.is_empty() {
             return Ok(Ok(()));
+        }
+        if let Some(transcript) = &stream.transcript {
+            transcript.hear(&chunk);
         }
         Ok(sender.send(chunk.into()).await.map_err(|_| StreamError::Closed))
     }

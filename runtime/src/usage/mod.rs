@@ -11,6 +11,7 @@
 //! - [`rows`]: the tables and their columns.
 //! - [`spill`]: rows on their way, safe from a crash.
 //! - [`parts`]: Parquet files: written whole, merged, removed when their time is over.
+//! - [`transcript`]: what is heard of a streamed answer while it passes; [`tokens`]: what models say of theirs.
 //! - [`summary`]: what was used, by whom, from the files alone.
 //!
 //! [`Recorder::record`] is for the path of a request: it puts the row into a bounded queue and neither waits nor takes a
@@ -22,6 +23,8 @@ pub mod parts;
 pub mod rows;
 mod spill;
 pub mod summary;
+pub mod tokens;
+pub mod transcript;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -98,12 +98,23 @@ pub struct PayloadRow {
     pub execution_duration_ms: u64,
     /// Body of the request.
     pub request: Bytes,
-    /// Body of the response.
+    /// Body of the response, or what was kept of it.
     pub response: Bytes,
+    /// What is missing of `response`.
+    pub missing: Option<Missing>,
     /// Refers to [`EntityRow::served_entity_id`].
     pub served_entity_id: String,
     /// Name of the principal.
     pub requester: String,
+}
+
+/// What is missing of a response that was streamed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// What is beyond [`PAYLOAD_BYTES_MAX`].
+    Rest,
+    /// What was not sent: the model failed, or the client went away.
+    Unsent,
 }
 
 /// What both tables call a served entity: it stays the same while the endpoint has an entity of this name.
@@ -206,6 +217,10 @@ impl PayloadRecord {
             }
         };
         let (request, response) = (text(&row.request, "REQUEST"), text(&row.response, "RESPONSE"));
+        codes.extend(row.missing.map(|missing| match missing {
+            Missing::Rest => "MAX_RESPONSE_SIZE_EXCEEDED".to_owned(),
+            Missing::Unsent => "RESPONSE_BROKEN_OFF".to_owned(),
+        }));
         PayloadRecord {
             workspace: row.workspace,
             endpoint_name: row.endpoint_name,

@@ -80,6 +80,8 @@ pub(in crate::api) struct InferenceTableConfig {
     schema_name: Option<String>,
     table_name_prefix: Option<String>,
     enabled: Option<bool>,
+    /// Share of the requests that is kept, from 0 to 1.
+    sampling_fraction: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -158,6 +160,7 @@ impl From<InferenceTableConfig> for InferenceTable {
             catalog: input.catalog_name,
             schema: input.schema_name,
             table_name_prefix: input.table_name_prefix,
+            sampling_fraction: input.sampling_fraction,
         }
     }
 }
@@ -219,6 +222,7 @@ pub(super) fn inference_table(table: &InferenceTable) -> Value {
         ("schema_name", table.schema.as_ref().map(|name| json!(name))),
         ("table_name_prefix", table.table_name_prefix.as_ref().map(|prefix| json!(prefix))),
         ("enabled", table.enabled.map(|enabled| json!(enabled))),
+        ("sampling_fraction", table.sampling_fraction.map(|share| json!(share))),
     ])
 }
 
@@ -240,7 +244,7 @@ mod tests {
         let sent = json!({
             "fallback_config": { "enabled": true },
             "guardrails": { "input": { "safety": false, "pii": { "behavior": "NONE" } } },
-            "inference_table_config": { "catalog_name": "c", "schema_name": "s", "enabled": true },
+            "inference_table_config": { "catalog_name": "c", "schema_name": "s", "enabled": true, "sampling_fraction": 0.5 },
             "rate_limits": [
                 { "calls": 10, "renewal_period": "minute" },
                 { "tokens": 5, "key": "user_group", "principal": "g", "renewal_period": "minute" },
