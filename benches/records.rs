@@ -9,7 +9,8 @@ use std::thread;
 use std::time::Instant;
 
 use prometheus_client::metrics::counter::Counter;
-use tessera::gateway::limits::{Caller, Limits, Quota, RateLimit, admit, monotonic_ms};
+use tessera::catalog::gateway_config::RateLimit;
+use tessera::gateway::limits::{Caller, Limits, Quota, admit, monotonic_ms};
 use tessera::usage::{Recorder, Retention, UsageRow};
 
 const ROUNDS: u64 = 1_000_000;
@@ -20,9 +21,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cores = thread::available_parallelism()?.get();
     let config = r#"[{"calls":1000000000,"tokens":10000000000,"renewal_period":"minute"},
         {"key":"user","calls":1000000000,"tokens":10000000000,"renewal_period":"minute"}]"#;
-    let endpoint = Limits::endpoint(&serde_json::from_str::<Vec<RateLimit>>(config)?, None)?;
+    let endpoint = Limits::endpoint(&serde_json::from_str::<Vec<RateLimit>>(config)?, None);
     let quota = Quota { requests_per_minute: Some(1_000_000_000), tokens_per_minute: None };
-    let workspace = Limits::workspace(quota, None)?;
+    let workspace = Limits::workspace(quota, None);
     for threads in [1, cores] {
         let ns = on_threads(threads, |thread| {
             let caller = Caller { id: thread, name: "ann", service_principal: false, member_of: &|_| false };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::limits::{self, Admitted, Caller, Limits, Quota, Refusal, monotonic_ms};
 use crate::access::{Directory, IdentityKind, Principal, Tallies};
-use crate::catalog::gateway_config::{LimitKey, RateLimit};
+use crate::catalog::gateway_config::RateLimit;
 use crate::catalog::{EndpointRecord, WorkspaceId};
 
 type Map<K, V> = papaya::HashMap<K, V>;
@@ -95,8 +95,8 @@ impl Gate {
             gateway: gateway.to_vec(),
             older: older.to_vec(),
             compiled: [
-                compile(record, gateway, known.map(|known| &known.compiled[0])),
-                compile(record, older, known.map(|known| &known.compiled[1])),
+                Limits::endpoint(gateway, known.map(|known| &known.compiled[0])),
+                Limits::endpoint(older, known.map(|known| &known.compiled[1])),
             ],
         });
         endpoints.insert(record.id.as_str().into(), Arc::clone(&made));
@@ -114,34 +114,9 @@ impl Gate {
         if let Some(known) = known.filter(|known| known.quota == quota) {
             return Arc::clone(known);
         }
-        let compiled = Limits::workspace(quota, known.map(|known| &known.compiled)).unwrap_or_else(|error| {
-            tracing::error!(workspace = %id, "a quota cannot be enforced: {error}");
-            Limits::default()
-        });
+        let compiled = Limits::workspace(quota, known.map(|known| &known.compiled));
         let made = Arc::new(OfWorkspace { quota, compiled });
         workspaces.insert(id, Arc::clone(&made));
         made
     }
-}
-
-/// The limits as they are enforced. They were checked when they were configured; one that cannot be enforced all the same
-/// is our bug, and is told in the log.
-fn compile(record: &EndpointRecord, configured: &[RateLimit], previous: Option<&Limits>) -> Limits {
-    let limit = |limit: &RateLimit| limits::RateLimit {
-        key: match limit.key.unwrap_or_default() {
-            LimitKey::Endpoint => limits::LimitKey::Endpoint,
-            LimitKey::User => limits::LimitKey::User,
-            LimitKey::UserGroup => limits::LimitKey::UserGroup,
-            LimitKey::ServicePrincipal => limits::LimitKey::ServicePrincipal,
-        },
-        principal: limit.principal.clone(),
-        calls: limit.calls,
-        tokens: limit.tokens,
-        renewal_period: limits::RenewalPeriod::Minute,
-    };
-    let configured: Vec<_> = configured.iter().map(limit).collect();
-    Limits::endpoint(&configured, previous).unwrap_or_else(|error| {
-        tracing::error!(endpoint = record.name, "a rate limit cannot be enforced: {error}");
-        Limits::default()
-    })
 }

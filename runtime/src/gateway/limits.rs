@@ -15,79 +15,18 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use papaya::HashMap;
-use serde::{Deserialize, Serialize};
 
 use super::window::{AMOUNT_MAX, Refused, Window};
+use crate::catalog::gateway_config::{LimitKey, RateLimit};
 use crate::error::{ApiError, ErrorCode};
 
-/// Most limits of one endpoint.
-pub const LIMITS_MAX: usize = 20;
-
-/// Most of them that are for groups.
-pub const GROUP_LIMITS_MAX: usize = 5;
-
-/// One limit as a config says it, on the wire and in the store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RateLimit {
-    /// Whose requests are counted together.
-    #[serde(default)]
-    pub key: LimitKey,
-    /// The user, group or service principal; none for an endpoint, and for the default of all callers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub principal: Option<String>,
-    /// Requests per minute; 0 blocks.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub calls: Option<u64>,
-    /// Tokens per minute, of input and output; 0 blocks.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokens: Option<u64>,
-    /// The span that the numbers are for.
-    pub renewal_period: RenewalPeriod,
-}
-
-/// Whose requests a [`RateLimit`] counts together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LimitKey {
-    /// Everybody's.
-    #[default]
-    Endpoint,
-    /// Those of one user; without a name, of each caller.
-    User,
-    /// Those of all members.
-    UserGroup,
-    /// Those of one service principal.
-    ServicePrincipal,
-}
-
-/// The span of a [`RateLimit`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RenewalPeriod {
-    /// 60 s.
-    Minute,
-}
-
 /// Limits of a whole workspace, per minute; none is no limit, 0 blocks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Quota {
     /// Requests to all endpoints.
-    #[serde(default)]
     pub requests_per_minute: Option<u64>,
     /// Tokens of all endpoints.
-    #[serde(default)]
     pub tokens_per_minute: Option<u64>,
-}
-
-/// A config whose limits are not allowed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct InvalidLimits(pub String);
-
-impl From<InvalidLimits> for ApiError {
-    fn from(error: InvalidLimits) -> ApiError {
-        ApiError::invalid(error.0)
-    }
 }
 
 /// Who calls, as far as limits care.
@@ -153,66 +92,24 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The limits of an endpoint. What `previous` counted goes on counting, for each limit that is in both.
-    ///
-    /// # Errors
-    /// [`InvalidLimits`] names the limit and what is wrong with it.
-    pub fn endpoint(limits: &[RateLimit], previous: Option<&Limits>) -> Result<Limits, InvalidLimits> {
-        let groups = limits.iter().filter(|limit| limit.key == LimitKey::UserGroup).count();
-        if limits.len() > LIMITS_MAX || groups > GROUP_LIMITS_MAX {
-            return Err(InvalidLimits(format!(
-                "rate_limits has {} limits, {groups} of them for groups: at most {LIMITS_MAX} are allowed, and \
-                 {GROUP_LIMITS_MAX} for groups",
-                limits.len()
-            )));
-        }
+    /// The limits of an endpoint, as its config was checked. What `previous` counted goes on counting, for each limit that
+    /// is in both.
+    pub fn endpoint(limits: &[RateLimit], previous: Option<&Limits>) -> Limits {
         let mut compiled = Limits::default();
-        for (index, limit) in limits.iter().enumerate() {
-            let invalid = |why: &str| InvalidLimits(format!("rate_limits[{index}] {why}"));
-            let scope = scope(limit).map_err(|why| invalid(&why))?;
-            if compiled.rules.iter().any(|rule| rule.scope == scope) {
-                return Err(invalid(&format!("is the second one for {scope}; put calls and tokens into one")));
-            }
-            if limit.calls.is_none() && limit.tokens.is_none() {
-                return Err(invalid("has neither calls nor tokens"));
-            }
-            compiled.add(&scope, Measure::Calls, limit.calls, previous).map_err(|why| invalid(&why))?;
-            compiled.add(&scope, Measure::Tokens, limit.tokens, previous).map_err(|why| invalid(&why))?;
+        for limit in limits {
+            let scope = scope(limit);
+            compiled.add(&scope, Measure::Calls, limit.calls, previous);
+            compiled.add(&scope, Measure::Tokens, limit.tokens, previous);
         }
-        Ok(compiled)
-    }
-
-    /// The limits of an endpoint in the older form, which knows calls, per endpoint and per user.
-    ///
-    /// # Errors
-    /// [`InvalidLimits`], also for what only `ai_gateway.rate_limits` can say.
-    pub fn legacy(limits: &[RateLimit], previous: Option<&Limits>) -> Result<Limits, InvalidLimits> {
-        let old = |limit: &RateLimit| {
-            matches!(limit.key, LimitKey::Endpoint | LimitKey::User)
-                && limit.principal.is_none()
-                && limit.tokens.is_none()
-        };
-        match limits.iter().position(|limit| !old(limit)) {
-            Some(index) => Err(InvalidLimits(format!(
-                "rate_limits[{index}] can only have calls, for the key user or endpoint; ai_gateway.rate_limits takes \
-                 the others"
-            ))),
-            None => Limits::endpoint(limits, previous),
-        }
+        compiled
     }
 
     /// The limits of a workspace.
-    ///
-    /// # Errors
-    /// [`InvalidLimits`] for a number that is too large.
-    pub fn workspace(quota: Quota, previous: Option<&Limits>) -> Result<Limits, InvalidLimits> {
+    pub fn workspace(quota: Quota, previous: Option<&Limits>) -> Limits {
         let mut compiled = Limits::default();
-        let amounts = [(Measure::Calls, quota.requests_per_minute), (Measure::Tokens, quota.tokens_per_minute)];
-        for (measure, limit) in amounts {
-            let invalid = |why| InvalidLimits(format!("the quota {why}"));
-            compiled.add(&Scope::Workspace, measure, limit, previous).map_err(invalid)?;
-        }
-        Ok(compiled)
+        compiled.add(&Scope::Workspace, Measure::Calls, quota.requests_per_minute, previous);
+        compiled.add(&Scope::Workspace, Measure::Tokens, quota.tokens_per_minute, previous);
+        compiled
     }
 
     /// Forgets callers who have asked for nothing in the last minute. To be called from time to time.
@@ -224,25 +121,16 @@ impl Limits {
         }
     }
 
-    fn add(
-        &mut self,
-        scope: &Scope,
-        measure: Measure,
-        limit: Option<u64>,
-        previous: Option<&Limits>,
-    ) -> Result<(), String> {
-        let Some(limit) = limit else { return Ok(()) };
-        if limit > AMOUNT_MAX {
-            return Err(format!("allows {limit} {measure} per minute: at most {AMOUNT_MAX} can be counted"));
-        }
+    fn add(&mut self, scope: &Scope, measure: Measure, limit: Option<u64>, previous: Option<&Limits>) {
+        let Some(limit) = limit else { return };
         let same = |rule: &&Rule| rule.scope == *scope && rule.measure == measure;
         let counted = match previous.and_then(|previous| previous.rules.iter().find(same)) {
             Some(rule) => rule.counted.clone(),
             None if *scope == Scope::Default => Counted::Each(Arc::default()),
             None => Counted::Together(Arc::default()),
         };
-        self.rules.push(Rule { scope: scope.clone(), measure, limit, counted });
-        Ok(())
+        // No machine answers as many requests in a minute as can be counted: a larger limit refuses nobody either.
+        self.rules.push(Rule { scope: scope.clone(), measure, limit: limit.min(AMOUNT_MAX), counted });
     }
 
     /// The rules that count for a caller.
@@ -255,20 +143,15 @@ impl Limits {
     }
 }
 
-fn scope(limit: &RateLimit) -> Result<Scope, String> {
-    let named = |what| match &limit.principal {
-        Some(name) if !name.is_empty() => Ok(name.clone()),
-        _ => Err(format!("has the key {what} and names no principal")),
-    };
-    match (limit.key, &limit.principal) {
-        (LimitKey::Endpoint, None) => Ok(Scope::Endpoint),
-        (LimitKey::Endpoint, Some(name)) => {
-            Err(format!("names the principal '{name}', but its key endpoint counts everybody"))
-        }
-        (LimitKey::User, None) => Ok(Scope::Default),
-        (LimitKey::User, Some(_)) => named("user").map(Scope::User),
-        (LimitKey::UserGroup, _) => named("user_group").map(Scope::Group),
-        (LimitKey::ServicePrincipal, _) => named("service_principal").map(Scope::ServicePrincipal),
+fn scope(limit: &RateLimit) -> Scope {
+    let (key, principal) = limit.scope();
+    let name = || principal.unwrap_or_default().to_owned();
+    match (key, principal) {
+        (LimitKey::Endpoint, _) => Scope::Endpoint,
+        (LimitKey::User, None) => Scope::Default,
+        (LimitKey::User, Some(_)) => Scope::User(name()),
+        (LimitKey::UserGroup, _) => Scope::Group(name()),
+        (LimitKey::ServicePrincipal, _) => Scope::ServicePrincipal(name()),
     }
 }
 

@@ -6,11 +6,11 @@ use super::*;
 use crate::gateway::window::SLOT_MS;
 
 fn limit(key: LimitKey, principal: Option<&str>, calls: Option<u64>, tokens: Option<u64>) -> RateLimit {
-    RateLimit { key, principal: principal.map(str::to_owned), calls, tokens, renewal_period: RenewalPeriod::Minute }
+    RateLimit { key: Some(key), principal: principal.map(str::to_owned), calls, tokens }
 }
 
 fn compile(limits: &[RateLimit]) -> Limits {
-    Limits::endpoint(limits, None).unwrap()
+    Limits::endpoint(limits, None)
 }
 
 /// Tries one call of a user without groups.
@@ -20,40 +20,17 @@ fn call(limits: &Limits, id: u64, name: &str, now_ms: u64) -> Result<(), Refusal
 }
 
 #[test]
-fn the_wire_form_of_both_generations_is_read() {
-    let text = r#"[{"calls":5,"key":"user","renewal_period":"minute"},
-        {"tokens":9,"key":"user_group","principal":"g","renewal_period":"minute"},
-        {"calls":1,"renewal_period":"minute"}]"#;
-    let limits: Vec<RateLimit> = serde_json::from_str(text).unwrap();
-    assert_eq!(limits[0], limit(LimitKey::User, None, Some(5), None));
-    assert_eq!(limits[1], limit(LimitKey::UserGroup, Some("g"), None, Some(9)));
-    assert_eq!(limits[2].key, LimitKey::Endpoint);
-    assert!(Limits::legacy(&limits[..1], None).is_ok());
-    assert!(Limits::legacy(&limits, None).unwrap_err().0.contains("rate_limits[1]"));
-    assert!(serde_json::from_str::<RateLimit>(r#"{"calls":1,"renewal_period":"day"}"#).is_err());
-}
-
-#[test]
-fn what_cannot_hold_is_refused_by_its_place() {
-    use LimitKey::{Endpoint, ServicePrincipal, User, UserGroup};
-    let groups = |count: usize| -> Vec<RateLimit> {
-        (0..count).map(|n| limit(UserGroup, Some(&format!("g{n}")), Some(1), None)).collect()
-    };
-    let users: Vec<_> = (0..21).map(|n| limit(User, Some(&format!("u{n}")), Some(1), None)).collect();
-    for (limits, words) in [
-        (vec![limit(Endpoint, Some("a"), Some(1), None)], "rate_limits[0] names the principal 'a'"),
-        (vec![limit(UserGroup, None, Some(1), None)], "names no principal"),
-        (vec![limit(ServicePrincipal, Some(""), Some(1), None)], "names no principal"),
-        (vec![limit(User, None, None, None)], "neither calls nor tokens"),
-        (vec![limit(User, None, Some(1), None), limit(User, None, None, Some(1))], "[1] is the second one"),
-        (vec![limit(Endpoint, None, Some(u64::MAX), None)], "at most"),
-        (groups(6), "6 of them for groups"),
-        (users, "at most 20"),
-    ] {
-        let error = Limits::endpoint(&limits, None).unwrap_err();
-        assert!(error.0.contains(words), "{error}");
-    }
-    assert!(Limits::endpoint(&groups(5), None).is_ok());
+fn calls_and_tokens_in_two_limits_count_like_in_one() {
+    let limits = compile(&[
+        limit(LimitKey::User, None, Some(2), None),
+        RateLimit { key: None, ..limit(LimitKey::Endpoint, None, None, Some(u64::MAX)) },
+        limit(LimitKey::User, None, None, Some(10)),
+    ]);
+    let caller = Caller { id: 1, name: "a", service_principal: false, member_of: &|_| false };
+    admit(&[&limits], &caller, 8, 60_000).unwrap().settle(8, 60_000);
+    assert!(admit(&[&limits], &caller, 8, 60_000).unwrap_err().limit.contains("10 tokens per minute for each user"));
+    admit(&[&limits], &caller, 1, 60_000).unwrap().settle(1, 60_000);
+    assert!(admit(&[&limits], &caller, 1, 60_000).unwrap_err().limit.contains("2 calls per minute for each user"));
 }
 
 #[test]
@@ -80,19 +57,19 @@ fn a_config_that_keeps_a_limit_keeps_what_it_counted() {
     let before = compile(&[per_user(2), limit(LimitKey::Endpoint, None, Some(9), None)]);
     call(&before, 1, "a", 60_000).unwrap();
     call(&before, 1, "a", 60_000).unwrap();
-    let raised = Limits::endpoint(&[per_user(3)], Some(&before)).unwrap();
+    let raised = Limits::endpoint(&[per_user(3)], Some(&before));
     call(&raised, 1, "a", 60_001).unwrap();
     assert!(call(&raised, 1, "a", 60_002).is_err());
     // A limit that went and came back counts anew.
-    let gone = Limits::endpoint(&[], Some(&raised)).unwrap();
-    let back = Limits::endpoint(&[per_user(1)], Some(&gone)).unwrap();
+    let gone = Limits::endpoint(&[], Some(&raised));
+    let back = Limits::endpoint(&[per_user(1)], Some(&gone));
     call(&back, 1, "a", 60_003).unwrap();
 }
 
 #[test]
 fn a_request_over_one_limit_is_counted_by_none() {
     let quota = Quota { requests_per_minute: Some(3), tokens_per_minute: Some(100) };
-    let workspace = Limits::workspace(quota, None).unwrap();
+    let workspace = Limits::workspace(quota, None);
     let endpoint = compile(&[limit(LimitKey::Endpoint, None, Some(2), None)]);
     let caller = Caller { id: 1, name: "a", service_principal: false, member_of: &|_| false };
     let ask = |limits: &[&Limits], tokens| admit(limits, &caller, tokens, 60_000);
@@ -152,15 +129,15 @@ impl Model {
 
     /// Whether the request is admitted; if so it is counted with `used` tokens.
     fn ask(&mut self, limits: &[RateLimit], who: &Who, estimate: u64, used: u64, now_ms: u64) -> bool {
-        let named = |limit: &&RateLimit| match limit.key {
+        let named = |limit: &&RateLimit| match limit.scope().0 {
             LimitKey::User => !who.service_principal && limit.principal.as_deref() == Some(who.name),
             LimitKey::ServicePrincipal => who.service_principal && limit.principal.as_deref() == Some(who.name),
             _ => false,
         };
         let group = |limit: &&RateLimit| {
-            limit.key == LimitKey::UserGroup && who.groups.contains(&limit.principal.as_deref().unwrap())
+            limit.scope().0 == LimitKey::UserGroup && who.groups.contains(&limit.principal.as_deref().unwrap())
         };
-        let default = |limit: &&RateLimit| limit.key == LimitKey::User && limit.principal.is_none();
+        let default = |limit: &&RateLimit| limit.scope() == (LimitKey::User, None);
         let mut mine: Vec<&RateLimit> = limits.iter().filter(named).collect();
         if mine.is_empty() {
             mine = limits.iter().filter(group).collect();
@@ -168,10 +145,10 @@ impl Model {
         if mine.is_empty() {
             mine = limits.iter().filter(default).collect();
         }
-        mine.extend(limits.iter().filter(|limit| limit.key == LimitKey::Endpoint));
+        mine.extend(limits.iter().filter(|limit| limit.scope().0 == LimitKey::Endpoint));
         let mut amounts = Vec::new();
         for limit in mine {
-            let owner = match (limit.key, &limit.principal) {
+            let owner = match limit.scope() {
                 (LimitKey::User, None) => format!("each {}", who.id),
                 (key, principal) => format!("{key:?} {principal:?}"),
             };
