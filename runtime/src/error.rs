@@ -91,12 +91,14 @@ pub struct ApiError {
     pub message: String,
     /// Seconds after which it is worth trying again, for `Retry-After`; none for the status' usual.
     pub retry_after_s: Option<u64>,
+    /// What SCIM calls it (RFC 7644, section 3.12), where a SCIM path answers with SCIM's error.
+    pub scim_type: Option<&'static str>,
 }
 
 impl ApiError {
     /// An error with the code's own status.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> ApiError {
-        ApiError { code, status: code.status(), message: message.into(), retry_after_s: None }
+        ApiError { code, status: code.status(), message: message.into(), retry_after_s: None, scim_type: None }
     }
 
     /// A field has a value that is not allowed.
@@ -119,6 +121,13 @@ impl ApiError {
     #[must_use]
     pub fn with_retry_after(mut self, seconds: u64) -> ApiError {
         self.retry_after_s = Some(seconds);
+        self
+    }
+
+    /// The same error as SCIM calls it.
+    #[must_use]
+    pub fn with_scim_type(mut self, scim_type: &'static str) -> ApiError {
+        self.scim_type = Some(scim_type);
         self
     }
 

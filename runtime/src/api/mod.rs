@@ -396,7 +396,7 @@ fn respond(status: u16, content_type: &str, body: impl Into<Bytes>) -> Answer {
 
 /// The one place where an error becomes a response.
 fn render_error(error: &ApiError, request_id: &str, open_inference: bool) -> Answer {
-    let body = if open_inference {
+    let mut body = if open_inference {
         serde_json::json!({ "error": error.message })
     } else {
         serde_json::json!({
@@ -409,6 +409,12 @@ fn render_error(error: &ApiError, request_id: &str, open_inference: bool) -> Ans
             }],
         })
     };
+    if let Some(scim_type) = error.scim_type {
+        body["schemas"] = serde_json::json!(["urn:ietf:params:scim:api:messages:2.0:Error"]);
+        body["scimType"] = serde_json::json!(scim_type);
+        body["detail"] = serde_json::json!(error.message);
+        body["status"] = serde_json::json!(error.status.to_string());
+    }
     let mut response = respond(error.status, "application/json", body.to_string());
     let headers = response.headers_mut();
     match error.status {
