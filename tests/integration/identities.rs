@@ -7,7 +7,7 @@ use base64::Engine as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Package, Server, ask_python, eventually, python, send, serving};
+use crate::harness::{Answer, Package, Server, ask_python, eventually, printed, python, send, serving, tessera};
 
 const SCIM: &str = "/api/2.0/preview/scim/v2";
 const WORKSPACES: &str = "/api/2.0/accounts/main/workspaces";
@@ -69,6 +69,7 @@ fn the_databricks_sdk_manages_principals_tokens_and_workspaces() {
     is("bob", json!("Bob Builder"));
     is("found", json!(["ada@example.com"]));
     is("all_users", json!(["ada@example.com", "admin", "bob@example.com"]));
+    is("filtered", json!(["ada@example.com", "bob@example.com"]));
     is("renamed", json!(["Ada King", "Bobby"]));
     is("outer", json!(["Bobby", "inner"]));
     is("ada_groups", json!([["inner", "direct"], ["outer", "indirect"], ["users", "direct"]]));
@@ -78,6 +79,8 @@ fn the_databricks_sdk_manages_principals_tokens_and_workspaces() {
     is("ada_reads", json!(true));
     is("own", json!(["hers", "mine"]));
     is("managed", json!(["mine"]));
+    is("commented_by_sdk", json!("by the SDK"));
+    is("commented_by_admin", json!(["by the administrator"]));
     is("with_own", json!("ada@example.com"));
     is("robot", json!(["oauth-m2m", true, ["inner", "users"]]));
     is("robot_token", json!("from OAuth"));
@@ -87,6 +90,10 @@ fn the_databricks_sdk_manages_principals_tokens_and_workspaces() {
     is("made", json!(["made", "RUNNING"]));
     is("workspaces", json!(["default", "made"]));
     is("updated", json!("renamed"));
+    is("server_admins", json!(["admin", "eve@example.com"]));
+    is("role", json!("account_admin"));
+    is("eve_sees", json!(["default"]));
+    is("operator", json!("account_admin"));
     assert!(seen["members_left"].is_null() || seen["members_left"] == json!([]), "{seen}");
 
     // and every refusal as the class that stands for it
@@ -101,10 +108,64 @@ fn the_databricks_sdk_manages_principals_tokens_and_workspaces() {
         ("wrong_secret", "ValueError", "invalid_client"),
         ("without_secret", "Unauthenticated", "not valid"),
         ("gone", "ResourceDoesNotExist", "does not exist"),
+        ("bad_filter", "BadRequest", "invalidFilter"),
+        ("bad_mask", "InvalidParameterValue", "expiry_time"),
+        ("not_hers", "ResourceDoesNotExist", "does not exist"),
+        ("not_here", "InvalidParameterValue", "roles"),
+        ("old_token", "Unauthenticated", "not valid"),
+        ("demoted", "PermissionDenied", "administrator"),
+        ("last", "InvalidParameterValue", "no administrator any more"),
+        ("last_off", "InvalidParameterValue", "no administrator any more"),
+        ("last_deleted", "InvalidParameterValue", "no administrator any more"),
     ] {
         let refused = seen[key].as_str().unwrap_or_else(|| panic!("{key} was not refused: {seen:#}"));
         assert!(refused.starts_with(&format!("{class}:")) && refused.contains(words), "{key}: {refused}");
     }
+}
+
+#[test]
+fn administrators_of_the_server_are_made_and_removed_and_the_audit_log_tells() {
+    // given a server with one administrator
+    let server = Server::start();
+    let run = |args: &[&str]| {
+        let mut command = tessera();
+        command.args(args).args(["--host", &server.url(""), "--token", &server.token]);
+        command.output().unwrap()
+    };
+    let refused = |args: &[&str], word: &str| {
+        let output = run(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(word), "{args:?}: {said}");
+    };
+
+    // when the command line makes others, and takes the role away again
+    refused(&["user", "demote", "admin"], "no administrator any more");
+    printed(run(&["user", "create", "ada", "--server-admin"]));
+    printed(run(&["user", "create", "bob"]));
+    printed(run(&["user", "promote", "bob"]));
+    printed(run(&["user", "demote", "bob"]));
+
+    // then ada may do what the first one may, and bob may not
+    let token = |name: &str| {
+        let made = server.post("/api/2.0/token-management/on-behalf-of/tokens", &json!({ "user_name": name })).ok();
+        made["token_value"].as_str().unwrap().to_owned()
+    };
+    let (ada, bob) = (token("ada"), token("bob"));
+    send(server.request_as(&ada, Method::GET, WORKSPACES)).ok();
+    send(server.request_as(&bob, Method::GET, WORKSPACES)).is_error(403, "PERMISSION_DENIED", &[]);
+
+    // and the log says who got the role and lost it
+    let home = server.home();
+    let log = printed(tessera().args(["audit", "list", "--json", "--home"]).arg(home).output().unwrap());
+    let told: Vec<(String, u64)> = log
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|record| record["action"].as_str().unwrap().starts_with("account_users."))
+        .map(|record| (record["object"].as_str().unwrap().to_owned(), record["status"].as_u64().unwrap()))
+        .collect();
+    let expected = [("admin", "taken", 400), ("ada", "given", 201), ("bob", "given", 200), ("bob", "taken", 200)];
+    let expected = expected.map(|(name, what, status)| (format!("{name}: account_admin {what}"), status));
+    assert_eq!(told, expected);
 }
 
 #[test]

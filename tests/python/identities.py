@@ -45,6 +45,9 @@ bob = admin.users.create(user_name="bob@example.com", name=iam.Name(given_name="
 seen["bob"] = bob.display_name
 seen["found"] = [user.user_name for user in admin.users.list(filter='userName eq "ada@example.com"')]
 seen["all_users"] = sorted(user.user_name for user in admin.users.list(attributes="id,userName", count=2))
+seen["filtered"] = sorted(user.user_name for user in admin.users.list(
+    filter='(userName sw "ADA" or displayName ew "builder") and active eq true and not (externalId pr)'))
+seen["bad_filter"] = refusal(lambda: list(admin.users.list(filter="userName like x")))
 admin.users.update(ada.id, user_name="ada@example.com", display_name="Ada King", active=True)
 admin.users.patch(bob.id, operations=[replace("displayName", "Bobby")], schemas=patch_schemas)
 seen["renamed"] = [admin.users.get(ada.id).display_name, admin.users_v2.get(bob.id).display_name]
@@ -114,5 +117,32 @@ renamed = provisioning.Workspace(workspace_name="renamed")
 seen["updated"] = account.workspaces.update(made.workspace_id, renamed).result().workspace_name
 account.workspaces.delete(made.workspace_id)
 seen["gone"] = refusal(lambda: account.workspaces.get(made.workspace_id))
+
+# Another administrator of the server.
+role = [iam.ComplexValue(value="account_admin")]
+eve = admin.users.create(user_name="eve@example.com")
+eve_token = admin.api_client.do("POST", "/api/2.0/token-management/on-behalf-of/tokens",
+                                body={"user_name": "eve@example.com"})
+seen["not_here"] = refusal(lambda: admin.users.patch(eve.id, operations=[
+    iam.Patch(op=iam.PatchOp.ADD, path="roles", value=[{"value": "account_admin"}])]))
+account.users.patch(eve.id, schemas=patch_schemas, operations=[
+    iam.Patch(op=iam.PatchOp.ADD, path="roles", value=[{"value": "account_admin"}])])
+seen["old_token"] = refusal(lambda: WorkspaceClient(host=host, token=eve_token["token_value"]).current_user.me())
+seen["server_admins"] = sorted(user.user_name for user in account.users.list() if user.roles)
+seen["role"] = account.users_v2.get(eve.id).roles[0].value
+eve_token = admin.api_client.do("POST", "/api/2.0/token-management/on-behalf-of/tokens",
+                                body={"user_name": "eve@example.com"})
+as_eve = AccountClient(host=host, account_id="any", token=eve_token["token_value"])
+seen["eve_sees"] = [workspace.workspace_name for workspace in as_eve.workspaces.list()]
+me = next(user for user in as_eve.users.list(filter='userName eq "admin"'))
+as_eve.users.patch(me.id, operations=[
+    iam.Patch(op=iam.PatchOp.REMOVE, path='roles[value eq "account_admin"]')])
+seen["demoted"] = refusal(lambda: account.users.list().__next__())
+seen["last"] = refusal(lambda: as_eve.users.patch(eve.id, operations=[iam.Patch(op=iam.PatchOp.REMOVE, path="roles")]))
+seen["last_off"] = refusal(lambda: as_eve.users.patch(eve.id, operations=[replace("active", False)]))
+seen["last_deleted"] = refusal(lambda: as_eve.users.delete(eve.id))
+made = as_eve.service_principals.create(display_name="operator", roles=role)
+seen["operator"] = as_eve.service_principals.get(made.id).roles[0].value
+as_eve.users.delete(eve.id)
 
 print(json.dumps(seen))

@@ -81,6 +81,8 @@ pub struct NewIdentity {
     pub external_id: Option<String>,
     /// The groups that it is put into.
     pub groups: Vec<u64>,
+    /// Whether it administrates the whole server.
+    pub server_admin: bool,
 }
 
 impl Directory {
@@ -396,7 +398,7 @@ impl Directory {
             active: new.active,
             external_id: new.external_id,
             groups: new.groups,
-            server_admin: false,
+            server_admin: new.server_admin,
             creation_timestamp: now_ms(),
         };
         self.check_groups(&identity, &[])?;
@@ -434,6 +436,13 @@ impl Directory {
             self.check_groups(identity, &changed)?;
         }
         self.check_administrated(workspace, &changed)?;
+        // Whoever made or holds its tokens so far shall not come to administrate the server with them.
+        let becomes_admin = |identity: &&Identity| {
+            identity.server_admin && self.identity(workspace, identity.id).is_some_and(|now| !now.server_admin)
+        };
+        for promoted in changed.iter().filter(becomes_admin) {
+            self.forget_tokens(|record| record.principal == promoted.id).await?;
+        }
         self.keep_identities(workspace, &changed).await
     }
 
@@ -514,8 +523,24 @@ impl Directory {
         Ok(())
     }
 
-    /// Refuses a change after which nobody could administrate a workspace that somebody can administrate now.
+    /// Refuses a change after which nobody could administrate the server.
+    fn check_server_administrated(&self, changed: &[Identity]) -> Result<(), ApiError> {
+        let administrates = |identity: &Identity| identity.server_admin && identity.active;
+        let identities = self.identities.pin();
+        let stays = |identity: &&Arc<Identity>| changed.iter().all(|changed| changed.id != identity.id);
+        let mut after = identities.values().filter(stays).map(|identity| &**identity).chain(changed);
+        if after.any(administrates) || !identities.values().any(|identity| administrates(identity)) {
+            return Ok(());
+        }
+        Err(ApiError::invalid(
+            "the server would have no administrator any more: give another user the role account_admin first",
+        ))
+    }
+
+    /// Refuses a change after which nobody could administrate the server, or a workspace that somebody can administrate
+    /// now.
     fn check_administrated(&self, workspace: WorkspaceId, changed: &[Identity]) -> Result<(), ApiError> {
+        self.check_server_administrated(changed)?;
         let Some(admins) = self.group(workspace, ADMINS) else { return Ok(()) };
         let administrates = |identity: &Identity, changed: &[Identity]| {
             let calls = identity.kind != IdentityKind::Group && identity.active;
@@ -606,7 +631,14 @@ impl Directory {
     pub async fn create_token(&self, owner: &Identity, new: NewToken) -> Result<(String, Arc<TokenRecord>), ApiError> {
         // In a turn, so that an identity that is being removed leaves no token.
         let _turn = self.changing.lock().await;
-        self.identity(owner.workspace, owner.id).ok_or_else(|| no_identity(owner.id))?;
+        let now = self.identity(owner.workspace, owner.id).ok_or_else(|| no_identity(owner.id))?;
+        // Whether the caller may make a token for it was asked before the turn.
+        if now.server_admin && !owner.server_admin {
+            return Err(ApiError::new(
+                ErrorCode::ResourceConflict,
+                format!("'{}' was changed: try again.", owner.name),
+            ));
+        }
         let (has, max) =
             (self.tokens_of(owner.workspace, new.kind, Some(owner.id)).len(), new.kind.of_one_identity_max());
         if has >= max {
@@ -684,6 +716,7 @@ impl Directory {
     /// # Errors
     /// When the store cannot forget them.
     pub async fn sweep_tokens(&self) -> Result<usize, ApiError> {
+        let _turn = self.changing.lock().await;
         self.forget_tokens(TokenRecord::is_expired).await
     }
 
@@ -788,7 +821,15 @@ mod tests {
 
     fn new(kind: IdentityKind, name: &str, groups: &[u64]) -> NewIdentity {
         let groups = groups.to_vec();
-        NewIdentity { kind, name: name.into(), display_name: name.into(), active: true, external_id: None, groups }
+        NewIdentity {
+            kind,
+            name: name.into(),
+            display_name: name.into(),
+            active: true,
+            external_id: None,
+            groups,
+            server_admin: false,
+        }
     }
 
     #[tokio::test]

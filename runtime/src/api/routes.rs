@@ -144,6 +144,14 @@ impl Route {
         Route { name, method: Method::POST, path, access, effect: Effect::Invoke, about, body: None, handler }
     }
 
+    /// The same route, which changes something by this method.
+    pub(super) const fn changes(mut self, method: Method) -> Route {
+        // As in `reads`.
+        std::mem::forget(std::mem::replace(&mut self.method, method));
+        self.effect = Effect::Change;
+        self
+    }
+
     /// The same route, which only reads although its method does not say so.
     pub(super) const fn reads(mut self, method: Method) -> Route {
         // The old method is a constant too; forgotten, because a constant function may not drop.

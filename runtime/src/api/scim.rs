@@ -1,6 +1,9 @@
 //! Users, groups and service principals in SCIM 2.0 (RFC 7643 and 7644), as the Databricks SDK speaks it. Everybody in a
 //! workspace may read them, for things are shared with people and groups; administrators change them.
 //!
+//! Administrators of the server do the same for all workspaces below `/api/2.0/accounts/`, and there give and take the
+//! role `account_admin`, which makes others such administrators.
+//!
 //! What PATCH may say is in [`patch`], what lists may be filtered by in [`filter`]. Emails and the parts of a person's name are accepted and not kept: what is shown
 //! comes from `userName` and `displayName`.
 
@@ -15,7 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::filter::Filter;
-use self::patch::{Change, Links, PatchInput, check_entitlement, check_roles};
+use self::patch::{ACCOUNT_ADMIN, Change, Links, PatchInput, check_entitlement, check_role};
 use super::routes::{Access, Route, handler};
 use super::{Answer, Call, json, respond};
 use crate::access::directory::NewIdentity;
@@ -36,6 +39,10 @@ const GROUPS: &str = "/api/2.0/preview/scim/v2/Groups";
 const GROUP: &str = "/api/2.0/preview/scim/v2/Groups/{id}";
 const SERVICE_PRINCIPALS: &str = "/api/2.0/preview/scim/v2/ServicePrincipals";
 const SERVICE_PRINCIPAL: &str = "/api/2.0/preview/scim/v2/ServicePrincipals/{id}";
+const ACCOUNT_USERS: &str = "/api/2.0/accounts/{account}/scim/v2/Users";
+const ACCOUNT_USER: &str = "/api/2.0/accounts/{account}/scim/v2/Users/{id}";
+const ACCOUNT_SERVICE_PRINCIPALS: &str = "/api/2.0/accounts/{account}/scim/v2/ServicePrincipals";
+const ACCOUNT_SERVICE_PRINCIPAL: &str = "/api/2.0/accounts/{account}/scim/v2/ServicePrincipals/{id}";
 
 pub(super) const ROUTES: &[Route] = &[
     Route::get("scim.me", "/api/2.0/preview/scim/v2/Me", Access::Principal, "The caller", handler!(me)),
@@ -75,7 +82,66 @@ pub(super) const ROUTES: &[Route] = &[
         "Delete a service principal with its tokens and secrets",
         handler!(delete),
     ),
+    of_server("account_users.list", ACCOUNT_USERS, "List the users of all workspaces", handler!(list)),
+    of_server("account_users.create", ACCOUNT_USERS, "Create a user in the caller's workspace", handler!(create))
+        .changes(Method::POST),
+    of_server("account_users.get", ACCOUNT_USER, "Get a user of any workspace", handler!(get)),
+    of_server("account_users.replace", ACCOUNT_USER, "Replace a user of any workspace", handler!(replace))
+        .changes(Method::PUT),
+    of_server("account_users.patch", ACCOUNT_USER, "Change a user of any workspace", handler!(change))
+        .changes(Method::PATCH),
+    of_server("account_users.delete", ACCOUNT_USER, "Delete a user of any workspace", handler!(delete))
+        .changes(Method::DELETE),
+    of_server(
+        "account_service_principals.list",
+        ACCOUNT_SERVICE_PRINCIPALS,
+        "List the service principals of all workspaces",
+        handler!(list),
+    ),
+    of_server(
+        "account_service_principals.create",
+        ACCOUNT_SERVICE_PRINCIPALS,
+        "Create a service principal in the caller's workspace",
+        handler!(create),
+    )
+    .changes(Method::POST),
+    of_server(
+        "account_service_principals.get",
+        ACCOUNT_SERVICE_PRINCIPAL,
+        "Get a service principal of any workspace",
+        handler!(get),
+    ),
+    of_server(
+        "account_service_principals.replace",
+        ACCOUNT_SERVICE_PRINCIPAL,
+        "Replace a service principal of any workspace",
+        handler!(replace),
+    )
+    .changes(Method::PUT),
+    of_server(
+        "account_service_principals.patch",
+        ACCOUNT_SERVICE_PRINCIPAL,
+        "Change a service principal of any workspace",
+        handler!(change),
+    )
+    .changes(Method::PATCH),
+    of_server(
+        "account_service_principals.delete",
+        ACCOUNT_SERVICE_PRINCIPAL,
+        "Delete a service principal of any workspace",
+        handler!(delete),
+    )
+    .changes(Method::DELETE),
 ];
+
+const fn of_server(
+    name: &'static str,
+    path: &'static str,
+    about: &'static str,
+    handler: super::routes::Handler,
+) -> Route {
+    Route::get(name, path, Access::ServerAdmin, about, handler)
+}
 
 const fn listing(name: &'static str, path: &'static str, about: &'static str) -> Route {
     Route::get(name, path, Access::Principal, about, handler!(list))
@@ -103,9 +169,16 @@ const fn changing(
 fn kind(call: &Call) -> IdentityKind {
     match call.route.map(|route| route.path) {
         Some(GROUPS | GROUP) => IdentityKind::Group,
-        Some(SERVICE_PRINCIPALS | SERVICE_PRINCIPAL) => IdentityKind::ServicePrincipal,
+        Some(SERVICE_PRINCIPALS | SERVICE_PRINCIPAL | ACCOUNT_SERVICE_PRINCIPALS | ACCOUNT_SERVICE_PRINCIPAL) => {
+            IdentityKind::ServicePrincipal
+        }
         _ => IdentityKind::User,
     }
+}
+
+/// Whether the path is about all workspaces.
+fn is_of_server(call: &Call) -> bool {
+    call.route.is_some_and(|route| route.access == Access::ServerAdmin)
 }
 
 /// A user, group or service principal as clients send it.
@@ -121,7 +194,7 @@ struct Input {
     groups: Option<Vec<Reference>>,
     members: Option<Vec<Reference>>,
     entitlements: Vec<Reference>,
-    roles: Vec<Value>,
+    roles: Option<Vec<Reference>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -156,7 +229,7 @@ fn ids(references: &[Reference]) -> Result<Vec<u64>, ApiError> {
 impl Input {
     /// Refuses what has no meaning here.
     fn check(&self, kind: IdentityKind) -> Result<(), ApiError> {
-        check_roles(self.roles.is_empty())?;
+        self.roles.iter().flatten().try_for_each(|role| check_role(&role.text()))?;
         self.entitlements.iter().try_for_each(|entitlement| check_entitlement(&entitlement.text()))?;
         match kind {
             IdentityKind::Group if self.groups.as_ref().is_some_and(|groups| !groups.is_empty()) => {
@@ -164,11 +237,16 @@ impl Input {
                     "groups of a group cannot be given: add it to the members of the other group instead",
                 ))
             }
+            IdentityKind::Group if self.is_server_admin() => Err(ApiError::invalid("groups have no roles")),
             IdentityKind::User | IdentityKind::ServicePrincipal if self.members.is_some() => {
                 Err(ApiError::invalid("only groups have members"))
             }
             _ => Ok(()),
         }
+    }
+
+    fn is_server_admin(&self) -> bool {
+        self.roles.as_ref().is_some_and(|roles| !roles.is_empty())
     }
 
     /// What names it among its kind, if that was sent.
@@ -202,8 +280,8 @@ impl Input {
         let display_name = self.sent_display_name().unwrap_or_else(|| name.clone());
         check_text("displayName", &display_name)?;
         let groups = ids(self.groups.as_deref().unwrap_or_default())?;
-        let active = self.active.unwrap_or(true);
-        Ok(NewIdentity { kind, name, display_name, active, external_id: self.external_id, groups })
+        let (active, server_admin) = (self.active.unwrap_or(true), self.is_server_admin());
+        Ok(NewIdentity { kind, name, display_name, active, external_id: self.external_id, groups, server_admin })
     }
 
     /// What PUT changes. What the client leaves out stays as it is, but for a group's members: they are replaced.
@@ -214,6 +292,7 @@ impl Input {
             changes.extend(self.sent_display_name().map(Change::DisplayName));
         }
         changes.extend(self.active.map(Change::Active));
+        changes.extend(self.roles.as_ref().map(|roles| Change::ServerAdmin(!roles.is_empty())));
         match (kind, self.groups, self.members) {
             (IdentityKind::Group, _, members) => {
                 changes.push(Change::Links(Links::Replace(ids(members.as_deref().unwrap_or_default())?)));
@@ -270,7 +349,11 @@ pub(super) fn check_rank(caller: &Principal, identity: &Identity) -> Result<(), 
 fn found(call: &Call) -> Result<Arc<Identity>, ApiError> {
     let (kind, id) = (kind(call), call.parameter("id"));
     let workspace = call.principal()?.workspace;
-    let found = id.parse().ok().and_then(|id| call.app.directory.identity(workspace, id));
+    let directory = &call.app.directory;
+    let found = id.parse().ok().and_then(|id| match is_of_server(call) {
+        true => directory.workspaces().iter().find_map(|workspace| directory.identity(workspace.id, id)),
+        false => directory.identity(workspace, id),
+    });
     found
         .filter(|identity| identity.kind == kind)
         .ok_or_else(|| ApiError::missing(format!("{} with id '{id}' does not exist.", resource_type(kind))))
@@ -286,15 +369,19 @@ async fn create(call: &mut Call) -> Result<Answer, ApiError> {
     if let Some(missing) = members.iter().find(|id| directory.identity(workspace, **id).is_none()) {
         return Err(ApiError::missing(format!("There is no user, group or service principal {missing}.")));
     }
+    if input.is_server_admin() {
+        let name = input.sent_name(kind).or(input.display_name.as_ref());
+        check_role_change(call, name.map_or("a new one", String::as_str), true)?;
+    }
     let identity = directory.create_identity(workspace, input.into_new(kind)?).await?;
     link(directory, &identity, &members, &[], &[]).await?;
-    let mut answer = json(&describe(directory, &identity))?;
+    let mut answer = json(&shown(call, &identity))?;
     *answer.status_mut() = hyper::StatusCode::CREATED;
     Ok(answer)
 }
 
 async fn get(call: &Call) -> Result<Answer, ApiError> {
-    json(&describe(&call.app.directory, &*found(call)?))
+    json(&shown(call, &*found(call)?))
 }
 
 async fn replace(call: &mut Call) -> Result<Answer, ApiError> {
@@ -332,6 +419,9 @@ async fn apply(call: &Call, changes: Vec<Change>) -> Result<Answer, ApiError> {
             change => change.apply(&mut changed)?,
         }
     }
+    if changed.server_admin != identity.server_admin {
+        check_role_change(call, &identity.name, changed.server_admin)?;
+    }
     if identity.is_built_in() && changed.name != identity.name {
         return Err(ApiError::invalid(format!("the group '{}' belongs to the workspace itself", identity.name)));
     }
@@ -345,7 +435,18 @@ async fn apply(call: &Call, changes: Vec<Change>) -> Result<Answer, ApiError> {
     let (added, removed) =
         if everybody { Default::default() } else { (only_in(&after, &before), only_in(&before, &after)) };
     link(directory, &identity, &added, &removed, &changes).await?;
-    json(&describe(directory, &*found(call)?))
+    json(&shown(call, &*found(call)?))
+}
+
+/// Refuses to give or take the role among a workspace's own things, and tells the audit log of it.
+fn check_role_change(call: &Call, name: &str, gives: bool) -> Result<(), ApiError> {
+    call.is_about(&format!("{name}: {ACCOUNT_ADMIN} {}", if gives { "given" } else { "taken" }));
+    match is_of_server(call) {
+        true => Ok(()),
+        false => Err(ApiError::invalid(format!(
+            "roles are the whole server's: its administrators change them at {ACCOUNT_USER} and its like"
+        ))),
+    }
 }
 
 /// Puts identities into a group, takes others out, and changes the group or other identity itself, all in one.
@@ -386,7 +487,10 @@ async fn list(call: &Call) -> Result<Answer, ApiError> {
     let directory = &call.app.directory;
     let filter = call.query("filter").filter(|filter| !filter.trim().is_empty());
     let filter = filter.map(|filter| Filter::parse(&filter)).transpose()?;
-    let mut all = directory.identities(workspace, kind);
+    let mut all = match is_of_server(call) {
+        true => directory.workspaces().iter().flat_map(|one| directory.identities(one.id, kind)).collect(),
+        false => directory.identities(workspace, kind),
+    };
     all.retain(|identity| filter.as_ref().is_none_or(|filter| filter.matches(identity)));
     let number = |name: &str, default: usize| match call.query(name) {
         None => Ok(default),
@@ -404,7 +508,7 @@ async fn list(call: &Call) -> Result<Answer, ApiError> {
             };
             page.iter().map(describe).collect()
         }
-        _ => page.iter().map(|identity| describe(directory, identity)).collect(),
+        _ => page.iter().map(|identity| shown(call, identity)).collect(),
     };
     json(&json!({
         "schemas": ["urn:ietf:params:scim:api:messages:2.0:ListResponse"],
@@ -438,6 +542,15 @@ fn resource_type(kind: IdentityKind) -> &'static str {
 
 fn path_of(identity: &Identity) -> String {
     format!("{}s/{}", resource_type(identity.kind), identity.id)
+}
+
+/// As the path shows it: roles are the server's.
+fn shown(call: &Call, identity: &Identity) -> Value {
+    let mut described = describe(&call.app.directory, identity);
+    if is_of_server(call) && identity.server_admin {
+        described["roles"] = json!([{ "value": ACCOUNT_ADMIN }]);
+    }
+    described
 }
 
 fn describe(directory: &Directory, identity: &Identity) -> Value {

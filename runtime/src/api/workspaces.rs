@@ -102,6 +102,7 @@ async fn create(call: &mut Call) -> Result<Answer, ApiError> {
         active: true,
         external_id: None,
         groups: admins.iter().map(|admins| admins.id).collect(),
+        server_admin: false,
     };
     let admin = app.directory.create_identity(workspace.id, admin).await?;
     let new = NewToken {

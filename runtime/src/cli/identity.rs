@@ -24,9 +24,24 @@ pub enum UserCommand {
         display_name: Option<String>,
         #[command(flatten)]
         groups: GroupArgs,
+        /// Let the user administrate the whole server, all workspaces
+        #[arg(long)]
+        server_admin: bool,
     },
     /// List all users
     List,
+    /// Let a user administrate the whole server; the user's tokens end, make another
+    Promote {
+        /// Name of the user
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Let a user administrate the server no more
+    Demote {
+        /// Name of the user
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
     /// Let a user call again
     Activate {
         /// Name of the user
@@ -158,15 +173,27 @@ fn scim<'a>(rest: &[&'a str]) -> Vec<&'a str> {
     [&["api", "2.0", "preview", "scim", "v2"], rest].concat()
 }
 
+/// The role of the server's administrators.
+const SERVER_ADMIN: &str = "account_admin";
+
+/// The same for all workspaces, for administrators of the server.
+fn account_scim<'a>(rest: &[&'a str]) -> Vec<&'a str> {
+    [&["api", "2.0", "accounts", "default", "scim", "v2"], rest].concat()
+}
+
 pub(super) fn users(session: &mut Session, command: UserCommand) -> anyhow::Result<()> {
     match command {
-        UserCommand::Create { name, display_name, groups } => {
+        UserCommand::Create { name, display_name, groups, server_admin } => {
             let groups = ids(&session.client, &groups.groups)?;
             let mut body = json!({ "userName": name, "groups": groups });
             if let Some(display_name) = display_name {
                 body["displayName"] = json!(display_name);
             }
-            let answer = session.client.call(Method::POST, &scim(&[USER.path]), &body)?;
+            if server_admin {
+                body["roles"] = json!([{ "value": SERVER_ADMIN }]);
+            }
+            let path = if server_admin { account_scim(&[USER.path]) } else { scim(&[USER.path]) };
+            let answer = session.client.call(Method::POST, &path, &body)?;
             let next = format!("created user {name}: `tessera token create --user {name}` makes a token");
             session.answer(&answer, || Ok(next))
         }
@@ -179,6 +206,8 @@ pub(super) fn users(session: &mut Session, command: UserCommand) -> anyhow::Resu
                 Ok(table::rows(["NAME", "DISPLAY NAME", "STATE", "GROUPS"], users.into_iter().map(row), "no users"))
             })
         }
+        UserCommand::Promote { name } => set_server_admin(session, &name, true),
+        UserCommand::Demote { name } => set_server_admin(session, &name, false),
         UserCommand::Activate { name } => set_active(session, &name, true),
         UserCommand::Deactivate { name } => set_active(session, &name, false),
         UserCommand::Delete { name } => delete(session, &USER, &name),
@@ -288,6 +317,19 @@ fn set_active(session: &mut Session, name: &str, active: bool) -> anyhow::Result
     session.answer(&answer, || Ok(format!("user {name} {done}")))
 }
 
+fn set_server_admin(session: &mut Session, name: &str, is: bool) -> anyhow::Result<()> {
+    let id = id_of(&session.client, &USER, name)?;
+    let roles = if is { json!([{ "value": SERVER_ADMIN }]) } else { json!([]) };
+    let operation = json!({ "op": "replace", "path": "roles", "value": roles });
+    let path = account_scim(&[USER.path, &id]);
+    let answer = session.client.call(Method::PATCH, &path, &json!({ "Operations": [operation] }))?;
+    let done = match is {
+        true => format!("administrates the server: `tessera token create --user {name}` makes a token"),
+        false => "administrates the server no more".to_owned(),
+    };
+    session.answer(&answer, || Ok(format!("user {name} {done}")))
+}
+
 fn change_members(session: &mut Session, args: &MembersArgs, op: &str) -> anyhow::Result<()> {
     let id = id_of(&session.client, &GROUP, &args.group)?;
     let mut members = Vec::new();
@@ -343,6 +385,16 @@ mod tests {
 
         let delete = |session: &mut Session| users(session, UserCommand::Delete { name: "ADA".to_owned() });
         assert_eq!(printed(&[(200, ADA)], delete).0.unwrap_err(), "there is no user 'ADA'");
+    }
+
+    #[test]
+    fn a_user_is_made_an_administrator_of_the_server_at_its_own_path() {
+        let promote = |session: &mut Session| users(session, UserCommand::Promote { name: "ada".to_owned() });
+        let (said, asked) = printed(&[(200, ADA), (200, "{}")], promote);
+        assert!(said.unwrap().starts_with("user ada administrates the server"));
+        assert_eq!(asked[1].0, "PATCH /api/2.0/accounts/default/scim/v2/Users/7");
+        let body = r#"{"Operations":[{"op":"replace","path":"roles","value":[{"value":"account_admin"}]}]}"#;
+        assert_eq!(asked[1].1, body);
     }
 
     #[test]

@@ -19,6 +19,9 @@ const ENTITLEMENTS: [&str; 5] = [
     "allow-instance-pool-create",
 ];
 
+/// The one role: to administrate the whole server. Databricks calls it so.
+pub(super) const ACCOUNT_ADMIN: &str = "account_admin";
+
 /// Attributes that are accepted and not kept.
 const NOT_KEPT: [&str; 5] = ["schemas", "id", "meta", "emails", "name"];
 
@@ -52,6 +55,8 @@ pub(super) enum Change {
     ExternalId(Option<String>),
     /// The groups of a user or service principal, or the members of a group.
     Links(Links),
+    /// Whether it has [`ACCOUNT_ADMIN`].
+    ServerAdmin(bool),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -91,6 +96,7 @@ impl Change {
             }
             Change::ExternalId(id) => identity.external_id.clone_from(id),
             Change::Links(links) => links.apply(&mut identity.groups),
+            Change::ServerAdmin(is) => identity.server_admin = *is,
         }
         Ok(())
     }
@@ -106,9 +112,12 @@ pub(super) fn check_entitlement(name: &str) -> Result<(), ApiError> {
     }
 }
 
-/// Refuses roles: they are the cloud's.
-pub(super) fn check_roles(none: bool) -> Result<(), ApiError> {
-    if none { Ok(()) } else { Err(ApiError::invalid("there are no roles here: put the principal into a group")) }
+/// Refuses roles that nobody knows.
+pub(super) fn check_role(name: &str) -> Result<(), ApiError> {
+    match name {
+        ACCOUNT_ADMIN => Ok(()),
+        _ => Err(ApiError::invalid(format!("roles: there is no role '{name}', only '{ACCOUNT_ADMIN}'"))),
+    }
 }
 
 impl PatchInput {
@@ -164,7 +173,10 @@ fn change(kind: IdentityKind, op: Op, path: &str, value: Option<Value>) -> Resul
         ("members", IdentityKind::Group) | ("groups", IdentityKind::User | IdentityKind::ServicePrincipal) => {
             Change::Links(links(op, path, value)?)
         }
-        ("roles", _) => return Err(check_roles(false).err().unwrap_or_else(unsupported)),
+        ("roles", IdentityKind::User | IdentityKind::ServicePrincipal) => match role(op, path, value)? {
+            Some(change) => change,
+            None => return Ok(None),
+        },
         ("entitlements", _) => {
             entitlements(op, value)?;
             return Ok(None);
@@ -195,7 +207,9 @@ fn text(path: &str, value: Option<Value>) -> Result<String, ApiError> {
 
 /// `members` with a value, or `members[value eq "7"]` without one.
 fn links(op: Op, path: &str, value: Option<Value>) -> Result<Links, ApiError> {
-    let filtered = path.split_once('[').map(|(_, filter)| filter_value(path, filter)).transpose()?;
+    let filtered =
+        path.split_once('[').map(|(_, filter)| filter_value(path, filter)?.parse().map_err(|_| not_understood(path)));
+    let filtered: Option<u64> = filtered.transpose()?;
     let has_value = value.is_some();
     let ids = match (filtered, value) {
         (Some(id), _) => vec![id],
@@ -211,13 +225,33 @@ fn links(op: Op, path: &str, value: Option<Value>) -> Result<Links, ApiError> {
     }
 }
 
-/// The id in `value eq "7"]`.
-fn filter_value(path: &str, filter: &str) -> Result<u64, ApiError> {
-    let id = || {
-        let words = filter.strip_suffix(']')?.trim().strip_prefix("value")?.trim_start();
-        words.strip_prefix("eq")?.trim().trim_matches(['"', '\'']).parse().ok()
+/// `roles` with a value, or `roles[value eq "account_admin"]` without one.
+fn role(op: Op, path: &str, value: Option<Value>) -> Result<Option<Change>, ApiError> {
+    let names: Vec<String> = match (path.split_once('['), value) {
+        (Some((_, filter)), _) => vec![filter_value(path, filter)?.to_owned()],
+        (None, Some(value)) => references(path, value)?.iter().map(Reference::text).collect(),
+        // RFC 7644: without a filter, all of them.
+        (None, None) => vec![ACCOUNT_ADMIN.to_owned()],
     };
-    id().ok_or_else(|| ApiError::invalid(format!("path '{path}' is not understood: write members[value eq \"ID\"]")))
+    names.iter().try_for_each(|name| check_role(name))?;
+    Ok(match (op, names.is_empty()) {
+        (Op::Replace, none) => Some(Change::ServerAdmin(!none)),
+        (_, true) => None,
+        (op, false) => Some(Change::ServerAdmin(op == Op::Add)),
+    })
+}
+
+/// The text in `value eq "7"]`.
+fn filter_value<'a>(path: &str, filter: &'a str) -> Result<&'a str, ApiError> {
+    let value = || {
+        let words = filter.strip_suffix(']')?.trim().strip_prefix("value")?.trim_start();
+        Some(words.strip_prefix("eq")?.trim().trim_matches(['"', '\'']))
+    };
+    value().ok_or_else(|| not_understood(path))
+}
+
+fn not_understood(path: &str) -> ApiError {
+    ApiError::invalid(format!("path '{path}' is not understood: write members[value eq \"ID\"]"))
 }
 
 /// One reference, a list of them, or ids alone.
@@ -286,6 +320,18 @@ mod tests {
         assert_eq!(group(json!({ "op": "replace", "path": "displayName", "value": "b" })), [Change::Name("b".into())]);
         let nothing = json!({ "op": "add", "path": "entitlements", "value": [{ "value": "workspace-access" }] });
         assert_eq!(user(nothing), []);
+        let admin = json!([{ "value": "account_admin" }]);
+        for (operation, is) in [
+            (json!({ "op": "add", "path": "roles", "value": admin }), true),
+            (json!({ "op": "add", "value": { "roles": admin } }), true),
+            (json!({ "op": "replace", "path": "roles", "value": admin }), true),
+            (json!({ "op": "replace", "path": "roles", "value": [] }), false),
+            (json!({ "op": "remove", "path": "roles[value eq \"account_admin\"]" }), false),
+            (json!({ "op": "remove", "path": "roles", "value": admin }), false),
+            (json!({ "op": "remove", "path": "roles" }), false),
+        ] {
+            assert_eq!(user(operation.clone()), [Change::ServerAdmin(is)], "{operation}");
+        }
     }
 
     #[test]
