@@ -16,7 +16,8 @@ os.environ["DATABRICKS_CONFIG_FILE"] = "/dev/null"
 
 from databricks.sdk import AccountClient, WorkspaceClient
 from databricks.sdk.errors import BadRequest, NotFound, PermissionDenied, ResourceConflict, Unauthenticated
-from databricks.sdk.service import iam, provisioning
+from databricks.sdk.common.types.fieldmask import FieldMask
+from databricks.sdk.service import iam, provisioning, settings
 
 host, token = sys.argv[1:]
 admin = WorkspaceClient(host=host, token=token)
@@ -30,6 +31,10 @@ def refusal(act):
     except (BadRequest, NotFound, PermissionDenied, ResourceConflict, Unauthenticated, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def mask(field):
+    return FieldMask([field])
 
 
 def replace(path, value):
@@ -78,6 +83,15 @@ seen["ada_creates"] = refusal(lambda: as_ada.users.create(user_name="eve@example
 own = as_ada.tokens.create(comment="mine", lifetime_seconds=3600)
 seen["own"] = sorted(info.comment for info in as_ada.tokens.list())
 seen["managed"] = sorted(info.comment for info in admin.token_management.list(created_by_username="ada@example.com"))
+as_ada.tokens.update(own.token_info.token_id, settings.PublicTokenInfo(comment="by the SDK"), mask("comment"))
+seen["commented_by_sdk"] = admin.token_management.get(own.token_info.token_id).token_info.comment
+admin.token_management.update_token_management(
+    own.token_info.token_id, settings.TokenInfo(comment="by the administrator"), mask("comment"))
+seen["commented_by_admin"] = [info.comment for info in as_ada.tokens.list() if info.comment != "hers"]
+seen["bad_mask"] = refusal(lambda: as_ada.tokens.update(
+    own.token_info.token_id, settings.PublicTokenInfo(), mask("expiry_time")))
+seen["not_hers"] = refusal(lambda: as_ada.tokens.update(
+    list(admin.tokens.list())[0].token_id, settings.PublicTokenInfo(comment="x"), mask("comment")))
 with_own = WorkspaceClient(host=host, token=own.token_value)
 seen["with_own"] = with_own.current_user.me().user_name
 as_ada.tokens.delete(own.token_info.token_id)
@@ -137,7 +151,7 @@ seen["eve_sees"] = [workspace.workspace_name for workspace in as_eve.workspaces.
 me = next(user for user in as_eve.users.list(filter='userName eq "admin"'))
 as_eve.users.patch(me.id, operations=[
     iam.Patch(op=iam.PatchOp.REMOVE, path='roles[value eq "account_admin"]')])
-seen["demoted"] = refusal(lambda: account.users.list().__next__())
+seen["demoted"] = refusal(lambda: list(account.users.list()))
 seen["last"] = refusal(lambda: as_eve.users.patch(eve.id, operations=[iam.Patch(op=iam.PatchOp.REMOVE, path="roles")]))
 seen["last_off"] = refusal(lambda: as_eve.users.patch(eve.id, operations=[replace("active", False)]))
 seen["last_deleted"] = refusal(lambda: as_eve.users.delete(eve.id))

@@ -703,11 +703,28 @@ impl Directory {
         tokens.values().find(wanted).cloned().ok_or_else(missing)
     }
 
+    /// Gives a token another comment.
+    ///
+    /// # Errors
+    /// `RESOURCE_DOES_NOT_EXIST` when it has ended meanwhile.
+    pub async fn comment_token(&self, token: &TokenRecord, comment: String) -> Result<Arc<TokenRecord>, ApiError> {
+        let _turn = self.changing.lock().await;
+        let found = self.tokens.pin().iter().find(|(_, known)| known.token_id == token.token_id).map(|(hash, _)| *hash);
+        let hash =
+            found.ok_or_else(|| ApiError::missing(format!("Token with id '{}' does not exist.", token.token_id)))?;
+        let changed = Arc::new(TokenRecord { comment, ..token.clone() });
+        self.store.commit(Transaction::new().put_document(&token_key(&hash), &*changed)?).await?;
+        self.tokens.pin().insert(hash, Arc::clone(&changed));
+        Ok(changed)
+    }
+
     /// Ends a token, at once.
     ///
     /// # Errors
     /// When the store cannot forget it.
     pub async fn revoke(&self, token: &TokenRecord) -> Result<(), ApiError> {
+        // In a turn, so that nobody writes it again.
+        let _turn = self.changing.lock().await;
         self.forget_tokens(|record| record.token_id == token.token_id).await.map(drop)
     }
 

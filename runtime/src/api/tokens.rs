@@ -48,6 +48,14 @@ pub(super) const ROUTES: &[Route] = &[
         handler!(delete),
     ),
     Route::change(
+        "tokens.update",
+        Method::PATCH,
+        "/api/2.0/token/{id}",
+        OWN,
+        "Change the comment of a token of one's own",
+        handler!(update),
+    ),
+    Route::change(
         "token_management.create_on_behalf",
         Method::POST,
         ON_BEHALF,
@@ -63,6 +71,14 @@ pub(super) const ROUTES: &[Route] = &[
         handler!(list_all),
     ),
     Route::get("token_management.get", MANAGED_ONE, Access::Admin, "Get a token of any principal", handler!(get_any)),
+    Route::change(
+        "token_management.update",
+        Method::PATCH,
+        MANAGED_ONE,
+        Access::Admin,
+        "Change the comment of a token of any principal",
+        handler!(update_any),
+    ),
     Route::change(
         "token_management.delete",
         Method::DELETE,
@@ -112,9 +128,7 @@ impl TokenInput {
     fn into_new(self, created_by: u64) -> Result<NewToken, ApiError> {
         // Without this, somebody who asks for less would be given everything.
         refuse_scopes(&self.scopes)?;
-        if self.comment.chars().count() > COMMENT_CHARS_MAX {
-            return Err(ApiError::invalid(format!("comment may have at most {COMMENT_CHARS_MAX} characters")));
-        }
+        check_comment(&self.comment)?;
         let lifetime_ms = match self.lifetime_seconds {
             None => None,
             Some(seconds @ 1..) => Some(seconds.unsigned_abs().saturating_mul(1000)),
@@ -127,6 +141,13 @@ impl TokenInput {
         };
         Ok(NewToken { kind: TokenKind::Personal, created_by, comment: self.comment, lifetime_ms })
     }
+}
+
+fn check_comment(comment: &str) -> Result<(), ApiError> {
+    if comment.chars().count() > COMMENT_CHARS_MAX {
+        return Err(ApiError::invalid(format!("comment may have at most {COMMENT_CHARS_MAX} characters")));
+    }
+    Ok(())
 }
 
 fn refuse_scopes(scopes: &[String]) -> Result<(), ApiError> {
@@ -157,12 +178,68 @@ struct TokenRef {
 
 async fn delete(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<TokenRef>().await?;
-    let token = app.directory.token(principal.workspace, TokenKind::Personal, &input.token_id);
-    let token = token.ok().filter(|token| token.principal == principal.id);
-    let missing = || ApiError::missing(format!("Token with id '{}' does not exist.", input.token_id));
-    let token = token.ok_or_else(missing)?;
-    app.directory.revoke(&token).await?;
+    app.directory.revoke(&*own(&app, &principal, &input.token_id)?).await?;
     json(&Map::new())
+}
+
+/// A token of the caller's own.
+fn own(app: &App, principal: &Principal, id: &str) -> Result<Arc<TokenRecord>, ApiError> {
+    let token = app.directory.token(principal.workspace, TokenKind::Personal, id);
+    let token = token.ok().filter(|token| token.principal == principal.id);
+    token.ok_or_else(|| ApiError::missing(format!("Token with id '{id}' does not exist.")))
+}
+
+/// A token as it shall be, and the names of the fields that shall be so, joined by commas; `*` for all.
+#[derive(Deserialize)]
+struct TokenUpdate {
+    #[serde(default)]
+    token: NewTokenFields,
+    update_mask: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct NewTokenFields {
+    comment: String,
+    scopes: Vec<String>,
+}
+
+impl TokenUpdate {
+    /// The new comment, where there is one. Of the scopes there is only one set, which every token has.
+    fn comment(self) -> Result<Option<String>, ApiError> {
+        let mut comment = None;
+        for field in self.update_mask.split(',').map(str::trim) {
+            match field {
+                "comment" | "*" => comment = Some(self.token.comment.clone()),
+                "scopes" => refuse_scopes(&self.token.scopes)?,
+                _ => return Err(ApiError::invalid(format!("update_mask: '{field}' is not one of comment and scopes"))),
+            }
+        }
+        comment.iter().try_for_each(|comment| check_comment(comment))?;
+        Ok(comment)
+    }
+}
+
+async fn update(call: &mut Call) -> Result<Answer, ApiError> {
+    let (app, principal, input) = call.json::<TokenUpdate>().await?;
+    let token = own(&app, &principal, call.parameter("id"))?;
+    change(&app, token, input).await?;
+    json(&Map::new())
+}
+
+async fn update_any(call: &mut Call) -> Result<Answer, ApiError> {
+    let (app, principal, input) = call.json::<TokenUpdate>().await?;
+    let token = managed(call)?;
+    check_owner(&app, &principal, &token)?;
+    let changed = change(&app, token, input).await?;
+    json(&managed_info(&app, &changed))
+}
+
+async fn change(app: &App, token: Arc<TokenRecord>, input: TokenUpdate) -> Result<Arc<TokenRecord>, ApiError> {
+    match input.comment()? {
+        Some(comment) => app.directory.comment_token(&token, comment).await,
+        None => Ok(token),
+    }
 }
 
 async fn create_on_behalf(call: &mut Call) -> Result<Answer, ApiError> {
@@ -212,7 +289,7 @@ async fn delete_any(call: &Call) -> Result<Answer, ApiError> {
     json(&Map::new())
 }
 
-/// Refuses to revoke the tokens of the server's administrators to those of a workspace.
+/// Refuses to change or revoke the tokens of the server's administrators to those of a workspace.
 fn check_owner(app: &App, principal: &Principal, token: &TokenRecord) -> Result<(), ApiError> {
     match app.directory.identity(token.workspace, token.principal) {
         Some(owner) => check_rank(principal, &owner),
