@@ -279,57 +279,24 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::nn::{BackendId, BatchSpec, GraphInfo, Inputs, NnErrorKind, Schedule};
+    use crate::nn::NnErrorKind;
+    use crate::nn::fake::FakeGraph;
 
-    type Body = Box<dyn Fn(&Cancel) -> Result<Vec<(String, Tensor)>, NnError> + Send + Sync>;
-
-    /// A graph of no inputs that does what the test says, and tells when it starts.
-    struct Fake {
-        info: GraphInfo,
-        schedule: Schedule,
-        runs: AtomicUsize,
-        threads: u32,
-        body: Body,
-    }
-
-    impl Graph for Fake {
-        fn info(&self) -> &GraphInfo {
-            &self.info
-        }
-        fn backend(&self) -> BackendId {
-            BackendId::Tract
-        }
-        fn memory_bytes(&self) -> u64 {
-            0
-        }
-        fn schedule(&self) -> &Schedule {
-            &self.schedule
-        }
-        fn intra_op_threads(&self) -> u32 {
-            self.threads
-        }
-        fn run(&self, _: Inputs, cancel: &Cancel) -> Result<Vec<(String, Tensor)>, NnError> {
-            self.runs.fetch_add(1, Ordering::SeqCst);
-            (self.body)(cancel)
-        }
-    }
-
-    fn fake(body: impl Fn(&Cancel) -> Result<Vec<(String, Tensor)>, NnError> + Send + Sync + 'static) -> Arc<Fake> {
+    /// A graph of no inputs that does what the test says.
+    fn fake(body: impl Fn(&Cancel) -> Result<Outputs, NnError> + Send + Sync + 'static) -> Arc<FakeGraph> {
         divided(1, body)
     }
 
     /// One whose runs take several threads.
     fn divided(
         threads: u32,
-        body: impl Fn(&Cancel) -> Result<Vec<(String, Tensor)>, NnError> + Send + Sync + 'static,
-    ) -> Arc<Fake> {
-        let info = GraphInfo { inputs: vec![], outputs: vec![] };
-        let schedule = Schedule::new(BatchSpec::default());
-        Arc::new(Fake { info, schedule, runs: AtomicUsize::new(0), threads, body: Box::new(body) })
+        body: impl Fn(&Cancel) -> Result<Outputs, NnError> + Send + Sync + 'static,
+    ) -> Arc<FakeGraph> {
+        Arc::new(FakeGraph { threads, ..FakeGraph::new(move |_, cancel| body(cancel)) })
     }
 
     /// A graph that runs until the sender is dropped, with a receiver that hears of each start.
-    fn blocking() -> (Arc<Fake>, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    fn blocking() -> (Arc<FakeGraph>, mpsc::Receiver<()>, mpsc::Sender<()>) {
         let (started_tx, started) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         let (started_tx, released) = (Mutex::new(started_tx), Mutex::new(released));
@@ -397,8 +364,8 @@ mod tests {
         assert!(executor.counters().queue_ns.load(Relaxed) > 0);
         assert_eq!(executor.counters().dropped.load(Relaxed), 1);
         assert!(running.await.unwrap().is_ok());
-        assert_eq!(waiting_graph.runs.load(Ordering::SeqCst), 0);
-        assert_eq!(next_graph.runs.load(Ordering::SeqCst), 1);
+        assert_eq!(waiting_graph.runs(), 0);
+        assert_eq!(next_graph.runs(), 1);
     }
 
     #[tokio::test]
@@ -422,7 +389,7 @@ mod tests {
         assert_eq!(second.unwrap_err().kind(), NnErrorKind::Timeout);
         tokio::task::spawn_blocking(move || stopped.recv().unwrap()).await.unwrap();
         assert!(compute(&executor, fake(|_| Ok(vec![])), vec![], far()).await.is_ok());
-        assert_eq!(queued.runs.load(Ordering::SeqCst), 0);
+        assert_eq!(queued.runs(), 0);
     }
 
     #[tokio::test]
@@ -470,7 +437,7 @@ mod tests {
         assert!(poll_once(&mut behind).await.is_none());
         drop(waiting);
         behind.await.unwrap();
-        assert_eq!(wide.runs.load(Ordering::SeqCst), 0);
+        assert_eq!(wide.runs(), 0);
         drop(release);
         running.await.unwrap().unwrap();
         compute(&executor, wide.clone(), vec![], far()).await.unwrap();

@@ -287,35 +287,10 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::nn::{Cancel, GraphInfo, Inputs, Schedule, Tensor};
+    use crate::nn::fake::FakeGraph;
 
-    struct Fake {
-        info: GraphInfo,
-        schedule: Schedule,
-        bytes: u64,
-    }
-
-    impl Graph for Fake {
-        fn info(&self) -> &GraphInfo {
-            &self.info
-        }
-        fn backend(&self) -> BackendId {
-            BackendId::Tract
-        }
-        fn memory_bytes(&self) -> u64 {
-            self.bytes
-        }
-        fn schedule(&self) -> &Schedule {
-            &self.schedule
-        }
-        fn run(&self, _: Inputs, _: &Cancel) -> Result<Vec<(String, Tensor)>, NnError> {
-            Ok(vec![])
-        }
-    }
-
-    fn graph(bytes: u64) -> Loaded {
-        let info = GraphInfo { inputs: vec![], outputs: vec![] };
-        Ok(Arc::new(Fake { info, schedule: Schedule::new(BatchSpec::default()), bytes }))
+    fn graph(memory_bytes: u64) -> Loaded {
+        Ok(Arc::new(FakeGraph { memory_bytes, ..FakeGraph::new(|_, _| Ok(vec![])) }))
     }
 
     fn key(digest: &str) -> GraphKey {

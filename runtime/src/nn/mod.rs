@@ -14,6 +14,8 @@ pub mod batcher;
 mod cancel;
 mod error;
 mod executor;
+#[cfg(test)]
+mod fake;
 mod graphs;
 mod tensor;
 #[cfg(test)]

@@ -169,10 +169,9 @@ fn best(run_ns: &[u64]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use super::*;
-    use crate::nn::{BackendId, BatchSpec, Dim, ElementType, GraphInfo, Outputs, Schedule, TensorInfo};
+    use crate::nn::fake::{FakeGraph, tensor_info};
+    use crate::nn::{ElementType, GraphInfo};
 
     const MS: u64 = 1_000_000;
 
@@ -195,57 +194,30 @@ mod tests {
         assert_eq!(Threads::Fixed(3).number(Some(&measured)), 3);
     }
 
-    /// A graph whose runs count how often it was run.
-    struct Counting {
-        info: GraphInfo,
-        schedule: Schedule,
-        threads: u32,
-        runs: AtomicUsize,
-    }
-
-    impl Graph for Counting {
-        fn info(&self) -> &GraphInfo {
-            &self.info
-        }
-        fn backend(&self) -> BackendId {
-            BackendId::Tract
-        }
-        fn memory_bytes(&self) -> u64 {
-            0
-        }
-        fn schedule(&self) -> &Schedule {
-            &self.schedule
-        }
-        fn intra_op_threads(&self) -> u32 {
-            self.threads
-        }
-        fn run(&self, _: Inputs, cancel: &Cancel) -> Result<Outputs, NnError> {
-            self.runs.fetch_add(1, Ordering::Relaxed);
-            if cancel.is_cancelled() { Err(NnError::timeout("stopped")) } else { Ok(vec![]) }
-        }
-    }
-
-    fn counting(threads: u32) -> Arc<Counting> {
-        let x = TensorInfo { name: "x".to_owned(), element: ElementType::U8, dims: Some(vec![Dim::Free(None)]) };
-        let info = GraphInfo { inputs: vec![x], outputs: vec![] };
-        let schedule = Schedule::new(BatchSpec::default());
-        Arc::new(Counting { info, schedule, threads, runs: AtomicUsize::new(0) })
+    /// A graph that runs in no time.
+    fn quick(threads: u32) -> Arc<FakeGraph> {
+        let run = |_: &Inputs, cancel: &Cancel| match cancel.is_cancelled() {
+            true => Err(NnError::timeout("stopped")),
+            false => Ok(vec![]),
+        };
+        let info = GraphInfo { inputs: vec![tensor_info("x", ElementType::U8, 1)], outputs: vec![] };
+        Arc::new(FakeGraph { info, threads, ..FakeGraph::new(run) })
     }
 
     #[test]
     fn a_short_run_stays_on_one_thread_and_is_not_loaded_again() {
-        let graph = counting(1);
+        let graph = quick(1);
         let load = |_| -> Result<Arc<dyn Graph>, NnError> { panic!("nothing is to be loaded") };
         let (measured, chosen) = measure(graph.clone(), 64, None, load, &Cancel::default()).unwrap();
         assert_eq!((measured.intra_op_threads, measured.run_ns.len(), chosen.intra_op_threads()), (1, 1, 1));
-        assert!(graph.runs.load(Ordering::Relaxed) <= 2 + TIMED_RUNS, "a handful");
+        assert!(graph.runs() <= 2 + TIMED_RUNS, "a handful");
     }
 
     #[test]
     fn a_measurement_that_was_stopped_tells_nothing() {
         let cancel = Cancel::default();
         cancel.cancel();
-        assert!(measure(counting(1), 4, None, |threads| Ok(counting(threads)), &cancel).is_none());
+        assert!(measure(quick(1), 4, None, |threads| Ok(quick(threads)), &cancel).is_none());
     }
 
     #[test]

@@ -94,54 +94,35 @@ fn take() -> Option<(Vec<Work>, Watched, Arc<Counters>)> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::nn::fake::{FakeGraph, run_until_stopped, tensor_info};
     use crate::nn::{
-        BackendId, BatchSpec, Cancel, Compute, Dim, ElementType, Executor, Graph, GraphInfo, Inputs, NnError, Outputs,
-        Profile, Schedule, Tenant, Tensor, TensorInfo, TensorType,
+        Cancel, Compute, ElementType, Executor, Graph, GraphInfo, Inputs, NnError, Outputs, Profile, Tenant, Tensor,
+        TensorType,
     };
 
-    /// Gives its input back and remembers how many rows each run had, and on which thread.
-    struct Echo {
-        info: GraphInfo,
-        schedule: Schedule,
-        runs: Mutex<Vec<(u32, std::thread::ThreadId)>>,
+    /// Gives its input back.
+    fn echo(row_ns: &[u64]) -> Arc<FakeGraph> {
+        costing(row_ns, |inputs, _| given_back(inputs))
     }
 
-    impl Graph for Echo {
-        fn info(&self) -> &GraphInfo {
-            &self.info
-        }
-        fn backend(&self) -> BackendId {
-            BackendId::Tract
-        }
-        fn memory_bytes(&self) -> u64 {
-            0
-        }
-        fn schedule(&self) -> &Schedule {
-            &self.schedule
-        }
-        fn run(&self, inputs: Inputs, _: &Cancel) -> Result<Outputs, NnError> {
-            self.runs.lock().unwrap().push((inputs.rows(), std::thread::current().id()));
-            Ok(vec![("y".to_owned(), inputs.tensors()[0].clone())])
-        }
+    fn given_back(inputs: &Inputs) -> Result<Outputs, NnError> {
+        Ok(vec![("y".to_owned(), inputs.tensors()[0].clone())])
     }
 
-    fn echo(row_ns: &[u64]) -> Arc<Echo> {
-        let info = |name: &str| TensorInfo {
-            name: name.to_owned(),
-            element: ElementType::U8,
-            dims: Some(vec![Dim::Free(None)]),
-        };
-        let info = GraphInfo { inputs: vec![info("x")], outputs: vec![info("y")] };
-        let schedule = Schedule::new(BatchSpec::default());
-        schedule.adopt(&Profile { batchable: true, row_ns: row_ns.to_vec(), ..Profile::default() });
-        Arc::new(Echo { info, schedule, runs: Mutex::default() })
+    fn costing(
+        row_ns: &[u64],
+        body: impl Fn(&Inputs, &Cancel) -> Result<Outputs, NnError> + Send + Sync + 'static,
+    ) -> Arc<FakeGraph> {
+        let info = |name: &str| vec![tensor_info(name, ElementType::U8, 1)];
+        let graph = FakeGraph { info: GraphInfo { inputs: info("x"), outputs: info("y") }, ..FakeGraph::new(body) };
+        graph.schedule.adopt(&Profile { batchable: true, row_ns: row_ns.to_vec(), ..Profile::default() });
+        Arc::new(graph)
     }
 
-    async fn ask(executor: &Executor, graph: &Arc<Echo>, value: u8, alone: bool) -> u8 {
+    async fn ask(executor: &Executor, graph: &Arc<FakeGraph>, value: u8, alone: bool) -> u8 {
         let x = Tensor::new(TensorType::U8, vec![1], vec![value]).unwrap();
         let graph: Arc<dyn Graph> = graph.clone();
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -158,47 +139,22 @@ mod tests {
         let (executor, asked) = (&executor, &graph);
         let answers = (0..8).map(|value| async move { ask(executor, asked, value, false).await });
         assert_eq!(futures_util::future::join_all(answers).await, [0, 1, 2, 3, 4, 5, 6, 7]);
-        assert_eq!(*graph.runs.lock().unwrap(), [(8, std::thread::current().id())]);
+        assert_eq!((graph.rows(), graph.ran_on()), (vec![8], vec![std::thread::current().id()]));
 
         assert_eq!(ask(executor, asked, 9, true).await, 9);
-        assert_eq!(graph.runs.lock().unwrap()[1], (1, std::thread::current().id()));
-    }
-
-    /// Says that it is quick, and runs until it is stopped, unless that is on another thread than the first time.
-    struct Liar {
-        echo: Arc<Echo>,
-        home: std::thread::ThreadId,
-    }
-
-    impl Graph for Liar {
-        fn info(&self) -> &GraphInfo {
-            &self.echo.info
-        }
-        fn backend(&self) -> BackendId {
-            BackendId::Tract
-        }
-        fn memory_bytes(&self) -> u64 {
-            0
-        }
-        fn schedule(&self) -> &Schedule {
-            &self.echo.schedule
-        }
-        fn run(&self, inputs: Inputs, cancel: &Cancel) -> Result<Outputs, NnError> {
-            if std::thread::current().id() != self.home {
-                return self.echo.run(inputs, cancel);
-            }
-            let (tx, stopped) = std::sync::mpsc::channel();
-            let _disarm = cancel.on_cancel(move || tx.send(()).unwrap_or_default())?;
-            stopped.recv().unwrap();
-            Err(NnError::timeout("stopped"))
-        }
+        assert_eq!((graph.rows()[1], graph.ran_on()[1]), (1, std::thread::current().id()));
     }
 
     #[tokio::test]
     async fn a_run_that_holds_up_the_loop_is_stopped_and_the_next_goes_to_a_thread() {
         let executor = Executor::new(1, 8, 64).unwrap();
         executor.serve_on_this_thread();
-        let liar = Arc::new(Liar { echo: echo(&[1000]), home: std::thread::current().id() });
+        let home = std::thread::current().id();
+        // Says that it is quick, and runs until it is stopped, unless that is on another thread than this.
+        let liar = costing(&[1000], move |inputs, cancel| match std::thread::current().id() == home {
+            true => run_until_stopped(cancel),
+            false => given_back(inputs),
+        });
         let compute = || {
             let x = Tensor::new(TensorType::U8, vec![1], vec![7]).unwrap();
             let deadline = Instant::now() + Duration::from_secs(60);
@@ -215,7 +171,7 @@ mod tests {
         executor.serve_on_this_thread();
         let graph = echo(&[10_000_000]);
         assert_eq!(ask(&executor, &graph, 5, true).await, 5);
-        assert_ne!(graph.runs.lock().unwrap()[0].1, std::thread::current().id());
+        assert_ne!(graph.ran_on()[0], std::thread::current().id());
     }
 
     #[tokio::test]
@@ -223,6 +179,6 @@ mod tests {
         let executor = Executor::new(1, 8, 64).unwrap();
         let graph = echo(&[1000]);
         assert_eq!(ask(&executor, &graph, 5, true).await, 5);
-        assert_ne!(graph.runs.lock().unwrap()[0].1, std::thread::current().id());
+        assert_ne!(graph.ran_on()[0], std::thread::current().id());
     }
 }

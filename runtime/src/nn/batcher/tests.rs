@@ -1,21 +1,11 @@
 //! The batcher as a whole: answers never change, neighbours never wait long, and nobody fails for another.
 
-use std::sync::Mutex;
-
 use super::queue::{BatchLimit, FairQueue};
 use super::*;
-use crate::nn::{BackendId, Dim, ElementType, GraphInfo, NnErrorKind, TensorInfo, TensorType};
+use crate::nn::fake::{FakeGraph, run_until_stopped, tensor_info};
+use crate::nn::{ElementType, GraphInfo, NnErrorKind, TensorType};
 
-/// `y = 2 x + position in the row`, one output row for each input row; rows of a negative first value are refused.
-struct Double {
-    info: GraphInfo,
-    schedule: Schedule,
-    /// Rows of each run.
-    runs: Mutex<Vec<u32>>,
-    /// What is wrong with it.
-    fault: Fault,
-}
-
+/// What is wrong with a graph.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     None,
@@ -27,47 +17,30 @@ enum Fault {
     Endless,
 }
 
-impl Graph for Double {
-    fn info(&self) -> &GraphInfo {
-        &self.info
+/// `y = 2 x + position in the row`, one output row for each input row; rows of a negative first value are refused.
+fn doubled(inputs: &Inputs, fault: Fault, cancel: &Cancel) -> Result<Outputs, NnError> {
+    if fault == Fault::Endless {
+        return run_until_stopped(cancel);
     }
-    fn backend(&self) -> BackendId {
-        BackendId::Tract
+    let x = &inputs.tensors()[0];
+    let width = x.dims()[1] as usize;
+    let mut values = floats(x);
+    if values.chunks(width).any(|row| row[0] < 0.0) {
+        return Err(NnError::invalid_argument("a negative row"));
     }
-    fn memory_bytes(&self) -> u64 {
-        0
+    for (index, value) in values.iter_mut().enumerate() {
+        *value = *value * 2.0 + (index % width) as f32;
     }
-    fn schedule(&self) -> &Schedule {
-        &self.schedule
-    }
-    fn run(&self, inputs: Inputs, cancel: &Cancel) -> Result<Outputs, NnError> {
-        if self.fault == Fault::Endless {
-            let (tx, stopped) = std::sync::mpsc::channel();
-            let _disarm = cancel.on_cancel(move || tx.send(()).unwrap_or_default())?;
-            stopped.recv().unwrap();
-            return Err(NnError::timeout("stopped"));
+    let mut dims = x.dims().to_vec();
+    match fault {
+        Fault::None | Fault::Endless => {}
+        Fault::MixesRows => (width..values.len()).for_each(|index| values[index] += values[index - width]),
+        Fault::Sums => {
+            dims[0] = 1;
+            values.truncate(width);
         }
-        let x = &inputs.tensors()[0];
-        self.runs.lock().unwrap().push(x.dims()[0]);
-        let width = x.dims()[1] as usize;
-        let mut values = floats(x);
-        if values.chunks(width).any(|row| row[0] < 0.0) {
-            return Err(NnError::invalid_argument("a negative row"));
-        }
-        for (index, value) in values.iter_mut().enumerate() {
-            *value = *value * 2.0 + (index % width) as f32;
-        }
-        let mut dims = x.dims().to_vec();
-        match self.fault {
-            Fault::None | Fault::Endless => {}
-            Fault::MixesRows => (width..values.len()).for_each(|index| values[index] += values[index - width]),
-            Fault::Sums => {
-                dims[0] = 1;
-                values.truncate(width);
-            }
-        }
-        Ok(vec![("y".to_owned(), tensor(&dims, &values))])
     }
+    Ok(vec![("y".to_owned(), tensor(&dims, &values))])
 }
 
 fn tensor(dims: &[u32], values: &[f32]) -> Tensor {
@@ -79,19 +52,21 @@ fn floats(tensor: &Tensor) -> Vec<f32> {
     tensor.data().chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
 }
 
-fn double(fault: Fault) -> Arc<Double> {
+fn double(fault: Fault) -> Arc<FakeGraph> {
     double_with(fault, BatchSpec::default())
 }
 
-fn double_with(fault: Fault, spec: BatchSpec) -> Arc<Double> {
-    let dims = || Some(vec![Dim::Free(Some("batch".to_owned())), Dim::Free(Some("width".to_owned()))]);
-    let info = |name: &str| TensorInfo { name: name.to_owned(), element: ElementType::Fp32, dims: dims() };
-    let info = GraphInfo { inputs: vec![info("x")], outputs: vec![info("y")] };
-    Arc::new(Double { info, schedule: Schedule::new(spec), runs: Mutex::default(), fault })
+fn double_with(fault: Fault, spec: BatchSpec) -> Arc<FakeGraph> {
+    let info = |name: &str| vec![tensor_info(name, ElementType::Fp32, 2)];
+    Arc::new(FakeGraph {
+        info: GraphInfo { inputs: info("x"), outputs: info("y") },
+        schedule: Schedule::new(spec),
+        ..FakeGraph::new(move |inputs, cancel| doubled(inputs, fault, cancel))
+    })
 }
 
 /// A graph of which it is known that larger runs pay, with a bound that no measurement of a busy machine moves.
-fn batching(fault: Fault) -> Arc<Double> {
+fn batching(fault: Fault) -> Arc<FakeGraph> {
     let graph = double_with(fault, BatchSpec { rows_max: Some(16), pad: None });
     graph.schedule.adopt(&Profile { batchable: true, row_ns: vec![6400, 3200, 1600, 800, 400], ..Profile::default() });
     graph
@@ -99,7 +74,7 @@ fn batching(fault: Fault) -> Arc<Double> {
 
 type Answer = oneshot::Receiver<Result<Outputs, NnError>>;
 
-fn work(graph: &Arc<Double>, tenant: u64, x: &Tensor) -> (Work, Answer) {
+fn work(graph: &Arc<FakeGraph>, tenant: u64, x: &Tensor) -> (Work, Answer) {
     let (tx, rx) = oneshot::channel();
     let inputs = graph.info.check(vec![("x".to_owned(), x.clone())]).unwrap();
     let (rows, deadline) = (inputs.rows(), Instant::now() + Duration::from_secs(60));
@@ -164,7 +139,7 @@ fn one_run_answers_all_that_fit_and_mixed_shapes_do_not_break_it_up() {
         answers.push(rx);
     }
     run_all(&mut queue, &Counters::default());
-    assert_eq!(*graph.runs.lock().unwrap(), [8, 8]);
+    assert_eq!(graph.rows(), [8, 8]);
     answers.into_iter().for_each(|rx| drop(answer(rx).unwrap()));
 }
 
@@ -275,7 +250,7 @@ fn what_nobody_waits_for_never_runs() {
     assert_eq!((batch.len(), dropped.len()), (1, 2));
     run(batch, Stop::WhenUnwanted, &Counters::default());
     answer(rx).unwrap();
-    assert_eq!(*graph.runs.lock().unwrap(), [1]);
+    assert_eq!(graph.rows(), [1]);
 }
 
 #[test]
@@ -291,7 +266,7 @@ fn a_graph_that_turns_out_to_mix_rows_answers_alone_from_then_on() {
         })
         .collect();
     run_all(&mut queue, &Counters::default());
-    assert_eq!(*graph.runs.lock().unwrap(), [4, 1, 1, 1, 1]);
+    assert_eq!(graph.rows(), [4, 1, 1, 1, 1]);
     answers.into_iter().for_each(|rx| assert_eq!(floats(&answer(rx).unwrap()[0].1), [2.0]));
     assert!(!graph.schedule.batchable());
 }
@@ -324,6 +299,6 @@ fn a_sample_shows_what_made_up_rows_cannot() {
     let sample = graph.info.check(vec![("x".to_owned(), tensor(&[2, 3], &[0.5, -0.1, 0.7, 1.0, 2.0, 3.0]))]).unwrap();
     let profile = probe(&*graph, Some(&sample), &Cancel::default()).unwrap();
     assert!(profile.batchable, "{profile:?}");
-    let widths: Vec<usize> = graph.runs.lock().unwrap().iter().map(|&rows| rows as usize).collect();
+    let widths: Vec<usize> = graph.rows().into_iter().map(|rows| rows as usize).collect();
     assert!(widths.contains(&3) || widths.contains(&4), "rows ran together: {widths:?}");
 }
