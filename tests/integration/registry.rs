@@ -181,6 +181,67 @@ fn parts_that_arrived_are_there_after_a_restart() {
 }
 
 #[test]
+fn parts_and_logged_artifacts_are_within_the_quota_of_bytes() {
+    // given a workspace that may have 100 bytes, and an upload in parts
+    let mut server = Server::start();
+    let workspaces = "/api/2.0/accounts/main/workspaces";
+    let workspace = format!("{workspaces}/{}", server.get(workspaces).ok()[0]["workspace_id"]);
+    let quota = json!({ "quotas": { "model_bytes": 100 } });
+    send(server.request(Method::PATCH, &workspace).json(&quota)).ok();
+    let used = |server: &Server| server.get(&workspace).ok()["usage"]["model_bytes"].as_u64().unwrap();
+    let path = pending(&server, "main.default.parts");
+    let begun = server.post(&format!("{}?action=initiate-upload", files(&path)), &json!({})).ok();
+    let token = begun["multipart_upload"]["session_token"].as_str().unwrap().to_owned();
+    let send_part = |server: &Server, number: u32, bytes: usize| {
+        let asked = json!({ "path": path, "session_token": token, "start_part_number": number, "count": 1,
+                            "expire_time": "2099-01-01T00:00:00Z" });
+        let urls = server.post("/api/2.0/fs/create-upload-part-urls", &asked).ok();
+        let url = urls["upload_part_urls"][0]["url"].as_str().unwrap().to_owned();
+        send(reqwest::blocking::Client::new().put(url).body(vec![b'x'; bytes]))
+    };
+
+    // when parts come, then they count, and one that there is no room for is refused
+    assert_eq!(send_part(&server, 1, 60).status, 200);
+    send_part(&server, 2, 41).is_error(400, "BAD_REQUEST", &["'model_bytes'", "60 of 100"]);
+    assert_eq!(used(&server), 60);
+    // and what takes the place of another gives back its room
+    let first = send_part(&server, 1, 30);
+    let second = send_part(&server, 2, 60);
+    assert_eq!((second.status, used(&server)), (200, 90));
+    server.kill9();
+    server.start_again();
+    assert_eq!(used(&server), 90);
+
+    // and the file takes the place of its parts
+    let parts = json!([{ "part_number": 1, "etag": first.header("etag") },
+                       { "part_number": 2, "etag": second.header("etag") }]);
+    let query = format!("?action=complete-upload&upload_type=multipart&session_token={token}");
+    for _ in 0..2 {
+        server.post(&format!("{}{query}", files(&path)), &json!({ "parts": parts })).ok();
+        assert_eq!(used(&server), 90);
+    }
+    send_part(&server, 1, 11).is_error(400, "BAD_REQUEST", &["'model_bytes'", "90 of 100"]);
+
+    // and what a run logs counts, until it is deleted
+    let run = server.post("/api/2.0/mlflow/runs/create", &json!({ "experiment_id": "0" })).ok();
+    let run = run["run"]["info"]["run_id"].as_str().unwrap();
+    let artifact = format!("/api/2.0/mlflow-artifacts/artifacts/0/{run}/artifacts/a.txt");
+    let log = |bytes: usize| send(server.request(Method::PUT, &artifact).body(vec![b'x'; bytes]));
+    log(11).is_error(400, "BAD_REQUEST", &["'model_bytes'", "90 of 100"]);
+    log(10).ok();
+    assert_eq!(used(&server), 100);
+    server.delete(&artifact, &json!({})).ok();
+    assert_eq!(used(&server), 90);
+    log(10).ok();
+    server.post("/api/2.0/mlflow/runs/delete", &json!({ "run_id": run })).ok();
+
+    // and a version that goes takes its file and its parts with it
+    let version = json!({ "name": "main.default.parts", "version": "1" });
+    server.delete(&format!("{UNITY}/model-versions/delete"), &version).ok();
+    assert_eq!(used(&server), 0);
+}
+
+#[test]
 fn a_signed_address_does_one_thing_only() {
     let server = Server::start();
     let path = pending(&server, "main.default.signed");

@@ -20,7 +20,8 @@ pub enum Resource {
     Endpoints,
     /// Versions of all models together.
     ModelVersions,
-    /// Bytes of the files of all model versions. A file that two versions have counts twice.
+    /// Bytes of the files of all model versions, runs and logged models, and of parts whose file is not complete. A file
+    /// that two of them have counts twice.
     ModelBytes,
     /// Requests to endpoints that run or wait to run.
     ConcurrentRequests,
@@ -139,6 +140,16 @@ impl Tally {
         Ok(reserved)
     }
 
+    /// Room for something that grows or shrinks. What it takes more is reserved; what it gives back is given back with
+    /// [`Resized::keep`].
+    ///
+    /// # Errors
+    /// As [`Tally::reserve`], for something that grows.
+    pub fn resize(self: &Arc<Tally>, resource: Resource, before: u64, after: u64) -> Result<Resized, ApiError> {
+        let more = self.reserve(resource, after.saturating_sub(before))?;
+        Ok(Resized { more, less: before.saturating_sub(after) })
+    }
+
     /// Counts what is there already, over the quota or not.
     pub fn add(&self, resource: Resource, amount: u64) {
         self.used[resource as usize].fetch_add(amount, Relaxed);
@@ -168,6 +179,21 @@ impl Tally {
                  more. Delete what is not needed, or ask the server's administrator for a higher quota."
             ),
         )
+    }
+}
+
+/// A change of size that is counted where it takes room. Dropping it leaves the count as it was.
+#[must_use = "what is not kept is not counted"]
+pub struct Resized {
+    more: Reserved,
+    less: u64,
+}
+
+impl Resized {
+    /// The thing has its new size.
+    pub fn keep(self) {
+        self.more.tally.subtract(self.more.resource, self.less);
+        self.more.keep();
     }
 }
 
@@ -252,5 +278,12 @@ pub(crate) mod tests {
         file.grow(4).unwrap();
         drop(file);
         assert_eq!(tally.used(Resource::ModelBytes), 0);
+        tally.resize(Resource::ModelBytes, 0, 8).unwrap().keep();
+        drop(tally.resize(Resource::ModelBytes, 8, 10).unwrap());
+        drop(tally.resize(Resource::ModelBytes, 8, 0).unwrap());
+        assert!(tally.resize(Resource::ModelBytes, 8, 11).is_err());
+        assert_eq!(tally.used(Resource::ModelBytes), 8);
+        tally.resize(Resource::ModelBytes, 8, 3).unwrap().keep();
+        assert_eq!(tally.used(Resource::ModelBytes), 3);
     }
 }

@@ -39,7 +39,7 @@ use crate::turns::Turns;
 pub struct Registry {
     store: Arc<dyn StateStore>,
     blobs: Arc<Blobs>,
-    /// Counts versions and the bytes of their files.
+    /// Counts versions and the bytes of files.
     tallies: Arc<Tallies>,
     /// Runs and logged models, from whose files versions are made.
     pub tracking: Tracking,
@@ -47,6 +47,8 @@ pub struct Registry {
     changes: RwLock<()>,
     /// To change a model or one of its versions.
     turns: Turns,
+    /// To change an upload. Who has the turn of a model may wait for one of these, but not the other way round.
+    upload_turns: Turns,
 }
 
 /// One model's turn to change.
@@ -64,8 +66,10 @@ impl Registry {
             tally.add(Resource::ModelBytes, version.bytes());
             Ok::<_, StoreError>(())
         })?;
-        let tracking = Tracking::new(Arc::clone(&store));
-        Ok(Registry { store, blobs, tallies, tracking, changes: RwLock::new(()), turns: Turns::default() })
+        uploads::count(&*store, &tallies)?;
+        let tracking = Tracking::open(Arc::clone(&store), Arc::clone(&tallies))?;
+        let (turns, upload_turns) = Default::default();
+        Ok(Registry { store, blobs, tallies, tracking, changes: RwLock::new(()), turns, upload_turns })
     }
 
     /// The files that some version, run or logged model refers to: all others may be swept. Blocks.

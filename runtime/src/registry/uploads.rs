@@ -18,14 +18,14 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::{Registry, VersionRecord, conflict};
-use crate::access::{Reserved, Resource};
+use crate::access::{Reserved, Resource, Tallies};
 use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
 use crate::deploy::package::{FILES_MAX, PackageFile, check_path};
 use crate::error::ApiError;
 use crate::store::blobs::{Blobs, Digest};
 use crate::store::documents::{read_document, visit_documents};
-use crate::store::{StoreError, Transaction};
+use crate::store::{StateStore, StoreError, Transaction};
 
 /// Most parts of a file. The Databricks SDK makes about 100.
 pub const PARTS_MAX: u32 = 400;
@@ -76,7 +76,7 @@ pub struct PartRef {
 }
 
 /// The parts of a file that have arrived.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Upload {
     /// Of the version, to end it with.
     model: String,
@@ -84,6 +84,26 @@ struct Upload {
     /// In ms since 1970: the last part.
     last_updated_timestamp: u64,
     parts: BTreeMap<u32, PackageFile>,
+    /// Whether they were put together: then the file counts, and they do not.
+    #[serde(default)]
+    completed: bool,
+}
+
+impl Upload {
+    /// Bytes that count as used.
+    fn counted_bytes(&self) -> u64 {
+        if self.completed { 0 } else { self.parts.values().map(|part| part.bytes).sum() }
+    }
+}
+
+/// Counts the parts that are there. Blocks.
+pub(super) fn count(store: &dyn StateStore, tallies: &Tallies) -> Result<(), StoreError> {
+    visit_documents(store, "upload/", |key, upload: Upload| {
+        if let Some((workspace, _)) = of_key(key) {
+            tallies.of(workspace).add(Resource::ModelBytes, upload.counted_bytes());
+        }
+        Ok::<_, StoreError>(())
+    })
 }
 
 impl Expected {
@@ -136,7 +156,7 @@ impl Registry {
     /// When it breaks off, is not what was announced, or is more than the workspace has room for: nothing is kept then.
     pub async fn receive(&self, workspace: WorkspaceId, content: Content) -> Result<PackageFile, ApiError> {
         let blobs = Arc::clone(&self.blobs);
-        // Given back when it has arrived: a file counts where a version names it.
+        // Given back when it has arrived: from then on it counts where something names it.
         let room = self.tallies.of(workspace).reserve(Resource::ModelBytes, 0)?;
         let written = tokio::task::spawn_blocking(move || receive(&blobs, content, room)).await;
         written.map_err(|error| ApiError::internal("keep a file", &error))?
@@ -160,7 +180,10 @@ impl Registry {
         if record.files.len() >= FILES_MAX && !record.files.contains_key(place.path) {
             return Err(ApiError::invalid(format!("a model version may have at most {FILES_MAX} files")));
         }
-        let _room = self.tallies.of(place.workspace).reserve(Resource::ModelBytes, file.bytes)?;
+        // Until the version is counted with it; what it replaces is counted now.
+        let replaced = record.files.get(place.path).map_or(0, |file| file.bytes);
+        let more = file.bytes.saturating_sub(replaced);
+        let _room = self.tallies.of(place.workspace).reserve(Resource::ModelBytes, more)?;
         record.files.insert(place.path.to_owned(), file);
         self.keep(record).await
     }
@@ -172,7 +195,7 @@ impl Registry {
     pub async fn begin_upload(&self, place: FilePlace<'_>) -> Result<String, ApiError> {
         self.check_upload(place).await?;
         let token = upload_token(place);
-        let _turn = self.turn(place.workspace, &token).await;
+        let _turn = self.upload_turns.of(place.workspace, &token).await;
         let key = upload_key(place, &token);
         if read_document::<Upload>(&self.store, key.clone()).await?.is_none() {
             let upload = Upload {
@@ -180,6 +203,7 @@ impl Registry {
                 version: place.version,
                 last_updated_timestamp: now_ms(),
                 parts: BTreeMap::new(),
+                completed: false,
             };
             self.store.commit(Transaction::new().put_document(&key, &upload)?).await?;
         }
@@ -201,7 +225,7 @@ impl Registry {
     /// Stores one part, instead of the one with the same number. `bytes_max` bounds the whole file.
     ///
     /// # Errors
-    /// As [`Registry::put_file`]; the other parts stay.
+    /// As [`Registry::put_file`], and when the parts are more than the workspace has room for; the other parts stay.
     pub async fn put_part(
         &self,
         place: FilePlace<'_>,
@@ -212,12 +236,16 @@ impl Registry {
     ) -> Result<PackageFile, ApiError> {
         self.check_part(place, token, number).await?;
         let part = self.receive(place.workspace, content).await?;
-        let _turn = self.turn(place.workspace, token).await;
+        let _turn = self.upload_turns.of(place.workspace, token).await;
         let mut upload = self.upload(place, token).await?;
+        let before = upload.counted_bytes();
         upload.parts.insert(number, part.clone());
-        upload.last_updated_timestamp = now_ms();
+        (upload.last_updated_timestamp, upload.completed) = (now_ms(), false);
         refuse_large(upload.parts.values(), bytes_max)?;
+        let tally = self.tallies.of(place.workspace);
+        let room = tally.resize(Resource::ModelBytes, before, upload.counted_bytes())?;
         self.store.commit(Transaction::new().put_document(&upload_key(place, token), &upload)?).await?;
+        room.keep();
         Ok(part)
     }
 
@@ -240,7 +268,19 @@ impl Registry {
         let joined = tokio::task::spawn_blocking(move || join(&blobs, &parts)).await;
         let file = joined.map_err(|error| ApiError::internal("put parts together", &error))??;
         let _turn = self.turn(place.workspace, place.model).await;
-        self.add_file(place, file.clone()).await?;
+        let _upload_turn = self.upload_turns.of(place.workspace, token).await;
+        let upload = self.upload(place, token).await?;
+        // The file takes their place: nobody needs room for both.
+        let (tally, bytes) = (self.tallies.of(place.workspace), upload.counted_bytes());
+        tally.subtract(Resource::ModelBytes, bytes);
+        let completed = async {
+            self.add_file(place, file.clone()).await?;
+            let put =
+                Transaction::new().put_document(&upload_key(place, token), &Upload { completed: true, ..upload })?;
+            Ok(self.store.commit(put).await?)
+        };
+        let outcome: Result<_, ApiError> = completed.await;
+        outcome.inspect_err(|_| tally.add(Resource::ModelBytes, bytes))?;
         Ok(file)
     }
 
@@ -249,8 +289,21 @@ impl Registry {
     /// # Errors
     /// When the store cannot be written.
     pub async fn abort_upload(&self, place: FilePlace<'_>, token: &str) -> Result<(), ApiError> {
-        let _turn = self.turn(place.workspace, token).await;
-        self.store.commit(Transaction::new().delete_document(&upload_key(place, token))).await?;
+        if token != upload_token(place) {
+            return Ok(());
+        }
+        Ok(self.forget_upload(&upload_key(place, token), |_| true).await?)
+    }
+
+    /// Forgets an upload with the count of its parts, if it is still one of those meant.
+    async fn forget_upload(&self, key: &str, meant: impl Fn(&Upload) -> bool) -> Result<(), StoreError> {
+        let Some((workspace, token)) = of_key(key) else { return Ok(()) };
+        let _turn = self.upload_turns.of(workspace, token).await;
+        let Some(upload) = read_document::<Upload>(&self.store, key.to_owned()).await?.filter(meant) else {
+            return Ok(());
+        };
+        self.store.commit(Transaction::new().delete_document(key)).await?;
+        self.tallies.of(workspace).subtract(Resource::ModelBytes, upload.counted_bytes());
         Ok(())
     }
 
@@ -277,7 +330,7 @@ impl Registry {
         };
         let ended = tokio::task::spawn_blocking(find).await;
         for key in ended.map_err(|error| ApiError::internal("find uploads", &error))?? {
-            self.store.commit(Transaction::new().delete_document(&key)).await?;
+            self.forget_upload(&key, |_| true).await?;
         }
         Ok(())
     }
@@ -301,7 +354,7 @@ impl Registry {
         };
         let old = tokio::task::spawn_blocking(find).await;
         for key in old.map_err(|error| StoreError::Unavailable(Arc::new(error)))?? {
-            self.store.commit(Transaction::new().delete_document(&key)).await?;
+            self.forget_upload(&key, |upload| upload.last_updated_timestamp < latest).await?;
         }
         Ok(())
     }
@@ -316,6 +369,12 @@ fn upload_token(place: FilePlace<'_>) -> String {
 
 fn upload_key(place: FilePlace<'_>, token: &str) -> String {
     format!("upload/{}/{token}", place.workspace)
+}
+
+/// Workspace and token of a key that [`upload_key`] made.
+fn of_key(key: &str) -> Option<(WorkspaceId, &str)> {
+    let (workspace, token) = key.strip_prefix("upload/")?.split_once('/')?;
+    Some((WorkspaceId(workspace.parse().ok()?), token))
 }
 
 fn refuse_large<'a>(parts: impl Iterator<Item = &'a PackageFile>, bytes_max: u64) -> Result<(), ApiError> {
@@ -453,7 +512,7 @@ mod tests {
     fn a_file_needs_all_parts_as_they_arrived() {
         let part = |content: &[u8]| PackageFile { digest: Digest::of(content), bytes: content.len() as u64 };
         let parts = BTreeMap::from([(1, part(b"a")), (2, part(b"b")), (9, part(b"left over"))]);
-        let upload = Upload { model: String::new(), version: 1, last_updated_timestamp: 0, parts };
+        let upload = Upload { model: String::new(), version: 1, last_updated_timestamp: 0, parts, completed: false };
         let named = |numbers: &[(u32, &[u8])]| -> Vec<PartRef> {
             let name = |(number, content): &(u32, &[u8])| PartRef {
                 part_number: *number,

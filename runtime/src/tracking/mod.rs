@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use self::records::{Experiment, LoggedModel, Metric, Run};
-use crate::access::{Action, Level, Object, Principal, authorize, tokens};
+use crate::access::{Action, Level, Object, Principal, Resource, Tallies, authorize, tokens};
 use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
 use crate::deploy::package::{FILES_MAX, PackageFile, check_path};
@@ -45,6 +45,11 @@ pub trait Tracked: Serialize + DeserializeOwned + Clone + Send + 'static {
     /// Its files by path.
     fn files(&mut self) -> &mut BTreeMap<String, PackageFile>;
 
+    /// Of its files.
+    fn bytes(&mut self) -> u64 {
+        self.files().values().map(|file| file.bytes).sum()
+    }
+
     /// As what permissions are asked for.
     fn object(&self) -> Object<'_> {
         let (workspace, id, owner) = self.place();
@@ -56,12 +61,26 @@ pub trait Tracked: Serialize + DeserializeOwned + Clone + Send + 'static {
 pub struct Tracking {
     store: Arc<dyn StateStore>,
     turns: Turns,
+    /// Counts the bytes of files.
+    tallies: Arc<Tallies>,
 }
 
 impl Tracking {
-    /// Those in a store.
-    pub fn new(store: Arc<dyn StateStore>) -> Tracking {
-        Tracking { store, turns: Turns::default() }
+    /// Those in a store. Blocks, for it counts what is there.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn open(store: Arc<dyn StateStore>, tallies: Arc<Tallies>) -> Result<Tracking, StoreError> {
+        let count = |workspace, bytes| tallies.of(workspace).add(Resource::ModelBytes, bytes);
+        visit_documents(&*store, "run/", |_, mut run: Run| {
+            count(run.workspace, run.bytes());
+            Ok::<_, StoreError>(())
+        })?;
+        visit_documents(&*store, "logged-model/", |_, mut model: LoggedModel| {
+            count(model.workspace, model.bytes());
+            Ok::<_, StoreError>(())
+        })?;
+        Ok(Tracking { store, turns: Turns::default(), tallies })
     }
 
     /// A run or a logged model that a caller may read and change.
@@ -93,20 +112,24 @@ impl Tracking {
         let (workspace, id, _) = record.place();
         let prefix = key::<T>(workspace, "");
         let _turn = self.turns.of(workspace, T::KIND).await;
-        let all = self.scan::<T>(prefix).await?;
+        let mut all = self.scan::<T>(prefix).await?;
         let mut transaction = Transaction::new().put_document(&key::<T>(workspace, id), record)?;
+        let too_many = all.len() >= RECORDS_MAX;
+        let mut gone_bytes = 0;
         // Their ids begin with the time.
-        if let Some(oldest) = all.first().filter(|_| all.len() >= RECORDS_MAX) {
+        if let Some(oldest) = all.first_mut().filter(|_| too_many) {
             transaction = transaction.delete_document(&key::<T>(workspace, oldest.place().1));
+            gone_bytes = oldest.bytes();
         }
         self.store.commit(transaction).await?;
+        self.tallies.of(workspace).subtract(Resource::ModelBytes, gone_bytes);
         Ok(())
     }
 
     /// Changes one.
     ///
     /// # Errors
-    /// As [`Tracking::get`], and what `change` refuses: nothing is changed then.
+    /// As [`Tracking::get`], what `change` refuses, and files over the workspace's quota: nothing is changed then.
     pub async fn change<T: Tracked>(
         &self,
         principal: &Principal,
@@ -115,9 +138,12 @@ impl Tracking {
     ) -> Result<T, ApiError> {
         let _turn = self.turns.of(principal.workspace, id).await;
         let mut record: T = self.get(principal, id).await?;
+        let before = record.bytes();
         change(&mut record)?;
+        let room = self.tallies.of(principal.workspace).resize(Resource::ModelBytes, before, record.bytes())?;
         let put = Transaction::new().put_document(&key::<T>(principal.workspace, id), &record)?;
         self.store.commit(put).await?;
+        room.keep();
         Ok(record)
     }
 
@@ -127,8 +153,9 @@ impl Tracking {
     /// As [`Tracking::get`].
     pub async fn remove<T: Tracked>(&self, principal: &Principal, id: &str) -> Result<(), ApiError> {
         let _turn = self.turns.of(principal.workspace, id).await;
-        self.get::<T>(principal, id).await?;
+        let bytes = self.get::<T>(principal, id).await?.bytes();
         self.store.commit(Transaction::new().delete_document(&key::<T>(principal.workspace, id))).await?;
+        self.tallies.of(principal.workspace).subtract(Resource::ModelBytes, bytes);
         Ok(())
     }
 
@@ -296,6 +323,7 @@ fn experiment_key(workspace: WorkspaceId, id: &str) -> String {
 mod tests {
     use super::*;
     use crate::access::IdentityKind;
+    use crate::access::quota::tests::PLENTY;
     use crate::store::memory::MemoryStore;
 
     fn principal(workspace: u64, id: u64) -> Principal {
@@ -311,9 +339,13 @@ mod tests {
         }
     }
 
+    fn opened() -> Tracking {
+        Tracking::open(Arc::new(MemoryStore::new()), Arc::new(Tallies::new(PLENTY))).unwrap()
+    }
+
     #[tokio::test]
     async fn a_run_is_its_makers_and_does_not_exist_elsewhere() {
-        let tracking = Tracking::new(Arc::new(MemoryStore::new()));
+        let tracking = opened();
         let run = Run::new(&principal(1, 7), "0", Some("first".to_owned())).unwrap();
         tracking.add(&run).await.unwrap();
         tracking.get::<Run>(&principal(1, 7), &run.id).await.unwrap();
@@ -323,7 +355,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_oldest_goes_when_there_are_too_many() {
-        let tracking = Tracking::new(Arc::new(MemoryStore::new()));
+        let tracking = opened();
         let caller = principal(1, 7);
         let new = |number: usize| Run { id: format!("{number:032}"), ..Run::new(&caller, "0", None).unwrap() };
         for number in 0..=RECORDS_MAX {
@@ -336,8 +368,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn files_count_as_long_as_their_run_has_them() {
+        let tracking = opened();
+        let (caller, tally) = (principal(1, 7), tracking.tallies.of(WorkspaceId(1)));
+        let run = Run::new(&caller, "0", None).unwrap();
+        tracking.add(&run).await.unwrap();
+        let file = |bytes| PackageFile { digest: Digest::of(b"x"), bytes };
+        let used = || tally.used(Resource::ModelBytes);
+        for (path, bytes, expected) in [("a", 10, 10), ("b", 5, 15), ("a", 3, 8)] {
+            tracking.add_file::<Run>(&caller, &run.id, path, file(bytes)).await.unwrap();
+            assert_eq!(used(), expected);
+        }
+        let refused = tracking.add_file::<Run>(&caller, &run.id, "c", file(PLENTY.model_bytes)).await.unwrap_err();
+        assert!(refused.message.contains("'model_bytes'"), "{}", refused.message);
+        assert_eq!(used(), 8);
+        let restarted = Arc::new(Tallies::new(PLENTY));
+        Tracking::open(Arc::clone(&tracking.store), Arc::clone(&restarted)).unwrap();
+        assert_eq!(restarted.of(WorkspaceId(1)).used(Resource::ModelBytes), 8);
+        tracking.remove::<Run>(&caller, &run.id).await.unwrap();
+        assert_eq!(used(), 0);
+    }
+
+    #[tokio::test]
     async fn experiments_are_numbered_and_named_once() {
-        let tracking = Tracking::new(Arc::new(MemoryStore::new()));
+        let tracking = opened();
         let new = |name: &str| Experiment { name: name.to_owned(), ..Experiment::of(&principal(1, 7)) };
         let made = tracking.create_experiment(&principal(1, 7), new("a")).await.unwrap();
         assert_eq!(made.id, "1");
