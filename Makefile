@@ -54,7 +54,7 @@ bench: dist ## Measure speed beside bare baselines, cold starts, batching, densi
 	@benches/cold.sh
 	@benches/batching.sh
 	@benches/density.sh
-	cargo bench --profile dist -p tessera --bench sandbox --bench records
+	cargo bench --profile dist -p tessera --bench sandbox --bench accounting
 
 setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients
 	@$(SETUP) rust onnxruntime iris minilm filetype python
