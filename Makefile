@@ -22,10 +22,10 @@ export TESSERA_PYTHON := $(TESSERA_CACHE)/python/bin/python
 
 SETUP := guest-examples/setup.sh
 
-.PHONY: help run test schema bench setup guests build dist lint clippy fmt iris clean
+.PHONY: help run test schema conformance bench setup guests build dist lint clippy fmt iris clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # What is run and measured is the optimised build; the tests' own takes a quarter of the time to link.
 run bench: export TESSERA_BIN := $(CARGO_TARGET_DIR)/dist/tessera
@@ -40,10 +40,15 @@ test: setup build ## Run all tests: native, over HTTP, through real Python clien
 	cargo test --release -p tessera
 	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings -p filetype
 	cargo test --release -p tessera-tests
+	@tests/conformance/run.sh 60
 
 schema: build ## Ask a server all that its OpenAPI document allows, and more (schemathesis, about a minute)
 	@$(SETUP) python
 	@tests/schemathesis.sh
+
+conformance: build ## Run the ONNX project's operator cases through a guest, on both backends (ten minutes)
+	@$(SETUP) onnxruntime
+	@tests/conformance/run.sh
 
 # The baselines are built apart from the server, so that neither gets features of the other's dependencies.
 bench: dist ## Measure speed beside bare baselines, cold starts, batching, density (installs wrk)

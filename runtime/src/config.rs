@@ -120,6 +120,11 @@ pub struct ServeArgs {
     )]
     pub tls_client_auth: Option<ClientAuth>,
 
+    /// Public keys, one a line as `tessera sign new-key` prints them: only packages that one of them signed are registered
+    /// and served [default: none, and all are]
+    #[arg(long, value_name = "FILE", env = "TESSERA_REQUIRE_SIGNED", hide_env = true, help_heading = "Server")]
+    pub require_signed: Option<PathBuf>,
+
     /// HTTP event loops, one thread each [default: number of cores]
     #[arg(long, value_name = "N", env = "TESSERA_THREADS", hide_env = true, help_heading = "Server")]
     pub threads: Option<usize>,
@@ -364,6 +369,8 @@ pub struct ServeConfig {
     pub home: PathBuf,
     pub listen: SocketAddr,
     pub tls: Option<TlsFiles>,
+    /// Keys whose packages run here.
+    pub require_signed: Option<PathBuf>,
     pub threads: usize,
     pub max_connections: usize,
     pub header_timeout_ms: u64,
@@ -550,6 +557,7 @@ impl ServeArgs {
             key_file: self.key_file.or(file.key_file),
             previous_key_file: self.previous_key_file.or(file.previous_key_file),
             onnxruntime: self.onnxruntime.or(file.onnxruntime),
+            require_signed: self.require_signed.or(file.require_signed),
         })
     }
 }

@@ -17,6 +17,7 @@ use crate::audit::{self, Audit, Event};
 use crate::config::ServeConfig;
 use crate::control::{ControlParts, ControlPlane};
 use crate::deploy::artifact::Artifacts;
+use crate::deploy::signature::Trust;
 use crate::deploy::worker::Workers;
 use crate::deploy::{HostParts, ModelHost};
 use crate::error::chain;
@@ -88,9 +89,10 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let (audit, usage) = start_records(config, &home, &keys, &metrics)?;
     background.block_on(audit.append(Event::own("server.start", env!("CARGO_PKG_VERSION"))))?;
 
-    let registry = Registry::open(Arc::clone(&store), Arc::clone(&blobs), Arc::clone(&tallies));
+    let trust = Arc::new(config.require_signed.as_deref().map_or(Ok(Trust::default()), Trust::in_keys_of)?);
+    let registry = Registry::open(Arc::clone(&store), Arc::clone(&blobs), Arc::clone(&trust), Arc::clone(&tallies));
     let registry = Arc::new(registry.context("failed to read the models")?);
-    let host = Arc::new(model_host(config, &home, &keys, (&blobs, &files), &background)?);
+    let host = Arc::new(model_host(config, &home, &keys, (&blobs, &files), trust, &background)?);
     let control = Arc::new(ControlPlane::new(ControlParts {
         store,
         registry: Arc::clone(&registry),
@@ -247,6 +249,7 @@ fn model_host(
     home: &Home,
     keys: &Keys,
     (blobs, files): (&Arc<Blobs>, &Arc<SealedFiles>),
+    trust: Arc<Trust>,
     background: &Runtime,
 ) -> Result<ModelHost> {
     let instances_max = u32::try_from(config.concurrent_requests_max).unwrap_or(u32::MAX);
@@ -269,6 +272,7 @@ fn model_host(
             .context("failed to start executors")?,
         blobs: Arc::clone(blobs),
         files: Arc::clone(files),
+        trust,
         artifacts: Artifacts::open(&home.cache("artifacts"), keys.artifacts).context("failed to open the artifacts")?,
         workers: Workers {
             // This very program, also after its file was replaced by another version.

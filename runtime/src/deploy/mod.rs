@@ -11,6 +11,7 @@ pub mod converted;
 pub mod golden;
 pub mod package;
 pub mod profiles;
+pub mod signature;
 pub mod stock;
 pub mod worker;
 
@@ -29,6 +30,7 @@ use self::build_log::BuildLog;
 use self::converted::ConvertedGraphs;
 use self::package::{ComponentSource, Golden, GraphSpec, InitTime, Package, PackageFile, RequestBodyMode};
 use self::profiles::Profiles;
+use self::signature::Trust;
 use self::worker::{GraphFile, Job, Workers};
 use crate::catalog::served::{PlannedGraph, Rung, ServedEntity};
 use crate::catalog::{EndpointRecord, EntityConfig, WorkspaceId};
@@ -114,6 +116,8 @@ pub struct ModelHost {
     pub limits: RequestLimits,
     /// Small files, sealed.
     pub files: Arc<SealedFiles>,
+    /// Whose packages run here.
+    pub trust: Arc<Trust>,
     converted: Arc<ConvertedGraphs>,
     home: Home,
     /// Held while a package is laid out, so that it is laid out once.
@@ -179,6 +183,7 @@ impl ModelHost {
             worker_memory_bytes: parts.worker_memory_bytes,
             limits: parts.limits,
             files: parts.files,
+            trust: parts.trust,
             converted: Arc::new(ConvertedGraphs::new(&parts.home)),
             home: parts.home,
             laying_out: Mutex::new(()),
@@ -195,7 +200,8 @@ impl ModelHost {
     /// settings for requests alone. Quick enough for an endpoint's first request. Blocks.
     ///
     /// # Errors
-    /// When a backend or target is not available here, a limit is over the server's, or the files cannot be laid out.
+    /// When nobody who is trusted has signed the package, a backend or target is not available here, a limit is over the
+    /// server's, or the files cannot be laid out.
     pub fn plan(
         &self,
         owner: &EndpointRecord,
@@ -203,6 +209,7 @@ impl ModelHost {
         package: &Package,
         secrets: BTreeMap<String, String>,
     ) -> Result<Plan, DeployError> {
+        self.trust.check(&package.files, &self.blobs).map_err(DeployError::Model)?;
         let dir = self.lay_out(package)?;
         let mut settings = settings(entity, package);
         let graphs = self.plan_graphs(owner.workspace, entity, package, &dir)?;
@@ -734,6 +741,8 @@ pub struct HostParts {
     pub graphs: Graphs,
     /// Threads that compute.
     pub executor: Executor,
+    /// Whose packages run here.
+    pub trust: Arc<Trust>,
     /// Files of packages.
     pub blobs: Arc<Blobs>,
     /// Small files, sealed.

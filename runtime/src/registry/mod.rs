@@ -28,6 +28,7 @@ pub use self::names::check_model_name;
 pub use self::versions::{NewVersion, Stage, VersionRecord, VersionStatus};
 use crate::access::{Resource, Tallies};
 use crate::catalog::WorkspaceId;
+use crate::deploy::signature::Trust;
 use crate::error::{ApiError, ErrorCode};
 use crate::store::blobs::{Blobs, Digest};
 use crate::store::documents::{scan_documents, visit_documents};
@@ -39,6 +40,8 @@ use crate::turns::Turns;
 pub struct Registry {
     store: Arc<dyn StateStore>,
     blobs: Arc<Blobs>,
+    /// Whose packages become versions.
+    trust: Arc<Trust>,
     /// Counts versions and the bytes of files.
     tallies: Arc<Tallies>,
     /// Runs and logged models, from whose files versions are made.
@@ -59,7 +62,12 @@ impl Registry {
     ///
     /// # Errors
     /// When the records cannot be read.
-    pub fn open(store: Arc<dyn StateStore>, blobs: Arc<Blobs>, tallies: Arc<Tallies>) -> Result<Registry, StoreError> {
+    pub fn open(
+        store: Arc<dyn StateStore>,
+        blobs: Arc<Blobs>,
+        trust: Arc<Trust>,
+        tallies: Arc<Tallies>,
+    ) -> Result<Registry, StoreError> {
         visit_documents(&*store, "version/", |_, version: VersionRecord| {
             let tally = tallies.of(version.workspace);
             tally.add(Resource::ModelVersions, 1);
@@ -69,7 +77,7 @@ impl Registry {
         uploads::count(&*store, &tallies)?;
         let tracking = Tracking::open(Arc::clone(&store), Arc::clone(&tallies))?;
         let (turns, upload_turns) = Default::default();
-        Ok(Registry { store, blobs, tallies, tracking, changes: RwLock::new(()), turns, upload_turns })
+        Ok(Registry { store, blobs, trust, tallies, tracking, changes: RwLock::new(()), turns, upload_turns })
     }
 
     /// The files that some version, run or logged model refers to: all others may be swept. Blocks.

@@ -279,7 +279,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let blobs = Arc::new(Blobs::open(dir.path(), Keyring::for_tests(dir.path())).unwrap());
         let tallies = Arc::new(Tallies::new(PLENTY));
-        (dir, Registry::open(Arc::new(MemoryStore::new()), blobs, tallies).unwrap())
+        (dir, Registry::open(Arc::new(MemoryStore::new()), blobs, Arc::default(), tallies).unwrap())
     }
 
     fn of_workspace(id: u64) -> Principal {

@@ -11,6 +11,7 @@ use crate::access::Resource;
 use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
 use crate::deploy::package::{Package, PackageFile};
+use crate::deploy::signature::Trust;
 use crate::error::ApiError;
 use crate::store::Transaction;
 use crate::store::blobs::{Blobs, Digest};
@@ -268,8 +269,8 @@ impl Registry {
             return Ok(record);
         }
         record.last_updated_timestamp = now_ms();
-        let (blobs, files) = (Arc::clone(&self.blobs), record.files.clone());
-        let checked = tokio::task::spawn_blocking(move || check(files, &blobs)).await;
+        let (blobs, trust, files) = (Arc::clone(&self.blobs), Arc::clone(&self.trust), record.files.clone());
+        let checked = tokio::task::spawn_blocking(move || check(files, &blobs, &trust)).await;
         match checked.map_err(|error| ApiError::internal("check a package", &error))? {
             Ok(checked) => {
                 record.status = VersionStatus::Ready;
@@ -375,7 +376,8 @@ impl Registry {
 }
 
 /// Looks at a version's files. Blocks.
-fn check(files: BTreeMap<String, PackageFile>, blobs: &Blobs) -> Result<Checked, ApiError> {
+fn check(files: BTreeMap<String, PackageFile>, blobs: &Blobs, trust: &Trust) -> Result<Checked, ApiError> {
+    trust.check(&files, blobs).map_err(ApiError::invalid)?;
     if let Some(reason) = Package::unserved_flavour(&files, blobs)? {
         return Ok(Checked::Unservable(reason));
     }
