@@ -1,5 +1,6 @@
 //! SCIM PatchOp (RFC 7644, section 3.5.2): what clients send becomes a list of [`Change`]s.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -22,14 +23,18 @@ const ENTITLEMENTS: [&str; 5] = [
 /// Attributes that are accepted and not kept.
 const NOT_KEPT: [&str; 5] = ["schemas", "id", "meta", "emails", "name"];
 
-#[derive(Deserialize)]
+/// RFC 7644, section 3.5.2.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ScimPatch")]
 pub(super) struct PatchInput {
     #[serde(rename = "Operations", alias = "operations")]
     operations: Vec<Operation>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ScimOperation")]
 struct Operation {
+    /// `add`, `remove` or `replace`.
     op: String,
     path: Option<String>,
     value: Option<Value>,
