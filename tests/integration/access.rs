@@ -658,3 +658,33 @@ fn the_document_names_every_route_once_and_declares_the_parameters_of_its_path()
         }
     }
 }
+
+#[test]
+fn who_may_not_change_a_thing_is_told_so_before_the_body_is_looked_at() {
+    // given the routes that change what their path names, by JSON
+    let world = World::new();
+    let document = send(world.server.anonymous(Method::GET, "/openapi.json")).ok();
+    let rows = rows();
+    let mut asked = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let text = |key: &str| operation[key].as_str().unwrap();
+            let (name, access) = (text("operationId"), text("x-tessera-access"));
+            let json = !operation["requestBody"]["content"]["application/json"]["schema"].is_null();
+            let named = ["{name}", "{full_name}", "{id}", "{model_id}"].iter().any(|name| path.contains(name));
+            let decided = access.ends_with(":CAN_MANAGE") || OWNED.contains(&name);
+            if !(json && named && decided) {
+                continue;
+            }
+            // when somebody who may only see it sends what cannot be read
+            let (route, parameters, _) = rows[name];
+            for (caller, status) in [(Viewer, 403), (Stranger, 404), (Admin, 400)] {
+                let answer = world.call((method, path), (route, parameters, "=no JSON"), caller);
+                // then it is not told about that
+                assert_eq!(answer.status, status, "{name} as {caller:?}: {}", answer.text());
+            }
+            asked += 1;
+        }
+    }
+    assert!(asked >= 20, "only {asked} routes change what their path names");
+}

@@ -41,7 +41,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 pub use self::oauth::FailedLogins;
 pub use self::registry::Signer;
-use self::routes::{Access, Done, Effect, Found, Reads, Route, Wrote};
+use self::routes::{Access, Content, Done, Effect, Found, Reads, Route, Wrote};
 use crate::access::{Action, Directory, Level, Object, Principal, Tallies, authorize};
 use crate::admission::Admission;
 use crate::audit::Audit;
@@ -188,6 +188,9 @@ async fn dispatch(call: &mut Call) -> Result<Answer, ApiError> {
             if let Err(error) = call.admit(route.access) {
                 return audited::record(call, route, Err(error)).await;
             }
+            if let Err(error) = call.admit_to_named(route).await {
+                return audited::record(call, route, Err(error)).await;
+            }
             if route.effect == Effect::Change {
                 call.app.audit.check().await?;
             }
@@ -251,6 +254,20 @@ impl Call {
             _ => {}
         }
         self.principal = Some(principal);
+        Ok(())
+    }
+
+    /// Asks for the level on what the path names before a body is read: who may not change a thing is told that, not what
+    /// is wrong with the change. Handlers ask again where they find it.
+    async fn admit_to_named(&self, route: &Route) -> Result<(), ApiError> {
+        let has = |name: &str| self.parameters.iter().any(|(key, _)| *key == name);
+        match (route.access, route.body) {
+            (Access::Endpoint(_), Content::Json(_)) if has("name") => drop(self.endpoint().await?),
+            (Access::Model(_), Content::Json(_)) if has("full_name") => {
+                drop(self.model(self.parameter("full_name")).await?);
+            }
+            _ => {}
+        }
         Ok(())
     }
 

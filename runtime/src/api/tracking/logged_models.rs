@@ -172,6 +172,9 @@ async fn change(
     call: &mut Call,
     make: impl FnOnce(&mut LoggedModel, &Change) -> Result<(), ApiError>,
 ) -> Result<LoggedModel, ApiError> {
+    // Before the body is read, as where a route's level is asked for.
+    let tracking = &call.app.control.registry.tracking;
+    tracking.get::<LoggedModel>(&*call.principal()?, call.parameter("model_id")).await?;
     let (app, principal, input) = call.json::<Change>().await?;
     let make = |model: &mut LoggedModel| {
         model.last_updated_timestamp = now_ms();
