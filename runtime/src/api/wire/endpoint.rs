@@ -210,6 +210,7 @@ struct EntityState {
 
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[allow(clippy::enum_variant_names, reason = "the names on the wire")]
 enum DeploymentState {
     DeploymentReady,
     DeploymentCreating,
