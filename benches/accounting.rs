@@ -85,6 +85,7 @@ impl Bench {
             active: true,
             external_id: None,
             groups,
+            server_admin: false,
         };
         let group = directory.create_identity(workspace, identity(IdentityKind::Group, "team", vec![])).await?;
         let user = identity(IdentityKind::User, "ann@example.com", vec![group.id]);

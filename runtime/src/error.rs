@@ -2,6 +2,9 @@
 //!
 //! What an operator needs beyond that is logged where it happens.
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use crate::catalog::InvalidConfig;
 use crate::deploy::DeployError;
 use crate::deploy::package::PackageError;
@@ -9,7 +12,8 @@ use crate::store::StoreError;
 use crate::store::blobs::BlobError;
 
 /// Codes of the Databricks API that this server uses. Clients derive behaviour from them, so there are no others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
     /// 400: the request cannot be understood, or the model refused it.
     BadRequest,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::access::{Action, Grant, Level, Object, Principal, authorize};
@@ -53,7 +54,7 @@ struct SecretRecord {
 }
 
 /// What lists show of a secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct SecretName {
     /// Unique in its scope.
     pub key: String,

@@ -1,5 +1,6 @@
 //! The one place that decides who may do what.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Principal;
@@ -9,7 +10,7 @@ use crate::registry::ModelRecord;
 use crate::secrets::{Scope, no_scope};
 
 /// What somebody may do with an endpoint or a model. Each level includes those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Level {
     /// See it in lists, read its description, state and metrics.
     #[serde(rename = "CAN_VIEW")]

@@ -44,7 +44,7 @@ impl Resource {
 }
 
 /// The quotas of a workspace with the server's own numbers where it has none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[allow(missing_docs, reason = "`Quotas` says what each one means")]
 pub struct Limits {
     pub endpoints: u64,

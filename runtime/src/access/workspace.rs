@@ -1,5 +1,6 @@
 //! Tenants and what they may use.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::WorkspaceId;
@@ -19,7 +20,7 @@ pub struct Workspace {
 }
 
 /// How much a workspace may have and do. None is the server's own number.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Quotas {
     /// Endpoints.

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, LazyLock};
 
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::routes::{Access, Route, handler};
 use super::{Answer, Call, json, model_schema, respond};
@@ -21,25 +23,38 @@ const OPENAPI: &str = "/api/2.0/serving-endpoints/{name}/openapi";
 const VIEW: Access = Access::Endpoint(Level::View);
 
 pub(super) const ROUTES: &[Route] = &[
-    Route::get("endpoints.logs", LOGS, VIEW, "What a served entity's guest wrote", handler!(logs)),
-    Route::get("endpoints.build_logs", BUILD_LOGS, VIEW, "What a served entity's deploy did", handler!(build_logs)),
-    Route::get("endpoints.metrics", METRICS, VIEW, "The series of one endpoint", handler!(metrics)),
-    Route::get("endpoints.openapi", OPENAPI, VIEW, "The schema of its requests", handler!(openapi)),
+    Route::get("endpoints.logs", LOGS, VIEW, "What a served entity's guest wrote", handler!(logs))
+        .answers::<ServedModelLogs>(),
+    Route::get("endpoints.build_logs", BUILD_LOGS, VIEW, "What a served entity's deploy did", handler!(build_logs))
+        .query::<BuildLogsQuery>()
+        .answers::<ServedModelLogs>(),
+    Route::get("endpoints.metrics", METRICS, VIEW, "The series of one endpoint", handler!(metrics)).gives(PROMETHEUS),
+    Route::get("endpoints.openapi", OPENAPI, VIEW, "The schema of its requests", handler!(openapi)).answers::<Value>(),
 ];
+
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+#[derive(Serialize, JsonSchema)]
+struct ServedModelLogs {
+    logs: String,
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct BuildLogsQuery {
+    /// Of the deploy of this config; without, of the last one.
+    config_version: Option<u64>,
+}
 
 async fn logs(call: &Call) -> Result<Answer, ApiError> {
     let text = read(call, |control, endpoint, entity| control.guest_log(endpoint, entity)).await?;
-    json(&json!({ "logs": text }))
+    json(&ServedModelLogs { logs: text })
 }
 
 async fn build_logs(call: &Call) -> Result<Answer, ApiError> {
-    let version = call.query("config_version").map(|text| {
-        text.parse::<u64>().map_err(|_| ApiError::invalid(format!("config_version '{text}' is not a number")))
-    });
-    let version = version.transpose()?;
+    let BuildLogsQuery { config_version: version } = call.query()?;
     let text =
         read(call, move |control, endpoint, entity| control.build_log(&endpoint.record, entity, version)).await?;
-    json(&json!({ "logs": text }))
+    json(&ServedModelLogs { logs: text })
 }
 
 /// A log of the entity that the path names. From disk, so on another thread.
@@ -68,7 +83,7 @@ async fn metrics(call: &Call) -> Result<Answer, ApiError> {
     };
     let entities = endpoint.record.config.iter().flat_map(|config| &config.entities).map(entity).collect();
     let text = call.app.metrics.endpoint_text(endpoint.record.workspace, &endpoint.record.name, entities);
-    Ok(respond(200, "text/plain; version=0.0.4; charset=utf-8", text))
+    Ok(respond(200, PROMETHEUS, text))
 }
 
 /// Memory of this machine, in bytes.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use hyper::Method;
-use serde_json::json;
 
 use super::endpoints::{managed, with_not_enforced};
 use super::routes::{Access, Route, handler};
-use super::wire::gateway::{self, AiGatewayConfig, LegacyRateLimits};
+use super::wire::endpoint::ServingEndpoint;
+use super::wire::gateway::{AiGatewayConfig, LegacyRateLimits, RateLimits};
 use super::wire::settings::{
-    self, PatchBudgetPolicy, PatchDescription, PatchTags, PatchTelemetry, UpdateNotifications,
+    EndpointTags, PatchBudgetPolicy, PatchDescription, PatchTags, PatchTelemetry, UpdateNotifications,
+    UpdatedNotifications,
 };
 use super::{Answer, Call, json};
 use crate::access::Level;
@@ -29,6 +30,7 @@ const MANAGE: Access = Access::Endpoint(Level::Manage);
 
 pub(super) const ROUTES: &[Route] = &[
     Route::change("endpoints.patch_tags", Method::PATCH, TAGS, MANAGE, "Add and remove labels", handler!(patch_tags))
+        .answers::<EndpointTags>()
         .body::<PatchTags>(),
     Route::change(
         "endpoints.put_rate_limits",
@@ -38,6 +40,7 @@ pub(super) const ROUTES: &[Route] = &[
         "Replace the limits of the older form",
         handler!(put_rate_limits),
     )
+    .answers::<RateLimits>()
     .body::<LegacyRateLimits>(),
     Route::change(
         "endpoints.put_ai_gateway",
@@ -47,6 +50,7 @@ pub(super) const ROUTES: &[Route] = &[
         "Replace what stands before the models",
         handler!(put_ai_gateway),
     )
+    .answers::<AiGatewayConfig>()
     .body::<AiGatewayConfig>(),
     Route::change(
         "endpoints.update_notifications",
@@ -56,6 +60,7 @@ pub(super) const ROUTES: &[Route] = &[
         "Keep mail addresses; nothing is sent to them",
         handler!(update_notifications),
     )
+    .answers::<UpdatedNotifications>()
     .body::<UpdateNotifications>(),
     Route::change(
         "endpoints.patch_telemetry",
@@ -65,6 +70,7 @@ pub(super) const ROUTES: &[Route] = &[
         "Keep where telemetry shall go; nothing goes there",
         handler!(patch_telemetry),
     )
+    .answers::<ServingEndpoint>()
     .body::<PatchTelemetry>(),
     Route::change(
         "endpoints.patch_description",
@@ -74,6 +80,7 @@ pub(super) const ROUTES: &[Route] = &[
         "Describe an endpoint",
         handler!(patch_description),
     )
+    .answers::<ServingEndpoint>()
     .body::<PatchDescription>(),
     Route::change(
         "endpoints.patch_budget_policy",
@@ -83,6 +90,7 @@ pub(super) const ROUTES: &[Route] = &[
         "Say who pays",
         handler!(patch_budget_policy),
     )
+    .answers::<ServingEndpoint>()
     .body::<PatchBudgetPolicy>(),
 ];
 
@@ -108,8 +116,7 @@ async fn patch_tags(call: &mut Call) -> Result<Answer, ApiError> {
         settings.patch_tags(add, &delete);
         Ok(())
     });
-    let tags: Vec<_> = changed.await?.record.settings.tags.iter().map(settings::tag).collect();
-    json(&json!({ "tags": tags }))
+    json(&EndpointTags { tags: changed.await?.record.settings.tags.iter().map(Into::into).collect() })
 }
 
 async fn put_rate_limits(call: &mut Call) -> Result<Answer, ApiError> {
@@ -120,8 +127,8 @@ async fn put_rate_limits(call: &mut Call) -> Result<Answer, ApiError> {
         Ok(())
     });
     let endpoint = changed.await?;
-    let limits: Vec<_> = endpoint.record.settings.rate_limits.iter().map(gateway::rate_limit).collect();
-    Ok(with_not_enforced(json(&json!({ "rate_limits": limits }))?, &endpoint))
+    let rate_limits = endpoint.record.settings.rate_limits.iter().map(Into::into).collect();
+    Ok(with_not_enforced(json(&RateLimits { rate_limits })?, &endpoint))
 }
 
 async fn put_ai_gateway(call: &mut Call) -> Result<Answer, ApiError> {
@@ -136,8 +143,8 @@ async fn put_ai_gateway(call: &mut Call) -> Result<Answer, ApiError> {
         Ok(())
     });
     let endpoint = changed.await?;
-    let gateway = endpoint.record.settings.gateway.as_ref().map(gateway::output);
-    Ok(with_not_enforced(json(&gateway.unwrap_or_else(|| json!({})))?, &endpoint))
+    let gateway = endpoint.record.settings.gateway.as_ref().map(AiGatewayConfig::from);
+    Ok(with_not_enforced(json(&gateway.unwrap_or_default())?, &endpoint))
 }
 
 async fn update_notifications(call: &mut Call) -> Result<Answer, ApiError> {
@@ -147,10 +154,8 @@ async fn update_notifications(call: &mut Call) -> Result<Answer, ApiError> {
         Ok(())
     });
     let endpoint = changed.await?;
-    let mut answer = json!({ "name": endpoint.record.name });
-    if let Some(notifications) = &endpoint.record.settings.notifications {
-        answer["email_notifications"] = settings::notifications(notifications);
-    }
+    let email_notifications = endpoint.record.settings.notifications.as_ref().map(Into::into);
+    let answer = UpdatedNotifications { name: endpoint.record.name.clone(), email_notifications };
     Ok(with_not_enforced(json(&answer)?, &endpoint))
 }
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use hyper::Method;
 use hyper::header::{HeaderName, HeaderValue};
-use serde_json::Map;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::routes::{Access, Route, handler};
 use super::wire::config::{ConfigInput, CreateEndpoint, CreatePtEndpoint, UpdatePtConfig};
-use super::wire::endpoint::{detailed, in_list};
-use super::{Answer, Call, json, respond};
+use super::wire::endpoint::{ServingEndpoint, detailed, in_list};
+use super::{Answer, Call, done, json, json_text};
 use crate::access::{Level, Object, Principal, level_of};
 use crate::catalog::{Endpoint, EndpointRecord, EndpointSettings};
 use crate::control::NewEndpoint;
@@ -31,8 +32,9 @@ const ANYONE: Access = Access::Principal;
 const NOT_ENFORCED: HeaderName = HeaderName::from_static("x-tessera-not-enforced");
 
 pub(super) const ROUTES: &[Route] = &[
-    Route::get("endpoints.list", PATH, ANYONE, "List the endpoints", handler!(list)),
+    Route::get("endpoints.list", PATH, ANYONE, "List the endpoints", handler!(list)).answers::<ServingEndpoints>(),
     Route::change("endpoints.create", Method::POST, PATH, ANYONE, "Create an endpoint", handler!(create))
+        .answers::<ServingEndpoint>()
         .body::<CreateEndpoint>(),
     Route::change(
         "endpoints.create_pt",
@@ -42,8 +44,9 @@ pub(super) const ROUTES: &[Route] = &[
         "Create an endpoint with provisioned throughput",
         handler!(create_pt),
     )
+    .answers::<ServingEndpoint>()
     .body::<CreatePtEndpoint>(),
-    Route::get("endpoints.get", ONE, VIEW, "Get an endpoint", handler!(get)),
+    Route::get("endpoints.get", ONE, VIEW, "Get an endpoint", handler!(get)).answers::<ServingEndpoint>(),
     Route::change("endpoints.delete", Method::DELETE, ONE, MANAGE, "Delete an endpoint", handler!(delete)),
     Route::change(
         "endpoints.update_config",
@@ -53,6 +56,7 @@ pub(super) const ROUTES: &[Route] = &[
         "Serve another config",
         handler!(update_config),
     )
+    .answers::<ServingEndpoint>()
     .body::<ConfigInput>(),
     Route::change(
         "endpoints.update_pt_config",
@@ -62,9 +66,12 @@ pub(super) const ROUTES: &[Route] = &[
         "Serve another config with provisioned throughput",
         handler!(update_pt_config),
     )
+    .answers::<ServingEndpoint>()
     .body::<UpdatePtConfig>(),
-    Route::change("endpoints.stop", Method::POST, STOP, MANAGE, "Serve nothing until it is started", handler!(stop)),
-    Route::change("endpoints.start", Method::POST, START, MANAGE, "Serve again", handler!(start)),
+    Route::change("endpoints.stop", Method::POST, STOP, MANAGE, "Serve nothing until it is started", handler!(stop))
+        .answers::<ServingEndpoint>(),
+    Route::change("endpoints.start", Method::POST, START, MANAGE, "Serve again", handler!(start))
+        .answers::<ServingEndpoint>(),
 ];
 
 async fn create(call: &mut Call) -> Result<Answer, ApiError> {
@@ -93,6 +100,12 @@ async fn create_endpoint(
     managed(call, &endpoint)
 }
 
+/// Never in memory as a whole.
+#[derive(Serialize, JsonSchema)]
+struct ServingEndpoints {
+    endpoints: Vec<ServingEndpoint>,
+}
+
 /// The endpoints that the caller may see. Written as it is read: with thousands of them, one at a time is enough to have in memory.
 async fn list(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
@@ -111,7 +124,7 @@ async fn list(call: &Call) -> Result<Answer, ApiError> {
         Ok(text)
     });
     let text = written.await.map_err(|error| ApiError::internal("list the endpoints", &error))??;
-    Ok(respond(200, "application/json", text))
+    Ok(json_text::<ServingEndpoints>(text))
 }
 
 async fn get(call: &Call) -> Result<Answer, ApiError> {
@@ -171,5 +184,5 @@ async fn delete(call: &Call) -> Result<Answer, ApiError> {
     call.app.control.delete(endpoint.record.workspace, &endpoint.record.name).await?;
     call.app.gate.remove(&endpoint.record.id);
     // A body, because MLflow parses one.
-    json(&Map::new())
+    done()
 }

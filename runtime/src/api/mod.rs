@@ -34,13 +34,14 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, W
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc};
 
 pub use self::oauth::FailedLogins;
 pub use self::registry::Signer;
-use self::routes::{Access, Effect, Found, Route};
+use self::routes::{Access, Content, Done, Effect, Found, Reads, Route, Wrote};
 use crate::access::{Action, Directory, Level, Object, Principal, Tallies, authorize};
 use crate::admission::Admission;
 use crate::audit::Audit;
@@ -60,6 +61,9 @@ const URI_BYTES_MAX: usize = 8 << 10;
 
 /// Largest body of a control-plane request.
 const CONTROL_BODY_BYTES_MAX: u64 = 1 << 20;
+
+/// Paths whose errors have the form of the Open Inference Protocol.
+const OPEN_INFERENCE: &str = "/v2/";
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -139,7 +143,7 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr,
         id: id.clone(),
         started,
     };
-    let open_inference = path.starts_with("/v2/");
+    let open_inference = path.starts_with(OPEN_INFERENCE);
     // A panic here is our bug; it costs one request, and the log says where.
     let outcome = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(dispatch(&mut call))).await;
     if let (Ok(Err(_)), Some(body)) = (&outcome, &mut call.body) {
@@ -182,6 +186,9 @@ async fn dispatch(call: &mut Call) -> Result<Answer, ApiError> {
             call.route = Some(route);
             call.parameters = decoded(parameters)?;
             if let Err(error) = call.admit(route.access) {
+                return audited::record(call, route, Err(error)).await;
+            }
+            if let Err(error) = call.admit_to_named(route).await {
                 return audited::record(call, route, Err(error)).await;
             }
             if route.effect == Effect::Change {
@@ -247,6 +254,20 @@ impl Call {
             _ => {}
         }
         self.principal = Some(principal);
+        Ok(())
+    }
+
+    /// Asks for the level on what the path names before a body is read: who may not change a thing is told that, not what
+    /// is wrong with the change. Handlers ask again where they find it.
+    async fn admit_to_named(&self, route: &Route) -> Result<(), ApiError> {
+        let has = |name: &str| self.parameters.iter().any(|(key, _)| *key == name);
+        match (route.access, route.body) {
+            (Access::Endpoint(_), Content::Json(_)) if has("name") => drop(self.endpoint().await?),
+            (Access::Model(_), Content::Json(_)) if has("full_name") => {
+                drop(self.model(self.parameter("full_name")).await?);
+            }
+            _ => {}
+        }
         Ok(())
     }
 
@@ -316,22 +337,18 @@ impl Call {
         format!("{scheme}://{}", authority.or(text("host")).unwrap_or("localhost"))
     }
 
-    /// A value of the query.
-    fn query(&self, name: &str) -> Option<String> {
-        let query = self.head.uri.query()?;
-        form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    /// The query.
+    fn query<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        self.check_reads::<T>(Reads::Query)?;
+        let query = self.head.uri.query().unwrap_or_default();
+        // With the query, because the error names a field only where that is missing or there twice.
+        serde_html_form::from_str(query)
+            .map_err(|error| ApiError::invalid(format!("the query '{query}' is not as expected: {error}")))
     }
 
-    /// A value of the query that must be there.
-    fn needed(&self, name: &str) -> Result<String, ApiError> {
-        self.query(name).ok_or_else(|| ApiError::invalid(format!("the query parameter '{name}' is missing")))
-    }
-
-    /// All values of the query under a name.
-    fn queries(&self, name: &str) -> Vec<String> {
-        let query = self.head.uri.query().unwrap_or_default().as_bytes();
-        let values = form_urlencoded::parse(query).filter(|(key, _)| key == name);
-        values.map(|(_, value)| value.into_owned()).filter(|value| !value.is_empty()).collect()
+    /// Checks that the route declares what its handler is about to read.
+    fn check_reads<T>(&self, what: Reads) -> Result<(), ApiError> {
+        self.route.map_or(Ok(()), |route| route.check_reads::<T>(what))
     }
 
     /// The whole body; `grow` allows each piece before it is kept. What is left of a refused one stays, to be thrown away.
@@ -362,6 +379,7 @@ impl Call {
 
     /// Who calls, and the JSON sent.
     async fn json<T: DeserializeOwned>(&mut self) -> Result<(Arc<App>, Arc<Principal>, T), ApiError> {
+        self.check_reads::<T>(Reads::Body)?;
         let principal = self.principal()?;
         let limits = BodyLimits { bytes_max: CONTROL_BODY_BYTES_MAX, ..self.app.body_limits };
         // Small, so it is not charged to anybody.
@@ -380,9 +398,21 @@ impl Call {
 }
 
 /// A JSON response.
-fn json(value: &impl Serialize) -> Result<Answer, ApiError> {
+fn json<T: Serialize>(value: &T) -> Result<Answer, ApiError> {
     let text = serde_json::to_vec(value).map_err(|error| ApiError::internal("write a response", &error))?;
-    Ok(respond(200, "application/json", text))
+    Ok(json_text::<T>(text))
+}
+
+/// A JSON response that is written already, as `T` would be.
+fn json_text<T>(text: impl Into<Bytes>) -> Answer {
+    let mut answer = respond(200, "application/json", text);
+    answer.extensions_mut().insert(Wrote(std::any::type_name::<T>()));
+    answer
+}
+
+/// The JSON response of what has nothing to say.
+fn done() -> Result<Answer, ApiError> {
+    json(&Done {})
 }
 
 fn respond(status: u16, content_type: &str, body: impl Into<Bytes>) -> Answer {
@@ -394,28 +424,64 @@ fn respond(status: u16, content_type: &str, body: impl Into<Bytes>) -> Answer {
     response
 }
 
+/// An error as clients of the Databricks API read it.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+struct ErrorBody<'a> {
+    error_code: ErrorCode,
+    /// For people.
+    message: &'a str,
+    details: [RequestInfo<'a>; 1],
+    #[serde(flatten)]
+    scim: Option<ScimError<'a>>,
+}
+
+/// The same for clients that read SCIM alone.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+struct ScimError<'a> {
+    schemas: [&'static str; 1],
+    scim_type: &'static str,
+    detail: &'a str,
+    status: String,
+}
+
+/// `google.rpc.RequestInfo`.
+#[derive(Serialize, JsonSchema)]
+struct RequestInfo<'a> {
+    #[serde(rename = "@type")]
+    r#type: &'static str,
+    request_id: &'a str,
+    serving_data: &'static str,
+}
+
+/// An error of the Open Inference Protocol.
+#[derive(Serialize, JsonSchema)]
+struct OpenInferenceError<'a> {
+    error: &'a str,
+}
+
 /// The one place where an error becomes a response.
 fn render_error(error: &ApiError, request_id: &str, open_inference: bool) -> Answer {
-    let mut body = if open_inference {
-        serde_json::json!({ "error": error.message })
+    let r#type = "type.googleapis.com/google.rpc.RequestInfo";
+    let (error_code, message) = (error.code, error.message.as_str());
+    let body = if open_inference {
+        serde_json::to_vec(&OpenInferenceError { error: message })
     } else {
-        serde_json::json!({
-            "error_code": error.code.name(),
-            "message": error.message,
-            "details": [{
-                "@type": "type.googleapis.com/google.rpc.RequestInfo",
-                "request_id": request_id,
-                "serving_data": "",
-            }],
+        serde_json::to_vec(&ErrorBody {
+            error_code,
+            message,
+            details: [RequestInfo { r#type, request_id, serving_data: "" }],
+            scim: error.scim_type.map(|scim_type| ScimError {
+                schemas: ["urn:ietf:params:scim:api:messages:2.0:Error"],
+                scim_type,
+                detail: message,
+                status: error.status.to_string(),
+            }),
         })
     };
-    if let Some(scim_type) = error.scim_type {
-        body["schemas"] = serde_json::json!(["urn:ietf:params:scim:api:messages:2.0:Error"]);
-        body["scimType"] = serde_json::json!(scim_type);
-        body["detail"] = serde_json::json!(error.message);
-        body["status"] = serde_json::json!(error.status.to_string());
-    }
-    let mut response = respond(error.status, "application/json", body.to_string());
+    // Text and numbers can always be written.
+    let mut response = respond(error.status, "application/json", body.unwrap_or_default());
     let headers = response.headers_mut();
     match error.status {
         401 => drop(headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),

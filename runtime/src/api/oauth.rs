@@ -9,12 +9,13 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use base64::Engine as _;
-use hyper::Method;
 use hyper::header::{AUTHORIZATION, CACHE_CONTROL, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use serde_json::json;
+use hyper::{Method, StatusCode};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::routes::{Access, Route, handler};
-use super::{Answer, CONTROL_BODY_BYTES_MAX, Call, json, respond};
+use super::routes::{Access, Reads, Route, handler};
+use super::{Answer, CONTROL_BODY_BYTES_MAX, Call, json};
 use crate::access::directory::AccessToken;
 use crate::clock::now_ms;
 use crate::error::ApiError;
@@ -27,14 +28,16 @@ pub(super) const ROUTES: &[Route] = &[
         Access::Anyone,
         "Where tokens are asked for",
         handler!(authorization_server),
-    ),
+    )
+    .answers::<AuthorizationServer>(),
     Route::get(
         "oauth.openid_configuration",
         "/oidc/.well-known/openid-configuration",
         Access::Anyone,
         "The same under the name of OpenID Connect",
         handler!(authorization_server),
-    ),
+    )
+    .answers::<AuthorizationServer>(),
     Route::change(
         "oauth.token",
         Method::POST,
@@ -42,25 +45,57 @@ pub(super) const ROUTES: &[Route] = &[
         Access::Anyone,
         "Get an access token",
         handler!(token),
-    ),
+    )
+    .form::<TokenRequest>()
+    .answers::<AccessTokenAnswer>()
+    .or::<OauthError>(&[400, 401, 429]),
 ];
 
 const CLIENT_CREDENTIALS: &str = "client_credentials";
 const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 
+/// RFC 8414.
+#[derive(Serialize, JsonSchema)]
+struct AuthorizationServer {
+    issuer: String,
+    /// Clients read it although nobody can sign in there: people have tokens.
+    authorization_endpoint: String,
+    token_endpoint: String,
+    token_endpoint_auth_methods_supported: [&'static str; 2],
+    grant_types_supported: [&'static str; 3],
+    response_types_supported: [&'static str; 0],
+    scopes_supported: [&'static str; 1],
+}
+
+/// RFC 6749, section 5.1.
+#[derive(Serialize, JsonSchema)]
+struct AccessTokenAnswer {
+    access_token: String,
+    token_type: &'static str,
+    /// In seconds.
+    expires_in: u64,
+    scope: &'static str,
+}
+
+/// RFC 6749, section 5.2.
+#[derive(Serialize, JsonSchema)]
+struct OauthError {
+    error: &'static str,
+    error_description: String,
+}
+
 async fn authorization_server(call: &Call) -> Result<Answer, ApiError> {
     let issuer = format!("{}/oidc", call.origin());
-    json(&json!({
-        "issuer": issuer,
-        // Clients read it although nobody can sign in there: people have tokens.
-        "authorization_endpoint": format!("{issuer}/v1/authorize"),
-        "token_endpoint": format!("{issuer}/v1/token"),
-        "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
-        "grant_types_supported": [CLIENT_CREDENTIALS, JWT_BEARER, TOKEN_EXCHANGE],
-        "response_types_supported": [],
-        "scopes_supported": [SCOPE],
-    }))
+    json(&AuthorizationServer {
+        authorization_endpoint: format!("{issuer}/v1/authorize"),
+        token_endpoint: format!("{issuer}/v1/token"),
+        issuer,
+        token_endpoint_auth_methods_supported: ["client_secret_basic", "client_secret_post"],
+        grant_types_supported: [CLIENT_CREDENTIALS, JWT_BEARER, TOKEN_EXCHANGE],
+        response_types_supported: [],
+        scopes_supported: [SCOPE],
+    })
 }
 
 /// The only scope: what a token may do is what its principal may do.
@@ -68,36 +103,38 @@ const SCOPE: &str = "all-apis";
 
 /// Why there is no token: code, status and text of RFC 6749, section 5.2.
 struct Refused {
-    status: u16,
+    status: StatusCode,
     error: &'static str,
     description: String,
 }
 
 fn bad_request(error: &'static str, description: impl Into<String>) -> Refused {
-    Refused { status: 400, error, description: description.into() }
+    Refused { status: StatusCode::BAD_REQUEST, error, description: description.into() }
 }
 
 async fn token(call: &mut Call) -> Result<Answer, ApiError> {
     let limits = BodyLimits { bytes_max: CONTROL_BODY_BYTES_MAX, ..call.app.body_limits };
     let body = call.read_body(limits, |_| Ok(())).await?;
-    let form = Form::read(call, &body);
-    let login = call.app.failed_logins.of(call.peer.ip(), &form.client_id);
-    let outcome = if login.is_blocked() { Err(too_many()) } else { grant(call, &form) };
+    call.check_reads::<TokenRequest>(Reads::Body)?;
+    let request = TokenRequest::read(call, &body);
+    let client_id = request.as_ref().ok().and_then(|request| request.client_id.as_deref()).unwrap_or_default();
+    let login = call.app.failed_logins.of(call.peer.ip(), client_id);
+    let outcome = if login.is_blocked() { Err(too_many()) } else { request.and_then(|request| grant(call, &request)) };
     let mut answer = match outcome {
-        Ok(token) => json(&json!({
-            "access_token": token.value,
-            "token_type": "Bearer",
-            "expires_in": token.expires_in_s,
-            "scope": SCOPE,
-        }))?,
+        Ok(token) => json(&AccessTokenAnswer {
+            access_token: token.value,
+            token_type: "Bearer",
+            expires_in: token.expires_in_s,
+            scope: SCOPE,
+        })?,
         Err(refused) => {
             if matches!(refused.error, INVALID_CLIENT | INVALID_GRANT) {
                 login.failed();
                 call.app.metrics.count_refusal("unauthenticated");
             }
-            let body = json!({ "error": refused.error, "error_description": refused.description }).to_string();
-            let mut answer = respond(refused.status, "application/json", body);
-            match refused.status {
+            let mut answer = json(&OauthError { error: refused.error, error_description: refused.description })?;
+            *answer.status_mut() = refused.status;
+            match refused.status.as_u16() {
                 401 => drop(answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic"))),
                 429 => drop(answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(WINDOW_S))),
                 _ => {}
@@ -114,35 +151,33 @@ const INVALID_GRANT: &str = "invalid_grant";
 
 fn too_many() -> Refused {
     let description = format!("Too many wrong credentials from here. Try again in {WINDOW_S} seconds.");
-    Refused { status: 429, error: "slow_down", description }
+    Refused { status: StatusCode::TOO_MANY_REQUESTS, error: "slow_down", description }
 }
 
-fn grant(call: &Call, form: &Form) -> Result<AccessToken, Refused> {
+fn grant(call: &Call, request: &TokenRequest) -> Result<AccessToken, Refused> {
     let directory = &call.app.directory;
-    if let Some(name) = form.repeated() {
-        return Err(bad_request("invalid_request", format!("{name} is there twice")));
-    }
-    if let Some(scope) =
-        form.get("scope").iter().flat_map(|scopes| scopes.split_whitespace()).find(|scope| *scope != SCOPE)
+    if let Some(scope) = request.scope.iter().flat_map(|scopes| scopes.split_whitespace()).find(|scope| *scope != SCOPE)
     {
         return Err(bad_request("invalid_scope", format!("scope '{scope}' is not supported: the only one is {SCOPE}")));
     }
-    let exchange = |field: &str| {
-        let token = form.get(field).ok_or_else(|| bad_request("invalid_request", format!("{field} is missing")))?;
+    let exchange = |field: &str, token: &Option<String>| {
+        let token = token.as_deref().ok_or_else(|| bad_request("invalid_request", format!("{field} is missing")))?;
         let wrong = || bad_request(INVALID_GRANT, format!("{field} is not a valid token"));
         directory.access_token_for(token).ok_or_else(wrong)
     };
-    match form.get("grant_type") {
+    match request.grant_type.as_deref() {
         Some(CLIENT_CREDENTIALS) => {
             let wrong = || Refused {
-                status: 401,
+                status: StatusCode::UNAUTHORIZED,
                 error: INVALID_CLIENT,
                 description: "client_id or client_secret is not valid".to_owned(),
             };
-            directory.access_token_of_client(&form.client_id, &form.client_secret).ok_or_else(wrong)
+            let [id, secret] =
+                [&request.client_id, &request.client_secret].map(|sent| sent.as_deref().unwrap_or_default());
+            directory.access_token_of_client(id, secret).ok_or_else(wrong)
         }
-        Some(JWT_BEARER) => exchange("assertion"),
-        Some(TOKEN_EXCHANGE) => exchange("subject_token"),
+        Some(JWT_BEARER) => exchange("assertion", &request.assertion),
+        Some(TOKEN_EXCHANGE) => exchange("subject_token", &request.subject_token),
         Some(other) => Err(bad_request(
             "unsupported_grant_type",
             format!("grant_type '{other}' is not one of {CLIENT_CREDENTIALS}, {JWT_BEARER} and {TOKEN_EXCHANGE}"),
@@ -151,32 +186,29 @@ fn grant(call: &Call, form: &Form) -> Result<AccessToken, Refused> {
     }
 }
 
-/// What a client sent: a form, and credentials in it or in a header.
-struct Form {
-    fields: Vec<(String, String)>,
-    client_id: String,
-    client_secret: String,
+/// What a client sends: RFC 6749, with the grants of RFC 7523 and 8693. A field that is there twice is refused, as these
+/// say, for two readers could take different ones.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+struct TokenRequest {
+    grant_type: Option<String>,
+    scope: Option<String>,
+    /// With the secret; may be sent by Basic authentication instead.
+    client_id: Option<String>,
+    client_secret: Option<String>,
+    /// A token that is valid here, with `jwt-bearer`.
+    assertion: Option<String>,
+    /// A token that is valid here, with `token-exchange`.
+    subject_token: Option<String>,
 }
 
-impl Form {
-    fn read(call: &Call, body: &[u8]) -> Form {
-        let fields: Vec<(String, String)> = form_urlencoded::parse(body).into_owned().collect();
-        let mut form = Form { fields, client_id: String::new(), client_secret: String::new() };
-        let sent = |name: &str| form.get(name).unwrap_or_default().to_owned();
-        let of_form = (sent("client_id"), sent("client_secret"));
-        (form.client_id, form.client_secret) = basic(call).unwrap_or(of_form);
-        form
-    }
-
-    /// A field that is there more than once: RFC 6749 forbids that, for two readers could take different ones.
-    fn repeated(&self) -> Option<&str> {
-        let mut names: Vec<&str> = self.fields.iter().map(|(name, _)| name.as_str()).collect();
-        names.sort_unstable();
-        names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
-    }
-
-    fn get(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+impl TokenRequest {
+    fn read(call: &Call, body: &[u8]) -> Result<TokenRequest, Refused> {
+        let wrong = |error: serde_html_form::de::Error| bad_request("invalid_request", error.to_string());
+        let mut request: TokenRequest = serde_html_form::from_bytes(body).map_err(wrong)?;
+        if let Some((id, secret)) = basic(call) {
+            (request.client_id, request.client_secret) = (Some(id), Some(secret));
+        }
+        Ok(request)
     }
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hyper::Method;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::routes::{Access, Route, handler};
 use super::{Answer, App, Call, json};
@@ -25,7 +25,8 @@ const MANAGE_ENDPOINT: Access = Access::Endpoint(Level::Manage);
 const MANAGE_MODEL: Access = Access::Model(Level::Manage);
 
 pub(super) const ROUTES: &[Route] = &[
-    Route::get("permissions.endpoint", ENDPOINT, MANAGE_ENDPOINT, "Permissions of an endpoint", handler!(of_endpoint)),
+    Route::get("permissions.endpoint", ENDPOINT, MANAGE_ENDPOINT, "Permissions of an endpoint", handler!(of_endpoint))
+        .answers::<Permissions>(),
     Route::change(
         "permissions.set_endpoint",
         Method::PUT,
@@ -33,7 +34,9 @@ pub(super) const ROUTES: &[Route] = &[
         MANAGE_ENDPOINT,
         "Set the permissions of an endpoint",
         handler!(change_endpoint),
-    ),
+    )
+    .body::<PermissionsInput>()
+    .answers::<Permissions>(),
     Route::change(
         "permissions.update_endpoint",
         Method::PATCH,
@@ -41,15 +44,19 @@ pub(super) const ROUTES: &[Route] = &[
         MANAGE_ENDPOINT,
         "Add permissions to an endpoint",
         handler!(change_endpoint),
-    ),
+    )
+    .body::<PermissionsInput>()
+    .answers::<Permissions>(),
     Route::get(
         "permissions.endpoint_levels",
         ENDPOINT_LEVELS,
         Access::Endpoint(Level::View),
         "What may be permitted on an endpoint",
         handler!(endpoint_levels),
-    ),
-    Route::get("permissions.model", MODEL, MANAGE_MODEL, "Permissions of a registered model", handler!(of_model)),
+    )
+    .answers::<PermissionLevels>(),
+    Route::get("permissions.model", MODEL, MANAGE_MODEL, "Permissions of a registered model", handler!(of_model))
+        .answers::<Permissions>(),
     Route::change(
         "permissions.set_model",
         Method::PUT,
@@ -57,7 +64,9 @@ pub(super) const ROUTES: &[Route] = &[
         MANAGE_MODEL,
         "Set the permissions of a registered model",
         handler!(change_model),
-    ),
+    )
+    .body::<PermissionsInput>()
+    .answers::<Permissions>(),
     Route::change(
         "permissions.update_model",
         Method::PATCH,
@@ -65,28 +74,71 @@ pub(super) const ROUTES: &[Route] = &[
         MANAGE_MODEL,
         "Add permissions to a registered model",
         handler!(change_model),
-    ),
+    )
+    .body::<PermissionsInput>()
+    .answers::<Permissions>(),
     Route::get(
         "permissions.model_levels",
         MODEL_LEVELS,
         Access::Model(Level::View),
         "What may be permitted on a registered model",
         handler!(model_levels),
-    ),
+    )
+    .answers::<PermissionLevels>(),
 ];
 
-#[derive(Deserialize)]
-struct Input {
+#[derive(Deserialize, JsonSchema)]
+struct PermissionsInput {
     #[serde(default)]
-    access_control_list: Vec<Entry>,
+    access_control_list: Vec<PermissionInput>,
 }
 
-#[derive(Deserialize)]
-struct Entry {
+/// A level for one of a user, a group and a service principal.
+#[derive(Deserialize, JsonSchema)]
+struct PermissionInput {
     user_name: Option<String>,
     group_name: Option<String>,
     service_principal_name: Option<String>,
     permission_level: Level,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Permissions {
+    object_id: String,
+    object_type: String,
+    access_control_list: Vec<PermissionsOf>,
+}
+
+/// What one user, group or service principal may do.
+#[derive(Default, Serialize, JsonSchema)]
+struct PermissionsOf {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_principal_name: Option<String>,
+    display_name: String,
+    all_permissions: Vec<Permission>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Permission {
+    permission_level: Level,
+    inherited: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inherited_from_object: Option<Vec<String>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct PermissionLevels {
+    permission_levels: Vec<PermissionLevel>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct PermissionLevel {
+    permission_level: Level,
+    description: String,
 }
 
 async fn of_endpoint(call: &Call) -> Result<Answer, ApiError> {
@@ -96,7 +148,7 @@ async fn of_endpoint(call: &Call) -> Result<Answer, ApiError> {
 
 async fn change_endpoint(call: &mut Call) -> Result<Answer, ApiError> {
     let endpoint = endpoint_by_id(call).await?;
-    let (app, principal, input) = call.json::<Input>().await?;
+    let (app, principal, input) = call.json::<PermissionsInput>().await?;
     let new = grants(&app, &principal, input)?;
     let merge = call.head.method == Method::PATCH;
     let change = move |record: &mut crate::catalog::EndpointRecord| {
@@ -121,7 +173,7 @@ async fn of_model(call: &Call) -> Result<Answer, ApiError> {
 
 async fn change_model(call: &mut Call) -> Result<Answer, ApiError> {
     let model = model_by_id(call).await?;
-    let (app, principal, input) = call.json::<Input>().await?;
+    let (app, principal, input) = call.json::<PermissionsInput>().await?;
     let new = grants(&app, &principal, input)?;
     let merge = call.head.method == Method::PATCH;
     let change = move |current: &[Grant]| merged(merge, current, new);
@@ -134,16 +186,16 @@ async fn model_levels(call: &Call) -> Result<Answer, ApiError> {
     json(&levels("model", "serve it and download its files"))
 }
 
-fn levels(what: &str, query: &str) -> Value {
+fn levels(what: &str, query: &str) -> PermissionLevels {
     let level = |level: Level| {
         let description = match level {
             Level::View => format!("Can see the {what}"),
             Level::Query => format!("Can see the {what} and {query}"),
             Level::Manage => format!("Can do everything with the {what}, and permit others"),
         };
-        json!({ "permission_level": level.name(), "description": description })
+        PermissionLevel { permission_level: level, description }
     };
-    json!({ "permission_levels": Level::ALL.map(level) })
+    PermissionLevels { permission_levels: Level::ALL.map(level).into() }
 }
 
 async fn endpoint_by_id(call: &Call) -> Result<Arc<crate::catalog::Endpoint>, ApiError> {
@@ -162,7 +214,7 @@ async fn model_by_id(call: &Call) -> Result<crate::registry::ModelRecord, ApiErr
 }
 
 /// What a caller permits, by number, the highest level where it names somebody twice.
-fn grants(app: &App, caller: &Principal, input: Input) -> Result<BTreeMap<u64, Level>, ApiError> {
+fn grants(app: &App, caller: &Principal, input: PermissionsInput) -> Result<BTreeMap<u64, Level>, ApiError> {
     let mut grants = BTreeMap::new();
     for entry in input.access_control_list {
         let (kind, name) = match (entry.user_name, entry.group_name, entry.service_principal_name) {
@@ -196,35 +248,44 @@ fn merged(merge: bool, current: &[Grant], new: BTreeMap<u64, Level>) -> Result<V
     Ok(all)
 }
 
-fn shown(call: &Call, (kind, id): (&str, &str), owner: u64, grants: &[Grant]) -> Result<Value, ApiError> {
+fn shown(call: &Call, (kind, id): (&str, &str), owner: u64, grants: &[Grant]) -> Result<Permissions, ApiError> {
     let caller = call.principal()?;
     let mut list = Vec::new();
     let owner = Grant { to: owner, level: Level::Manage };
     for grant in std::iter::once(&owner).chain(grants.iter().filter(|grant| grant.to != owner.to)) {
         // Who is gone has no permission any more.
         if let Some(identity) = call.app.directory.identity(caller.workspace, grant.to) {
-            list.push(item(&identity, json!({ "permission_level": grant.level.name(), "inherited": false })));
+            list.push(item(
+                &identity,
+                Permission { permission_level: grant.level, inherited: false, inherited_from_object: None },
+            ));
         }
     }
     if let Some(admins) = call.app.directory.find(caller.workspace, IdentityKind::Group, ADMINS) {
-        let inherited = json!({
-            "permission_level": Level::Manage.name(),
-            "inherited": true,
-            "inherited_from_object": [format!("/{kind}/")],
-        });
+        let inherited = Permission {
+            permission_level: Level::Manage,
+            inherited: true,
+            inherited_from_object: Some(vec![format!("/{kind}/")]),
+        };
         list.push(item(&admins, inherited));
     }
-    let object_type = kind.trim_end_matches('s');
-    Ok(json!({ "object_id": format!("/{kind}/{id}"), "object_type": object_type, "access_control_list": list }))
+    let object_type = kind.trim_end_matches('s').to_owned();
+    Ok(Permissions { object_id: format!("/{kind}/{id}"), object_type, access_control_list: list })
 }
 
-fn item(identity: &Identity, permission: Value) -> Value {
-    let key = match identity.kind {
-        IdentityKind::User => "user_name",
-        IdentityKind::Group => "group_name",
-        IdentityKind::ServicePrincipal => "service_principal_name",
+fn item(identity: &Identity, permission: Permission) -> PermissionsOf {
+    let mut item = PermissionsOf {
+        display_name: identity.display_name.clone(),
+        all_permissions: vec![permission],
+        ..PermissionsOf::default()
     };
-    json!({ key: identity.name, "display_name": identity.display_name, "all_permissions": [permission] })
+    let name = match identity.kind {
+        IdentityKind::User => &mut item.user_name,
+        IdentityKind::Group => &mut item.group_name,
+        IdentityKind::ServicePrincipal => &mut item.service_principal_name,
+    };
+    *name = Some(identity.name.clone());
+    item
 }
 
 /// The number of a user, service principal or group of the caller's workspace that goes by this name.

@@ -2,18 +2,21 @@
 //!
 //! Each module of the API lists its routes beside their handlers; [`ALL`] names the lists. What a route says of itself
 //! is what is enforced: [`super::dispatch`] authenticates and asks for administrators, [`Call::endpoint`] and
-//! [`Call::model`] ask for the level that the route declares.
+//! [`Call::model`] ask for the level that the route declares. What it reads and answers is declared too, for the OpenAPI
+//! document; a handler that reads or answers another type fails whenever it is called, so that no test can miss it.
 
 use std::pin::Pin;
 use std::sync::LazyLock;
 
 use hyper::Method;
+use hyper::header::CONTENT_TYPE;
 use matchit::Router;
 use schemars::{JsonSchema, SchemaGenerator};
+use serde::Serialize;
 
 use super::{Answer, Call};
 use crate::access::Level;
-use crate::error::ApiError;
+use crate::error::{ApiError, ErrorCode};
 
 /// All routes, by module.
 static ALL: [&[Route]; 20] = [
@@ -50,13 +53,56 @@ pub(crate) struct Route {
     pub(crate) effect: Effect,
     /// For people, in one line.
     pub(crate) about: &'static str,
-    /// The JSON that it reads, for the OpenAPI document.
-    pub(crate) body: Option<Schema>,
+    /// What it reads of the address after the question mark.
+    pub(crate) query: Option<Shape>,
+    /// The body that it reads.
+    pub(crate) body: Content,
+    /// The status of its success.
+    pub(crate) status: u16,
+    /// What it answers then.
+    pub(crate) answer: Content,
+    /// Statuses at which it may answer this instead of the usual error.
+    pub(crate) other: Option<(&'static [u16], Shape)>,
     handler: Handler,
 }
 
-/// Makes the schema of a type.
-type Schema = fn(&mut SchemaGenerator) -> schemars::Schema;
+/// A body.
+#[derive(Clone, Copy)]
+pub(crate) enum Content {
+    /// None.
+    Empty,
+    /// JSON of a type.
+    Json(Shape),
+    /// The fields of a type as an HTML form sends them.
+    Form(Shape),
+    /// Bytes of this media type.
+    Bytes(&'static str),
+    /// What the model of an endpoint takes or gives.
+    Model,
+}
+
+/// A type on the wire.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    /// Names it, and makes its schema.
+    name: fn() -> &'static str,
+    pub(crate) schema: fn(&mut SchemaGenerator) -> schemars::Schema,
+}
+
+impl Shape {
+    const fn of<T: JsonSchema>() -> Shape {
+        Shape { name: std::any::type_name::<T>, schema: SchemaGenerator::subschema_for::<T> }
+    }
+
+    /// Whether it is the type of this name.
+    fn is(&self, name: &str) -> bool {
+        (self.name)() == name
+    }
+}
+
+/// The answer of a route that has nothing to say: `{}`, because clients parse a body.
+#[derive(Default, Serialize, JsonSchema)]
+pub(super) struct Done {}
 
 /// Who may call a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +169,20 @@ impl Route {
         about: &'static str,
         handler: Handler,
     ) -> Route {
-        Route { name, method: Method::GET, path, access, effect: Effect::Read, about, body: None, handler }
+        Route {
+            name,
+            method: Method::GET,
+            path,
+            access,
+            effect: Effect::Read,
+            about,
+            query: None,
+            body: Content::Empty,
+            status: 200,
+            answer: Content::Json(Shape::of::<Done>()),
+            other: None,
+            handler,
+        }
     }
 
     /// A route that changes something.
@@ -135,21 +194,17 @@ impl Route {
         about: &'static str,
         handler: Handler,
     ) -> Route {
-        Route { name, method, path, access, effect: Effect::Change, about, body: None, handler }
+        let mut route = Route::get(name, path, access, about, handler).reads(method);
+        route.effect = Effect::Change;
+        route
     }
 
     /// A route that sends a request to an endpoint.
     pub(super) const fn invoke(name: &'static str, path: &'static str, about: &'static str, handler: Handler) -> Route {
         let access = Access::Endpoint(Level::Query);
-        Route { name, method: Method::POST, path, access, effect: Effect::Invoke, about, body: None, handler }
-    }
-
-    /// The same route, which changes something by this method.
-    pub(super) const fn changes(mut self, method: Method) -> Route {
-        // As in `reads`.
-        std::mem::forget(std::mem::replace(&mut self.method, method));
-        self.effect = Effect::Change;
-        self
+        let mut route = Route::get(name, path, access, about, handler).reads(Method::POST);
+        (route.effect, route.body, route.answer) = (Effect::Invoke, Content::Model, Content::Model);
+        route
     }
 
     /// The same route, which only reads although its method does not say so.
@@ -160,16 +215,134 @@ impl Route {
         self
     }
 
+    /// The same route, which reads this type from the query.
+    pub(super) const fn query<T: JsonSchema>(mut self) -> Route {
+        self.query = Some(Shape::of::<T>());
+        self
+    }
+
     /// The same route, which reads this type as JSON.
     pub(super) const fn body<T: JsonSchema>(mut self) -> Route {
-        self.body = Some(SchemaGenerator::subschema_for::<T>);
+        self.body = Content::Json(Shape::of::<T>());
+        self
+    }
+
+    /// The same route, which reads this type as a form.
+    pub(super) const fn form<T: JsonSchema>(mut self) -> Route {
+        self.body = Content::Form(Shape::of::<T>());
+        self
+    }
+
+    /// The same route, which reads a file.
+    pub(super) const fn takes_file(mut self) -> Route {
+        self.body = Content::Bytes(OCTETS);
+        self
+    }
+
+    /// The same route, which answers this type as JSON.
+    pub(super) const fn answers<T: JsonSchema>(mut self) -> Route {
+        self.answer = Content::Json(Shape::of::<T>());
+        self
+    }
+
+    /// The same route, which answers this type as JSON with status 201.
+    pub(super) const fn creates<T: JsonSchema>(mut self) -> Route {
+        self.status = 201;
+        self.answers::<T>()
+    }
+
+    /// The same route, which answers bytes of a media type.
+    pub(super) const fn gives(mut self, media_type: &'static str) -> Route {
+        self.answer = Content::Bytes(media_type);
+        self
+    }
+
+    /// The same route, which answers a file.
+    pub(super) const fn gives_file(self) -> Route {
+        self.gives(OCTETS)
+    }
+
+    /// The same route, which answers what a model does.
+    pub(super) const fn gives_model_output(mut self) -> Route {
+        self.answer = Content::Model;
+        self
+    }
+
+    /// The same route, which answers no body, with status 204.
+    pub(super) const fn gives_nothing(mut self) -> Route {
+        (self.status, self.answer) = (204, Content::Empty);
+        self
+    }
+
+    /// The same route, which answers this type at these statuses, beside the usual error.
+    pub(super) const fn or<T: JsonSchema>(mut self, statuses: &'static [u16]) -> Route {
+        self.other = Some((statuses, Shape::of::<T>()));
         self
     }
 
     /// Answers.
     pub(super) async fn answer(&self, call: &mut Call) -> Result<Answer, ApiError> {
-        (self.handler)(call).await
+        let answer = (self.handler)(call).await?;
+        match self.declares(&answer) {
+            true => Ok(answer),
+            false => {
+                Err(self.undeclared(&format!("answers {} {:?}", answer.status(), answer.extensions().get::<Wrote>())))
+            }
+        }
     }
+
+    fn declares(&self, answer: &Answer) -> bool {
+        let status = answer.status().as_u16();
+        if let Some((statuses, shape)) = self.other
+            && statuses.contains(&status)
+        {
+            return wrote(answer, &shape);
+        }
+        let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        match &self.answer {
+            // Also its statuses are the model's.
+            Content::Model => true,
+            _ if status != self.status => false,
+            Content::Json(shape) => wrote(answer, shape),
+            Content::Bytes(declared) => *declared == media_type,
+            Content::Empty | Content::Form(_) => true,
+        }
+    }
+
+    /// Checks that a handler reads what its route declares.
+    pub(super) fn check_reads<T>(&self, what: Reads) -> Result<(), ApiError> {
+        let name = std::any::type_name::<T>();
+        let declared = match (what, &self.query, &self.body) {
+            (Reads::Query, Some(shape), _) => shape.is(name),
+            (Reads::Body, _, Content::Json(shape) | Content::Form(shape)) => shape.is(name),
+            _ => false,
+        };
+        if declared { Ok(()) } else { Err(self.undeclared(&format!("reads {name} as {what:?}"))) }
+    }
+
+    /// Our own bug, which every call of the route shows.
+    fn undeclared(&self, what: &str) -> ApiError {
+        tracing::error!(route = self.name, "a handler {what}, which its route does not declare");
+        ApiError::new(ErrorCode::InternalError, format!("{} does what its route does not declare", self.name))
+    }
+}
+
+/// Media type of a file.
+pub(super) const OCTETS: &str = "application/octet-stream";
+
+/// Where a handler reads from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Reads {
+    Query,
+    Body,
+}
+
+/// On an answer: the name of the type that was written as JSON.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wrote(pub(super) &'static str);
+
+fn wrote(answer: &Answer, shape: &Shape) -> bool {
+    answer.extensions().get::<Wrote>().is_some_and(|Wrote(name)| shape.is(name))
 }
 
 /// All routes.

@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 use hyper::Method;
 use hyper::header::HeaderValue;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use self::filter::Filter;
 use self::patch::{ACCOUNT_ADMIN, Change, Links, PatchInput, check_entitlement, check_role};
@@ -45,124 +46,97 @@ const ACCOUNT_SERVICE_PRINCIPALS: &str = "/api/2.0/accounts/{account}/scim/v2/Se
 const ACCOUNT_SERVICE_PRINCIPAL: &str = "/api/2.0/accounts/{account}/scim/v2/ServicePrincipals/{id}";
 
 pub(super) const ROUTES: &[Route] = &[
-    Route::get("scim.me", "/api/2.0/preview/scim/v2/Me", Access::Principal, "The caller", handler!(me)),
+    Route::get("scim.me", "/api/2.0/preview/scim/v2/Me", Access::Principal, "The caller", handler!(me))
+        .answers::<Resource>(),
     listing("users.list", USERS, "List the users"),
     creating("users.create", USERS, "Create a user"),
     getting("users.get", USER, "Get a user"),
-    changing("users.replace", Method::PUT, USER, "Replace a user", handler!(replace)),
-    changing("users.patch", Method::PATCH, USER, "Change a user", handler!(change)),
-    changing("users.delete", Method::DELETE, USER, "Delete a user with the user's tokens", handler!(delete)),
+    replacing("users.replace", USER, "Replace a user"),
+    patching("users.patch", USER, "Change a user"),
+    deleting("users.delete", USER, "Delete a user with the user's tokens"),
     listing("groups.list", GROUPS, "List the groups"),
     creating("groups.create", GROUPS, "Create a group"),
     getting("groups.get", GROUP, "Get a group"),
-    changing("groups.replace", Method::PUT, GROUP, "Replace a group with its members", handler!(replace)),
-    changing("groups.patch", Method::PATCH, GROUP, "Change a group", handler!(change)),
-    changing("groups.delete", Method::DELETE, GROUP, "Delete a group", handler!(delete)),
+    replacing("groups.replace", GROUP, "Replace a group with its members"),
+    patching("groups.patch", GROUP, "Change a group"),
+    deleting("groups.delete", GROUP, "Delete a group"),
     listing("service_principals.list", SERVICE_PRINCIPALS, "List the service principals"),
     creating("service_principals.create", SERVICE_PRINCIPALS, "Create a service principal"),
     getting("service_principals.get", SERVICE_PRINCIPAL, "Get a service principal"),
-    changing(
-        "service_principals.replace",
-        Method::PUT,
-        SERVICE_PRINCIPAL,
-        "Replace a service principal",
-        handler!(replace),
-    ),
-    changing(
-        "service_principals.patch",
-        Method::PATCH,
-        SERVICE_PRINCIPAL,
-        "Change a service principal",
-        handler!(change),
-    ),
-    changing(
-        "service_principals.delete",
-        Method::DELETE,
-        SERVICE_PRINCIPAL,
-        "Delete a service principal with its tokens and secrets",
-        handler!(delete),
-    ),
-    of_server("account_users.list", ACCOUNT_USERS, "List the users of all workspaces", handler!(list)),
-    of_server("account_users.create", ACCOUNT_USERS, "Create a user in the caller's workspace", handler!(create))
-        .changes(Method::POST),
-    of_server("account_users.get", ACCOUNT_USER, "Get a user of any workspace", handler!(get)),
-    of_server("account_users.replace", ACCOUNT_USER, "Replace a user of any workspace", handler!(replace))
-        .changes(Method::PUT),
-    of_server("account_users.patch", ACCOUNT_USER, "Change a user of any workspace", handler!(change))
-        .changes(Method::PATCH),
-    of_server("account_users.delete", ACCOUNT_USER, "Delete a user of any workspace", handler!(delete))
-        .changes(Method::DELETE),
-    of_server(
+    replacing("service_principals.replace", SERVICE_PRINCIPAL, "Replace a service principal"),
+    patching("service_principals.patch", SERVICE_PRINCIPAL, "Change a service principal"),
+    deleting("service_principals.delete", SERVICE_PRINCIPAL, "Delete a service principal with its tokens and secrets"),
+    of_server(listing("account_users.list", ACCOUNT_USERS, "List the users of all workspaces")),
+    of_server(creating("account_users.create", ACCOUNT_USERS, "Create a user in the caller's workspace")),
+    of_server(getting("account_users.get", ACCOUNT_USER, "Get a user of any workspace")),
+    of_server(replacing("account_users.replace", ACCOUNT_USER, "Replace a user of any workspace")),
+    of_server(patching("account_users.patch", ACCOUNT_USER, "Change a user of any workspace")),
+    of_server(deleting("account_users.delete", ACCOUNT_USER, "Delete a user of any workspace")),
+    of_server(listing(
         "account_service_principals.list",
         ACCOUNT_SERVICE_PRINCIPALS,
         "List the service principals of all workspaces",
-        handler!(list),
-    ),
-    of_server(
+    )),
+    of_server(creating(
         "account_service_principals.create",
         ACCOUNT_SERVICE_PRINCIPALS,
         "Create a service principal in the caller's workspace",
-        handler!(create),
-    )
-    .changes(Method::POST),
-    of_server(
+    )),
+    of_server(getting(
         "account_service_principals.get",
         ACCOUNT_SERVICE_PRINCIPAL,
         "Get a service principal of any workspace",
-        handler!(get),
-    ),
-    of_server(
+    )),
+    of_server(replacing(
         "account_service_principals.replace",
         ACCOUNT_SERVICE_PRINCIPAL,
         "Replace a service principal of any workspace",
-        handler!(replace),
-    )
-    .changes(Method::PUT),
-    of_server(
+    )),
+    of_server(patching(
         "account_service_principals.patch",
         ACCOUNT_SERVICE_PRINCIPAL,
         "Change a service principal of any workspace",
-        handler!(change),
-    )
-    .changes(Method::PATCH),
-    of_server(
+    )),
+    of_server(deleting(
         "account_service_principals.delete",
         ACCOUNT_SERVICE_PRINCIPAL,
         "Delete a service principal of any workspace",
-        handler!(delete),
-    )
-    .changes(Method::DELETE),
+    )),
 ];
 
-const fn of_server(
-    name: &'static str,
-    path: &'static str,
-    about: &'static str,
-    handler: super::routes::Handler,
-) -> Route {
-    Route::get(name, path, Access::ServerAdmin, about, handler)
+/// The same route, for the server's administrators and all workspaces.
+const fn of_server(mut route: Route) -> Route {
+    route.access = Access::ServerAdmin;
+    route
 }
 
 const fn listing(name: &'static str, path: &'static str, about: &'static str) -> Route {
-    Route::get(name, path, Access::Principal, about, handler!(list))
+    Route::get(name, path, Access::Principal, about, handler!(list)).query::<ListQuery>().answers::<Page>()
 }
 
 const fn getting(name: &'static str, path: &'static str, about: &'static str) -> Route {
-    Route::get(name, path, Access::Principal, about, handler!(get))
+    Route::get(name, path, Access::Principal, about, handler!(get)).answers::<Resource>()
 }
 
 const fn creating(name: &'static str, path: &'static str, about: &'static str) -> Route {
     Route::change(name, Method::POST, path, Access::Admin, about, handler!(create))
+        .body::<Input>()
+        .creates::<Resource>()
 }
 
-const fn changing(
-    name: &'static str,
-    method: Method,
-    path: &'static str,
-    about: &'static str,
-    handler: super::routes::Handler,
-) -> Route {
-    Route::change(name, method, path, Access::Admin, about, handler)
+const fn replacing(name: &'static str, path: &'static str, about: &'static str) -> Route {
+    Route::change(name, Method::PUT, path, Access::Admin, about, handler!(replace))
+        .body::<Input>()
+        .answers::<Resource>()
+}
+
+const fn patching(name: &'static str, path: &'static str, about: &'static str) -> Route {
+    let route = Route::change(name, Method::PATCH, path, Access::Admin, about, handler!(change));
+    route.body::<PatchInput>().answers::<Resource>()
+}
+
+const fn deleting(name: &'static str, path: &'static str, about: &'static str) -> Route {
+    Route::change(name, Method::DELETE, path, Access::Admin, about, handler!(delete)).gives_nothing()
 }
 
 /// What the path is about.
@@ -182,8 +156,9 @@ fn is_of_server(call: &Call) -> bool {
 }
 
 /// A user, group or service principal as clients send it.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
+#[schemars(rename = "ScimInput")]
 struct Input {
     user_name: Option<String>,
     display_name: Option<String>,
@@ -197,7 +172,7 @@ struct Input {
     roles: Option<Vec<Reference>>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
 struct PersonName {
     given_name: Option<String>,
@@ -205,9 +180,116 @@ struct PersonName {
 }
 
 /// `{"value": "…"}`: a member, a group or an entitlement.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ScimReference")]
 struct Reference {
+    /// A number is taken too.
+    #[schemars(with = "String")]
     value: Value,
+}
+
+/// A user, group or service principal as it is answered. What only some of them have is optional.
+#[derive(Default, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(rename = "ScimResource")]
+struct Resource {
+    schemas: [&'static str; 1],
+    id: String,
+    display_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    application_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    external_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    active: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<ShownName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    emails: Option<[Email; 1]>,
+    groups: Vec<Link>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    members: Option<Vec<Link>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entitlements: Option<[Entitlement; 1]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roles: Option<[Role; 1]>,
+    meta: Meta,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ScimRole")]
+struct Role {
+    value: &'static str,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(rename = "ScimName")]
+struct ShownName {
+    given_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    family_name: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ScimEmail")]
+struct Email {
+    value: String,
+    primary: bool,
+    r#type: &'static str,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ScimEntitlement")]
+struct Entitlement {
+    value: &'static str,
+}
+
+/// A member, or a group.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ScimLink")]
+struct Link {
+    value: String,
+    display: String,
+    /// Of a group: `direct` or `indirect`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    #[serde(rename = "$ref")]
+    reference: String,
+}
+
+#[derive(Default, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(rename = "ScimMeta")]
+struct Meta {
+    resource_type: &'static str,
+    created: String,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(rename = "ScimQuery")]
+struct ListQuery {
+    /// `userName eq "ada"`: one of userName, displayName, applicationId, externalId and id by eq, ne, co or sw.
+    filter: Option<String>,
+    /// Number of the first result; the first of all is 1.
+    start_index: Option<usize>,
+    /// Most results.
+    count: Option<usize>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(rename = "ScimPage")]
+struct Page {
+    schemas: [&'static str; 1],
+    total_results: usize,
+    start_index: usize,
+    items_per_page: usize,
+    #[serde(rename = "Resources")]
+    resources: Vec<Resource>,
 }
 
 impl Reference {
@@ -485,20 +567,17 @@ fn members(directory: &Directory, group: &Identity) -> Vec<Arc<Identity>> {
 async fn list(call: &Call) -> Result<Answer, ApiError> {
     let (kind, workspace) = (kind(call), call.principal()?.workspace);
     let directory = &call.app.directory;
-    let filter = call.query("filter").filter(|filter| !filter.trim().is_empty());
+    let asked: ListQuery = call.query()?;
+    let filter = asked.filter.filter(|filter| !filter.trim().is_empty());
     let filter = filter.map(|filter| Filter::parse(&filter)).transpose()?;
     let mut all = match is_of_server(call) {
         true => directory.workspaces().iter().flat_map(|one| directory.identities(one.id, kind)).collect(),
         false => directory.identities(workspace, kind),
     };
     all.retain(|identity| filter.as_ref().is_none_or(|filter| filter.matches(identity)));
-    let number = |name: &str, default: usize| match call.query(name) {
-        None => Ok(default),
-        Some(text) => text.parse().map_err(|_| ApiError::invalid(format!("{name} '{text}' is not a number"))),
-    };
-    let start = number("startIndex", 1)?.max(1);
-    let page: Vec<_> = all.iter().skip(start - 1).take(number("count", RESULTS_MAX)?.min(RESULTS_MAX)).collect();
-    let resources: Vec<Value> = match kind {
+    let start = asked.start_index.unwrap_or(1).max(1);
+    let page: Vec<_> = all.iter().skip(start - 1).take(asked.count.unwrap_or(RESULTS_MAX).min(RESULTS_MAX)).collect();
+    let resources: Vec<Resource> = match kind {
         IdentityKind::Group => {
             let members = directory.memberships(workspace);
             let of = |group: &Identity| members.get(&group.id).map(Vec::as_slice).unwrap_or_default();
@@ -510,13 +589,13 @@ async fn list(call: &Call) -> Result<Answer, ApiError> {
         }
         _ => page.iter().map(|identity| shown(call, identity)).collect(),
     };
-    json(&json!({
-        "schemas": ["urn:ietf:params:scim:api:messages:2.0:ListResponse"],
-        "totalResults": all.len(),
-        "startIndex": start,
-        "itemsPerPage": resources.len(),
-        "Resources": resources,
-    }))
+    json(&Page {
+        schemas: ["urn:ietf:params:scim:api:messages:2.0:ListResponse"],
+        total_results: all.len(),
+        start_index: start,
+        items_per_page: resources.len(),
+        resources,
+    })
 }
 
 /// The caller.
@@ -545,76 +624,80 @@ fn path_of(identity: &Identity) -> String {
 }
 
 /// As the path shows it: roles are the server's.
-fn shown(call: &Call, identity: &Identity) -> Value {
+fn shown(call: &Call, identity: &Identity) -> Resource {
     let mut described = describe(&call.app.directory, identity);
     if is_of_server(call) && identity.server_admin {
-        described["roles"] = json!([{ "value": ACCOUNT_ADMIN }]);
+        described.roles = Some([Role { value: ACCOUNT_ADMIN }]);
     }
     described
 }
 
-fn describe(directory: &Directory, identity: &Identity) -> Value {
+fn describe(directory: &Directory, identity: &Identity) -> Resource {
     match identity.kind {
         IdentityKind::User => describe_user(directory, identity),
-        IdentityKind::ServicePrincipal => {
-            let mut described = describe_common(directory, identity);
-            described["schemas"] = json!(["urn:ietf:params:scim:schemas:core:2.0:ServicePrincipal"]);
-            described["applicationId"] = json!(identity.name);
-            described
-        }
+        IdentityKind::ServicePrincipal => Resource {
+            schemas: ["urn:ietf:params:scim:schemas:core:2.0:ServicePrincipal"],
+            application_id: Some(identity.name.clone()),
+            ..describe_principal(directory, identity)
+        },
         IdentityKind::Group => describe_group(directory, identity, &directory.members(identity.workspace, identity.id)),
     }
 }
 
-fn describe_user(directory: &Directory, identity: &Identity) -> Value {
+fn describe_user(directory: &Directory, identity: &Identity) -> Resource {
     let (given, family) = identity.display_name.split_once(' ').unwrap_or((&identity.display_name, ""));
-    let mut described = describe_common(directory, identity);
-    described["schemas"] = json!(["urn:ietf:params:scim:schemas:core:2.0:User"]);
-    described["userName"] = json!(identity.name);
-    described["name"] = match family {
-        "" => json!({ "givenName": given }),
-        family => json!({ "givenName": given, "familyName": family }),
+    let family_name = Some(family.to_owned()).filter(|family| !family.is_empty());
+    Resource {
+        schemas: ["urn:ietf:params:scim:schemas:core:2.0:User"],
+        user_name: Some(identity.name.clone()),
+        name: Some(ShownName { given_name: given.to_owned(), family_name }),
+        emails: Some([Email { value: identity.name.clone(), primary: true, r#type: "work" }]),
+        ..describe_principal(directory, identity)
+    }
+}
+
+fn describe_group(directory: &Directory, group: &Identity, members: &[Arc<Identity>]) -> Resource {
+    let member = |member: &Arc<Identity>| Link {
+        value: member.id.to_string(),
+        display: member.display_name.clone(),
+        r#type: None,
+        reference: path_of(member),
     };
-    described["emails"] = json!([{ "value": identity.name, "primary": true, "type": "work" }]);
+    let mut described = describe_common(directory, group);
+    described.schemas = ["urn:ietf:params:scim:schemas:core:2.0:Group"];
+    described.members = Some(members.iter().map(member).collect());
+    described.meta.resource_type = "WorkspaceGroup";
     described
 }
 
-fn describe_group(directory: &Directory, group: &Identity, members: &[Arc<Identity>]) -> Value {
-    let mut described = describe_common(directory, group);
-    let reference = |member: &Arc<Identity>| json!({ "value": member.id.to_string(), "display": member.display_name, "$ref": path_of(member) });
-    described["schemas"] = json!(["urn:ietf:params:scim:schemas:core:2.0:Group"]);
-    described["members"] = members.iter().map(reference).collect();
-    described["meta"]["resourceType"] = json!("WorkspaceGroup");
-    if let Some(described) = described.as_object_mut() {
-        described.retain(|key, _| key != "active" && key != "entitlements");
+/// What users and service principals have.
+fn describe_principal(directory: &Directory, identity: &Identity) -> Resource {
+    Resource {
+        active: Some(identity.active),
+        entitlements: Some([Entitlement { value: patch::WORKSPACE_ACCESS }]),
+        ..describe_common(directory, identity)
     }
-    described
 }
 
 /// What all kinds have.
-fn describe_common(directory: &Directory, identity: &Identity) -> Value {
+fn describe_common(directory: &Directory, identity: &Identity) -> Resource {
     let group = |group: &Arc<Identity>| {
         let direct = identity.groups.contains(&group.id) || group.name == EVERYBODY;
-        json!({
-            "value": group.id.to_string(),
-            "display": group.name,
-            "type": if direct { "direct" } else { "indirect" },
-            "$ref": path_of(group),
-        })
+        Link {
+            value: group.id.to_string(),
+            display: group.name.clone(),
+            r#type: Some(if direct { "direct" } else { "indirect" }),
+            reference: path_of(group),
+        }
     };
-    let mut described = json!({
-        "schemas": [],
-        "id": identity.id.to_string(),
-        "displayName": identity.display_name,
-        "active": identity.active,
-        "groups": directory.groups_of(identity).iter().map(group).collect::<Vec<_>>(),
-        "entitlements": [{ "value": patch::WORKSPACE_ACCESS }],
-        "meta": { "resourceType": resource_type(identity.kind), "created": rfc3339(identity.creation_timestamp) },
-    });
-    if let Some(external_id) = &identity.external_id {
-        described["externalId"] = json!(external_id);
+    Resource {
+        id: identity.id.to_string(),
+        display_name: identity.display_name.clone(),
+        external_id: identity.external_id.clone(),
+        groups: directory.groups_of(identity).iter().map(group).collect(),
+        meta: Meta { resource_type: resource_type(identity.kind), created: rfc3339(identity.creation_timestamp) },
+        ..Resource::default()
     }
-    described
 }
 
 /// A user or service principal by the name that tokens are asked for with.

@@ -3,36 +3,49 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hyper::Method;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::permissions::{member_named, name_of};
 use super::routes::{Access, Route, handler};
-use super::{Answer, Call, json};
+use super::{Answer, Call, done, json};
 use crate::access::{Grant, Level, Object, Principal, level_of};
 use crate::error::ApiError;
-use crate::secrets::Scope;
+use crate::secrets::{Scope, SecretName};
 
 const PRINCIPAL: Access = Access::Principal;
 
 pub(super) const ROUTES: &[Route] = &[
-    post("secrets.create_scope", "/api/2.0/secrets/scopes/create", "Create a scope", handler!(create_scope)),
-    post("secrets.delete_scope", "/api/2.0/secrets/scopes/delete", "Delete a scope", handler!(delete_scope)),
-    Route::get("secrets.list_scopes", "/api/2.0/secrets/scopes/list", PRINCIPAL, "List the scopes", handler!(scopes)),
-    post("secrets.put", "/api/2.0/secrets/put", "Write a secret", handler!(put)),
-    post("secrets.delete", "/api/2.0/secrets/delete", "Delete a secret", handler!(delete)),
-    Route::get("secrets.get", "/api/2.0/secrets/get", PRINCIPAL, "Read a secret", handler!(get)),
-    Route::get("secrets.list", "/api/2.0/secrets/list", PRINCIPAL, "List the secrets of a scope", handler!(list)),
-    post("secrets.put_acl", "/api/2.0/secrets/acls/put", "Let a principal use a scope", handler!(put_acl)),
-    post("secrets.delete_acl", "/api/2.0/secrets/acls/delete", "Take a scope from a principal", handler!(delete_acl)),
+    post("secrets.create_scope", "/api/2.0/secrets/scopes/create", "Create a scope", handler!(create_scope))
+        .body::<NewScope>(),
+    post("secrets.delete_scope", "/api/2.0/secrets/scopes/delete", "Delete a scope", handler!(delete_scope))
+        .body::<ScopeRef>(),
+    Route::get("secrets.list_scopes", "/api/2.0/secrets/scopes/list", PRINCIPAL, "List the scopes", handler!(scopes))
+        .answers::<Scopes>(),
+    post("secrets.put", "/api/2.0/secrets/put", "Write a secret", handler!(put)).body::<NewSecret>(),
+    post("secrets.delete", "/api/2.0/secrets/delete", "Delete a secret", handler!(delete)).body::<SecretRef>(),
+    Route::get("secrets.get", "/api/2.0/secrets/get", PRINCIPAL, "Read a secret", handler!(get))
+        .query::<SecretRef>()
+        .answers::<Secret>(),
+    Route::get("secrets.list", "/api/2.0/secrets/list", PRINCIPAL, "List the secrets of a scope", handler!(list))
+        .query::<ScopeRef>()
+        .answers::<Secrets>(),
+    post("secrets.put_acl", "/api/2.0/secrets/acls/put", "Let a principal use a scope", handler!(put_acl))
+        .body::<NewAcl>(),
+    post("secrets.delete_acl", "/api/2.0/secrets/acls/delete", "Take a scope from a principal", handler!(delete_acl))
+        .body::<AclRef>(),
     Route::get(
         "secrets.get_acl",
         "/api/2.0/secrets/acls/get",
         PRINCIPAL,
         "A principal's permission",
         handler!(get_acl),
-    ),
-    Route::get("secrets.list_acls", "/api/2.0/secrets/acls/list", PRINCIPAL, "A scope's permissions", handler!(acls)),
+    )
+    .query::<AclRef>()
+    .answers::<AclItem>(),
+    Route::get("secrets.list_acls", "/api/2.0/secrets/acls/list", PRINCIPAL, "A scope's permissions", handler!(acls))
+        .query::<ScopeRef>()
+        .answers::<AclItems>(),
 ];
 
 const fn post(name: &'static str, path: &'static str, about: &'static str, handler: super::routes::Handler) -> Route {
@@ -42,24 +55,24 @@ const fn post(name: &'static str, path: &'static str, about: &'static str, handl
 /// A scope is read, written or managed; [`Level`] has the same order under other names.
 const LEVELS: [(Level, &str); 3] = [(Level::View, "READ"), (Level::Query, "WRITE"), (Level::Manage, "MANAGE")];
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct NewScope {
     scope: String,
     initial_manage_principal: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct ScopeRef {
     scope: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct SecretRef {
     scope: String,
     key: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct NewSecret {
     scope: String,
     key: String,
@@ -68,17 +81,52 @@ struct NewSecret {
     bytes_value: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct NewAcl {
     scope: String,
     principal: String,
     permission: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct AclRef {
     scope: String,
     principal: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Scopes {
+    scopes: Vec<ScopeInfo>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ScopeInfo {
+    name: String,
+    backend_type: &'static str,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Secret {
+    key: String,
+    /// In base64.
+    value: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Secrets {
+    secrets: Vec<SecretName>,
+}
+
+/// What a principal may do with a scope.
+#[derive(Serialize, JsonSchema)]
+struct AclItem {
+    principal: String,
+    permission: &'static str,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct AclItems {
+    items: Vec<AclItem>,
 }
 
 async fn create_scope(call: &mut Call) -> Result<Answer, ApiError> {
@@ -88,21 +136,21 @@ async fn create_scope(call: &mut Call) -> Result<Answer, ApiError> {
         Some(name) => vec![Grant { to: member_named(&app, &principal, name)?, level: Level::Manage }],
     };
     app.control.secrets.create_scope(&principal, &input.scope, grants).await?;
-    json(&Map::new())
+    done()
 }
 
 async fn delete_scope(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<ScopeRef>().await?;
     app.control.secrets.delete_scope(&principal, &input.scope).await?;
-    json(&Map::new())
+    done()
 }
 
 async fn scopes(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
     let mut scopes = call.app.control.secrets.scopes(principal.workspace).await?;
     scopes.retain(|scope| level_of(&principal, Object::SecretScope(scope)).is_some());
-    let shown = scopes.iter().map(|scope| json!({ "name": scope.name, "backend_type": "DATABRICKS" }));
-    json(&json!({ "scopes": shown.collect::<Vec<_>>() }))
+    let shown = scopes.into_iter().map(|scope| ScopeInfo { name: scope.name, backend_type: "DATABRICKS" });
+    json(&Scopes { scopes: shown.collect() })
 }
 
 async fn put(call: &mut Call) -> Result<Answer, ApiError> {
@@ -115,26 +163,26 @@ async fn put(call: &mut Call) -> Result<Answer, ApiError> {
         _ => return Err(ApiError::invalid("send either string_value or bytes_value")),
     };
     app.control.secrets.put(&principal, &input.scope, &input.key, &value).await?;
-    json(&Map::new())
+    done()
 }
 
 async fn delete(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<SecretRef>().await?;
     app.control.secrets.delete(&principal, &input.scope, &input.key).await?;
-    json(&Map::new())
+    done()
 }
 
 async fn get(call: &Call) -> Result<Answer, ApiError> {
-    let (principal, key) = (call.principal()?, call.needed("key")?);
-    let value = call.app.control.secrets.get(&principal, &call.needed("scope")?, &key).await?;
-    json(&json!({ "key": key, "value": value }))
+    let SecretRef { scope, key } = call.query()?;
+    let value = call.app.control.secrets.get(&*call.principal()?, &scope, &key).await?;
+    json(&Secret { key, value })
 }
 
 async fn list(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
     let secrets = &call.app.control.secrets;
-    let scope = secrets.scope(&principal, &call.needed("scope")?, Level::View).await?;
-    json(&json!({ "secrets": secrets.names(scope.workspace, &scope.name).await? }))
+    let scope = secrets.scope(&principal, &call.query::<ScopeRef>()?.scope, Level::View).await?;
+    json(&Secrets { secrets: secrets.names(scope.workspace, &scope.name).await? })
 }
 
 async fn put_acl(call: &mut Call) -> Result<Answer, ApiError> {
@@ -150,7 +198,7 @@ async fn put_acl(call: &mut Call) -> Result<Answer, ApiError> {
         Ok(())
     };
     app.control.secrets.change_grants(&principal, &input.scope, change).await?;
-    json(&Map::new())
+    done()
 }
 
 async fn delete_acl(call: &mut Call) -> Result<Answer, ApiError> {
@@ -165,28 +213,28 @@ async fn delete_acl(call: &mut Call) -> Result<Answer, ApiError> {
         Ok(())
     };
     app.control.secrets.change_grants(&principal, &input.scope, change).await?;
-    json(&Map::new())
+    done()
 }
 
 async fn get_acl(call: &Call) -> Result<Answer, ApiError> {
-    let (caller, name) = (call.principal()?, call.needed("principal")?);
-    let scope = call.app.control.secrets.scope(&caller, &call.needed("scope")?, Level::Manage).await?;
-    let found = acl_items(call, &caller, &scope).into_iter().find(|item| item["principal"] == name.as_str());
+    let (caller, AclRef { scope, principal: name }) = (call.principal()?, call.query()?);
+    let scope = call.app.control.secrets.scope(&caller, &scope, Level::Manage).await?;
+    let found = acl_items(call, &caller, &scope).into_iter().find(|item| item.principal == name);
     json(&found.ok_or_else(|| no_acl(&scope.name, &name))?)
 }
 
 async fn acls(call: &Call) -> Result<Answer, ApiError> {
     let caller = call.principal()?;
-    let scope = call.app.control.secrets.scope(&caller, &call.needed("scope")?, Level::Manage).await?;
-    json(&json!({ "items": acl_items(call, &caller, &scope) }))
+    let scope = call.app.control.secrets.scope(&caller, &call.query::<ScopeRef>()?.scope, Level::Manage).await?;
+    json(&AclItems { items: acl_items(call, &caller, &scope) })
 }
 
-fn acl_items(call: &Call, caller: &Principal, scope: &Scope) -> Vec<Value> {
+fn acl_items(call: &Call, caller: &Principal, scope: &Scope) -> Vec<AclItem> {
     let owner = Grant { to: scope.owner, level: Level::Manage };
     let others = scope.grants.iter().filter(|grant| grant.to != scope.owner);
     let shown = |grant: &Grant| {
-        let permission = LEVELS.iter().find(|(level, _)| *level == grant.level).map(|(_, name)| *name);
-        Some(json!({ "principal": name_of(&call.app, caller, grant.to)?, "permission": permission }))
+        let permission = LEVELS.iter().find(|(level, _)| *level == grant.level).map(|(_, name)| *name)?;
+        Some(AclItem { principal: name_of(&call.app, caller, grant.to)?, permission })
     };
     std::iter::once(&owner).chain(others).filter_map(shown).collect()
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use hyper::Method;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::routes::{Access, Route, handler};
 use super::scim::{check_rank, named};
-use super::{Answer, App, Call, json};
+use super::{Answer, App, Call, done, json};
 use crate::access::directory::NewToken;
 use crate::access::tokens::{TokenKind, TokenRecord};
 use crate::access::{Identity, IdentityKind, Principal};
@@ -37,8 +37,11 @@ pub(super) const ROUTES: &[Route] = &[
         OWN,
         "Create a token for oneself",
         handler!(create),
-    ),
-    Route::get("tokens.list", "/api/2.0/token/list", OWN, "List one's own tokens", handler!(list)),
+    )
+    .body::<NewTokenInput>()
+    .answers::<CreatedToken>(),
+    Route::get("tokens.list", "/api/2.0/token/list", OWN, "List one's own tokens", handler!(list))
+        .answers::<TokenInfos>(),
     Route::change(
         "tokens.delete",
         Method::POST,
@@ -46,7 +49,8 @@ pub(super) const ROUTES: &[Route] = &[
         OWN,
         "Revoke a token of one's own",
         handler!(delete),
-    ),
+    )
+    .body::<TokenRef>(),
     Route::change(
         "tokens.update",
         Method::PATCH,
@@ -54,7 +58,8 @@ pub(super) const ROUTES: &[Route] = &[
         OWN,
         "Change the comment of a token of one's own",
         handler!(update),
-    ),
+    )
+    .body::<TokenUpdate>(),
     Route::change(
         "token_management.create_on_behalf",
         Method::POST,
@@ -62,15 +67,20 @@ pub(super) const ROUTES: &[Route] = &[
         Access::Admin,
         "Create a token for a service principal or a user",
         handler!(create_on_behalf),
-    ),
+    )
+    .body::<NewTokenInput>()
+    .answers::<CreatedToken>(),
     Route::get(
         "token_management.list",
         MANAGED,
         Access::Admin,
         "List the tokens of all principals",
         handler!(list_all),
-    ),
-    Route::get("token_management.get", MANAGED_ONE, Access::Admin, "Get a token of any principal", handler!(get_any)),
+    )
+    .query::<TokensQuery>()
+    .answers::<TokenInfos>(),
+    Route::get("token_management.get", MANAGED_ONE, Access::Admin, "Get a token of any principal", handler!(get_any))
+        .answers::<OneToken>(),
     Route::change(
         "token_management.update",
         Method::PATCH,
@@ -78,7 +88,9 @@ pub(super) const ROUTES: &[Route] = &[
         Access::Admin,
         "Change the comment of a token of any principal",
         handler!(update_any),
-    ),
+    )
+    .body::<TokenUpdate>()
+    .answers::<TokenInfo>(),
     Route::change(
         "token_management.delete",
         Method::DELETE,
@@ -94,14 +106,17 @@ pub(super) const ROUTES: &[Route] = &[
         Access::Admin,
         "Create an OAuth secret of a service principal",
         handler!(create_secret),
-    ),
+    )
+    .body::<NewSecretInput>()
+    .answers::<ServicePrincipalSecret>(),
     Route::get(
         "service_principal_secrets.list",
         SECRETS,
         Access::Admin,
         "List the OAuth secrets of a service principal",
         handler!(list_secrets),
-    ),
+    )
+    .answers::<ServicePrincipalSecrets>(),
     Route::change(
         "service_principal_secrets.delete",
         Method::DELETE,
@@ -112,9 +127,9 @@ pub(super) const ROUTES: &[Route] = &[
     ),
 ];
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default)]
-struct TokenInput {
+struct NewTokenInput {
     comment: String,
     lifetime_seconds: Option<i64>,
     scopes: Vec<String>,
@@ -124,7 +139,7 @@ struct TokenInput {
     user_name: Option<String>,
 }
 
-impl TokenInput {
+impl NewTokenInput {
     fn into_new(self, created_by: u64) -> Result<NewToken, ApiError> {
         // Without this, somebody who asks for less would be given everything.
         refuse_scopes(&self.scopes)?;
@@ -157,21 +172,72 @@ fn refuse_scopes(scopes: &[String]) -> Result<(), ApiError> {
     }
 }
 
+#[derive(Serialize, JsonSchema)]
+struct CreatedToken {
+    /// Shown once.
+    token_value: String,
+    token_info: TokenInfo,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct OneToken {
+    token_info: TokenInfo,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TokenInfos {
+    token_infos: Vec<TokenInfo>,
+}
+
+/// A token without its value.
+#[derive(Serialize, JsonSchema)]
+struct TokenInfo {
+    token_id: String,
+    /// In milliseconds since 1970.
+    creation_time: u64,
+    /// In milliseconds since 1970; -1 where it has no end.
+    expiry_time: i64,
+    comment: String,
+    #[serde(flatten)]
+    managed: Option<ManagedTokenInfo>,
+}
+
+/// What administrators see besides.
+#[derive(Serialize, JsonSchema)]
+struct ManagedTokenInfo {
+    owner_id: u64,
+    created_by_id: u64,
+    workspace_id: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_by_username: Option<String>,
+    /// Ours: Databricks tells the number alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner_username: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct TokensQuery {
+    /// Made by the identity of this number.
+    created_by_id: Option<u64>,
+    /// Made by the user or service principal of this name.
+    created_by_username: Option<String>,
+}
+
 async fn create(call: &mut Call) -> Result<Answer, ApiError> {
-    let (app, principal, input) = call.json::<TokenInput>().await?;
+    let (app, principal, input) = call.json::<NewTokenInput>().await?;
     let caller = app.directory.identity(principal.workspace, principal.id);
     let caller = caller.ok_or_else(|| ApiError::missing(format!("'{}' does not exist any more.", principal.name)))?;
     let (value, record) = app.directory.create_token(&caller, input.into_new(principal.id)?).await?;
-    json(&json!({ "token_value": value, "token_info": own_info(&record) }))
+    json(&CreatedToken { token_value: value, token_info: own_info(&record) })
 }
 
 async fn list(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
     let tokens = call.app.directory.tokens_of(principal.workspace, TokenKind::Personal, Some(principal.id));
-    json(&json!({ "token_infos": tokens.iter().map(|token| own_info(token)).collect::<Vec<_>>() }))
+    json(&TokenInfos { token_infos: tokens.iter().map(|token| own_info(token)).collect() })
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct TokenRef {
     token_id: String,
 }
@@ -179,7 +245,7 @@ struct TokenRef {
 async fn delete(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<TokenRef>().await?;
     app.directory.revoke(&*own(&app, &principal, &input.token_id)?).await?;
-    json(&Map::new())
+    done()
 }
 
 /// A token of the caller's own.
@@ -190,14 +256,14 @@ fn own(app: &App, principal: &Principal, id: &str) -> Result<Arc<TokenRecord>, A
 }
 
 /// A token as it shall be, and the names of the fields that shall be so, joined by commas; `*` for all.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct TokenUpdate {
     #[serde(default)]
     token: NewTokenFields,
     update_mask: String,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default)]
 struct NewTokenFields {
     comment: String,
@@ -224,7 +290,7 @@ async fn update(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<TokenUpdate>().await?;
     let token = own(&app, &principal, call.parameter("id"))?;
     change(&app, token, input).await?;
-    json(&Map::new())
+    done()
 }
 
 async fn update_any(call: &mut Call) -> Result<Answer, ApiError> {
@@ -243,7 +309,7 @@ async fn change(app: &App, token: Arc<TokenRecord>, input: TokenUpdate) -> Resul
 }
 
 async fn create_on_behalf(call: &mut Call) -> Result<Answer, ApiError> {
-    let (app, principal, input) = call.json::<TokenInput>().await?;
+    let (app, principal, input) = call.json::<NewTokenInput>().await?;
     let (kind, name) = match (&input.application_id, &input.user_name) {
         (Some(id), None) => (IdentityKind::ServicePrincipal, id),
         (None, Some(name)) => (IdentityKind::User, name),
@@ -252,14 +318,15 @@ async fn create_on_behalf(call: &mut Call) -> Result<Answer, ApiError> {
     let owner = named(&app.directory, principal.workspace, kind, name)?;
     check_rank(&principal, &owner)?;
     let (value, record) = app.directory.create_token(&owner, input.into_new(principal.id)?).await?;
-    json(&json!({ "token_value": value, "token_info": managed_info(&app, &record) }))
+    json(&CreatedToken { token_value: value, token_info: managed_info(&app, &record) })
 }
 
 async fn list_all(call: &Call) -> Result<Answer, ApiError> {
     let principal = call.principal()?;
     let directory = &call.app.directory;
-    let maker = match (call.query("created_by_id"), call.query("created_by_username")) {
-        (Some(id), _) => Some(id.parse().map_err(|_| ApiError::invalid(format!("created_by_id '{id}' is not an id")))?),
+    let asked: TokensQuery = call.query()?;
+    let maker = match (asked.created_by_id, asked.created_by_username) {
+        (Some(id), _) => Some(id),
         (None, Some(name)) => {
             let kinds = [IdentityKind::User, IdentityKind::ServicePrincipal];
             let maker = kinds.into_iter().find_map(|kind| directory.find(principal.workspace, kind, &name));
@@ -270,7 +337,7 @@ async fn list_all(call: &Call) -> Result<Answer, ApiError> {
     };
     let mut tokens = directory.tokens_of(principal.workspace, TokenKind::Personal, None);
     tokens.retain(|token| maker.is_none_or(|maker: u64| token.created_by == maker));
-    json(&json!({ "token_infos": tokens.iter().map(|token| managed_info(&call.app, token)).collect::<Vec<_>>() }))
+    json(&TokenInfos { token_infos: tokens.iter().map(|token| managed_info(&call.app, token)).collect() })
 }
 
 /// The token that the path names.
@@ -279,14 +346,14 @@ fn managed(call: &Call) -> Result<Arc<TokenRecord>, ApiError> {
 }
 
 async fn get_any(call: &Call) -> Result<Answer, ApiError> {
-    json(&json!({ "token_info": managed_info(&call.app, &*managed(call)?) }))
+    json(&OneToken { token_info: managed_info(&call.app, &*managed(call)?) })
 }
 
 async fn delete_any(call: &Call) -> Result<Answer, ApiError> {
     let token = managed(call)?;
     check_owner(&call.app, &*call.principal()?, &token)?;
     call.app.directory.revoke(&token).await?;
-    json(&Map::new())
+    done()
 }
 
 /// Refuses to change or revoke the tokens of the server's administrators to those of a workspace.
@@ -297,29 +364,26 @@ fn check_owner(app: &App, principal: &Principal, token: &TokenRecord) -> Result<
     }
 }
 
-fn own_info(token: &TokenRecord) -> Value {
-    json!({
-        "token_id": token.token_id,
-        "creation_time": token.creation_timestamp,
-        "expiry_time": token.expiry_timestamp.map_or(json!(-1), |expiry| json!(expiry)),
-        "comment": token.comment,
-    })
+fn own_info(token: &TokenRecord) -> TokenInfo {
+    TokenInfo {
+        token_id: token.token_id.clone(),
+        creation_time: token.creation_timestamp,
+        expiry_time: token.expiry_timestamp.map_or(-1, u64::cast_signed),
+        comment: token.comment.clone(),
+        managed: None,
+    }
 }
 
-fn managed_info(app: &App, token: &TokenRecord) -> Value {
+fn managed_info(app: &App, token: &TokenRecord) -> TokenInfo {
     let name = |id: u64| app.directory.identity(token.workspace, id).map(|identity| identity.name.clone());
-    let mut info = own_info(token);
-    info["owner_id"] = json!(token.principal);
-    info["created_by_id"] = json!(token.created_by);
-    info["workspace_id"] = json!(token.workspace.0);
-    if let Some(maker) = name(token.created_by) {
-        info["created_by_username"] = json!(maker);
-    }
-    // Ours: Databricks tells the number alone.
-    if let Some(owner) = name(token.principal) {
-        info["owner_username"] = json!(owner);
-    }
-    info
+    let managed = ManagedTokenInfo {
+        owner_id: token.principal,
+        created_by_id: token.created_by,
+        workspace_id: token.workspace.0,
+        created_by_username: name(token.created_by),
+        owner_username: name(token.principal),
+    };
+    TokenInfo { managed: Some(managed), ..own_info(token) }
 }
 
 /// The service principal that the path names.
@@ -331,16 +395,33 @@ fn service_principal(call: &Call) -> Result<Arc<Identity>, ApiError> {
         .ok_or_else(|| ApiError::missing(format!("ServicePrincipal with id '{id}' does not exist.")))
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default)]
-struct SecretInput {
+struct NewSecretInput {
     /// As protobuf writes a duration: `3600s`.
     lifetime: Option<String>,
     scopes: Vec<String>,
 }
 
+#[derive(Serialize, JsonSchema)]
+struct ServicePrincipalSecret {
+    id: String,
+    status: &'static str,
+    create_time: String,
+    update_time: String,
+    expire_time: Option<String>,
+    /// Only in the answer of create.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ServicePrincipalSecrets {
+    secrets: Vec<ServicePrincipalSecret>,
+}
+
 async fn create_secret(call: &mut Call) -> Result<Answer, ApiError> {
-    let (app, principal, input) = call.json::<SecretInput>().await?;
+    let (app, principal, input) = call.json::<NewSecretInput>().await?;
     refuse_scopes(&input.scopes)?;
     let owner = service_principal(call)?;
     let seconds = match &input.lifetime {
@@ -359,14 +440,14 @@ async fn create_secret(call: &mut Call) -> Result<Answer, ApiError> {
     };
     let (secret, record) = app.directory.create_token(&owner, new).await?;
     let mut described = describe_secret(&record);
-    described["secret"] = json!(secret);
+    described.secret = Some(secret);
     json(&described)
 }
 
 async fn list_secrets(call: &Call) -> Result<Answer, ApiError> {
     let owner = service_principal(call)?;
     let secrets = call.app.directory.tokens_of(owner.workspace, TokenKind::ClientSecret, Some(owner.id));
-    json(&json!({ "secrets": secrets.iter().map(|secret| describe_secret(secret)).collect::<Vec<_>>() }))
+    json(&ServicePrincipalSecrets { secrets: secrets.iter().map(|secret| describe_secret(secret)).collect() })
 }
 
 async fn delete_secret(call: &Call) -> Result<Answer, ApiError> {
@@ -375,15 +456,16 @@ async fn delete_secret(call: &Call) -> Result<Answer, ApiError> {
     let secret = secret.filter(|secret| secret.principal == owner.id);
     let secret = secret.ok_or_else(|| ApiError::missing(format!("Secret with id '{id}' does not exist.")))?;
     call.app.directory.revoke(&secret).await?;
-    json(&Map::new())
+    done()
 }
 
-fn describe_secret(secret: &TokenRecord) -> Value {
-    json!({
-        "id": secret.token_id,
-        "status": if secret.is_expired() { "INACTIVE" } else { "ACTIVE" },
-        "create_time": rfc3339(secret.creation_timestamp),
-        "update_time": rfc3339(secret.creation_timestamp),
-        "expire_time": secret.expiry_timestamp.map(rfc3339),
-    })
+fn describe_secret(secret: &TokenRecord) -> ServicePrincipalSecret {
+    ServicePrincipalSecret {
+        id: secret.token_id.clone(),
+        status: if secret.is_expired() { "INACTIVE" } else { "ACTIVE" },
+        create_time: rfc3339(secret.creation_timestamp),
+        update_time: rfc3339(secret.creation_timestamp),
+        expire_time: secret.expiry_timestamp.map(rfc3339),
+        secret: None,
+    }
 }

@@ -4,11 +4,13 @@
 //! Ours beside that: `admin_user_name` names the first administrator, `admin` in the answer holds that user's token, once;
 //! `quotas` are what differs from the server's, `limits` what holds, `usage` what is used of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hyper::Method;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::routes::{Access, Route, handler};
 use super::scim::check_name;
@@ -16,7 +18,7 @@ use super::{Answer, App, Call, json};
 use crate::access::directory::{NewIdentity, NewToken};
 use crate::access::identity::ADMINS;
 use crate::access::tokens::TokenKind;
-use crate::access::{IdentityKind, Quotas, Resource, Workspace};
+use crate::access::{IdentityKind, Limits, Quotas, Resource, Workspace};
 use crate::catalog::WorkspaceId;
 use crate::error::{ApiError, ErrorCode};
 
@@ -26,7 +28,8 @@ const WORKSPACE: &str = "/api/2.0/accounts/{account}/workspaces/{id}";
 const NAME_CHARS_MAX: usize = 128;
 
 pub(super) const ROUTES: &[Route] = &[
-    Route::get("workspaces.list", WORKSPACES, Access::ServerAdmin, "List the workspaces", handler!(list)),
+    Route::get("workspaces.list", WORKSPACES, Access::ServerAdmin, "List the workspaces", handler!(list))
+        .answers::<Vec<DescribedWorkspace>>(),
     Route::change(
         "workspaces.create",
         Method::POST,
@@ -34,8 +37,11 @@ pub(super) const ROUTES: &[Route] = &[
         Access::ServerAdmin,
         "Create a workspace and its first administrator",
         handler!(create),
-    ),
-    Route::get("workspaces.get", WORKSPACE, Access::ServerAdmin, "Get a workspace", handler!(get)),
+    )
+    .body::<WorkspaceInput>()
+    .answers::<DescribedWorkspace>(),
+    Route::get("workspaces.get", WORKSPACE, Access::ServerAdmin, "Get a workspace", handler!(get))
+        .answers::<DescribedWorkspace>(),
     Route::change(
         "workspaces.update",
         Method::PATCH,
@@ -43,7 +49,9 @@ pub(super) const ROUTES: &[Route] = &[
         Access::ServerAdmin,
         "Rename a workspace or change its quotas",
         handler!(update),
-    ),
+    )
+    .body::<WorkspaceInput>()
+    .answers::<DescribedWorkspace>(),
     Route::change(
         "workspaces.delete",
         Method::DELETE,
@@ -51,15 +59,47 @@ pub(super) const ROUTES: &[Route] = &[
         Access::ServerAdmin,
         "Delete an empty workspace with its principals",
         handler!(delete),
-    ),
+    )
+    .answers::<DescribedWorkspace>(),
 ];
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default)]
-struct Input {
+struct WorkspaceInput {
     workspace_name: Option<String>,
+    /// Of the first administrator, whose token is in the answer.
     admin_user_name: Option<String>,
+    /// What differs from the server's quotas; null is the server's own number.
+    #[schemars(with = "Quotas")]
     quotas: Map<String, Value>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct DescribedWorkspace {
+    account_id: String,
+    workspace_id: u64,
+    workspace_name: String,
+    workspace_status: &'static str,
+    workspace_status_message: &'static str,
+    creation_time: u64,
+    /// What differs from the server's quotas.
+    quotas: Quotas,
+    /// What holds.
+    limits: Limits,
+    /// What is used of it, by the names of the limits.
+    usage: BTreeMap<&'static str, u64>,
+    /// Only in the answer of create.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    admin: Option<FirstAdmin>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct FirstAdmin {
+    id: String,
+    user_name: String,
+    token_id: String,
+    /// Shown once.
+    token_value: String,
 }
 
 fn check_workspace_name(name: &str) -> Result<(), ApiError> {
@@ -86,7 +126,7 @@ fn merged(quotas: &Quotas, changes: Map<String, Value>) -> Result<Quotas, ApiErr
 }
 
 async fn create(call: &mut Call) -> Result<Answer, ApiError> {
-    let (app, principal, input) = call.json::<Input>().await?;
+    let (app, principal, input) = call.json::<WorkspaceInput>().await?;
     let name = input.workspace_name.ok_or_else(|| ApiError::invalid("workspace_name is required"))?;
     check_workspace_name(&name)?;
     let admin_name = input.admin_user_name.unwrap_or_else(|| "admin".to_owned());
@@ -113,11 +153,11 @@ async fn create(call: &mut Call) -> Result<Answer, ApiError> {
     };
     let (token, record) = app.directory.create_token(&admin, new).await?;
     let mut described = describe(call, &workspace);
-    described["admin"] = json!({
-        "id": admin.id.to_string(),
-        "user_name": admin.name,
-        "token_id": record.token_id,
-        "token_value": token,
+    described.admin = Some(FirstAdmin {
+        id: admin.id.to_string(),
+        user_name: admin.name.clone(),
+        token_id: record.token_id.clone(),
+        token_value: token,
     });
     json(&described)
 }
@@ -145,7 +185,7 @@ async fn get(call: &Call) -> Result<Answer, ApiError> {
 }
 
 async fn update(call: &mut Call) -> Result<Answer, ApiError> {
-    let (app, _, input) = call.json::<Input>().await?;
+    let (app, _, input) = call.json::<WorkspaceInput>().await?;
     let changed = app.directory.change_workspace(id(call)?, |workspace| {
         if let Some(name) = input.workspace_name {
             check_workspace_name(&name)?;
@@ -179,18 +219,18 @@ async fn check_empty(app: &App, id: WorkspaceId) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorCode::ResourceConflict, message))
 }
 
-fn describe(call: &Call, workspace: &Workspace) -> Value {
+fn describe(call: &Call, workspace: &Workspace) -> DescribedWorkspace {
     let tally = call.app.tallies.of(workspace.id);
-    let used = |resource: Resource| (resource.name().to_owned(), json!(tally.used(resource)));
-    json!({
-        "account_id": call.parameter("account"),
-        "workspace_id": workspace.id.0,
-        "workspace_name": workspace.name,
-        "workspace_status": "RUNNING",
-        "workspace_status_message": "Workspace is running.",
-        "creation_time": workspace.creation_timestamp,
-        "quotas": workspace.quotas,
-        "limits": tally.limits(),
-        "usage": Resource::ALL.into_iter().map(used).collect::<Map<_, _>>(),
-    })
+    DescribedWorkspace {
+        account_id: call.parameter("account").to_owned(),
+        workspace_id: workspace.id.0,
+        workspace_name: workspace.name.clone(),
+        workspace_status: "RUNNING",
+        workspace_status_message: "Workspace is running.",
+        creation_time: workspace.creation_timestamp,
+        quotas: workspace.quotas,
+        limits: tally.limits(),
+        usage: Resource::ALL.into_iter().map(|resource| (resource.name(), tally.used(resource))).collect(),
+        admin: None,
+    }
 }

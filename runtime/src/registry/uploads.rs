@@ -67,7 +67,8 @@ pub struct Expected {
 }
 
 /// A part, as a client names it when it puts the file together.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[schemars(rename = "UploadedPart")]
 pub struct PartRef {
     /// From 1.
     pub part_number: u32,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::source::{MasterKey, Place};
@@ -87,7 +88,7 @@ struct Frame {
 }
 
 /// The keys as a person may see them.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct KeyList {
     /// Data keys, oldest first.
     pub keys: Vec<ListedKey>,
@@ -98,9 +99,10 @@ pub struct KeyList {
 }
 
 /// A data key.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ListedKey {
     /// Its name.
+    #[schemars(with = "String")]
     pub key_id: KeyId,
     /// In ms since 1970.
     pub creation_timestamp: u64,
@@ -109,9 +111,10 @@ pub struct ListedKey {
 }
 
 /// The key-encryption key.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ListedWrapping {
     /// Its name.
+    #[schemars(with = "String")]
     pub key_id: KeyId,
     /// Where it was read.
     pub place: String,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
@@ -26,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 const FAILURES_MAX: usize = 10;
 
 /// Where a rotation stands.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum RotationState {
     /// None has run since the start.
@@ -41,7 +42,8 @@ pub enum RotationState {
 }
 
 /// How far the last rotation since the start has come.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, JsonSchema)]
+#[schemars(rename = "Rotation")]
 pub struct Progress {
     /// Where it stands.
     pub state: RotationState,
@@ -56,7 +58,8 @@ pub struct Progress {
 }
 
 /// What a person may know of the keys.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Keys")]
 pub struct Status {
     /// The keys.
     #[serde(flatten)]

@@ -8,6 +8,7 @@ use std::path::Path;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int32Type, Int64Type, TimestampMillisecondType};
 use arrow_array::{Array, RecordBatch};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -16,8 +17,9 @@ use super::rows::Table;
 use crate::clock::rfc3339;
 
 /// What a summary has one row for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "UsageBy")]
 pub enum By {
     /// Each endpoint.
     #[default]
@@ -44,7 +46,8 @@ pub struct Filter {
 }
 
 /// The requests of one group.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "UsageSummary")]
 pub struct Summary {
     /// Endpoint, requester or day.
     pub key: String,

@@ -10,11 +10,11 @@ use std::sync::atomic::Ordering::Release;
 use hyper::Method;
 use hyper::header::{CONTENT_LENGTH, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{SemaphorePermit, mpsc};
 
-use super::super::routes::{Access, Route, handler};
+use super::super::routes::{self, Access, Route, handler};
 use super::super::{Answer, App, Call, json, respond};
 use super::parse_version;
 use super::signed::{self, Deed};
@@ -45,9 +45,13 @@ const QUERY: Access = Access::Model(Level::Query);
 const MANAGE: Access = Access::Model(Level::Manage);
 
 pub(crate) const ROUTES: &[Route] = &[
-    Route::change("files.upload", Method::PUT, FILE, MANAGE, "Upload a file of a model version", handler!(upload)),
-    Route::get("files.download", FILE, QUERY, "Download a file of a model version", handler!(download)),
-    Route::get("files.stat", FILE, QUERY, "Size of a file of a model version", handler!(stat)).reads(Method::HEAD),
+    Route::change("files.upload", Method::PUT, FILE, MANAGE, "Upload a file of a model version", handler!(upload))
+        .takes_file()
+        .gives_nothing(),
+    Route::get("files.download", FILE, QUERY, "Download a file of a model version", handler!(download)).gives_file(),
+    Route::get("files.stat", FILE, QUERY, "Size of a file of a model version", handler!(stat))
+        .gives_file()
+        .reads(Method::HEAD),
     Route::change(
         "files.parts",
         Method::POST,
@@ -55,7 +59,10 @@ pub(crate) const ROUTES: &[Route] = &[
         MANAGE,
         "Begin or complete an upload in parts",
         handler!(in_parts),
-    ),
+    )
+    .query::<PartsQuery>()
+    .body::<PartsInput>()
+    .answers::<PartsAnswer>(),
     Route::get(
         "files.upload_url",
         "/api/2.0/fs/create-upload-url",
@@ -63,6 +70,9 @@ pub(crate) const ROUTES: &[Route] = &[
         "A signed address to upload a file to",
         handler!(upload_url),
     )
+    .query::<UrlQuery>()
+    .body::<UrlInput>()
+    .answers::<SignedUrl>()
     .reads(Method::POST),
     Route::get(
         "files.download_url",
@@ -71,6 +81,9 @@ pub(crate) const ROUTES: &[Route] = &[
         "A signed address to download a file from",
         handler!(download_url),
     )
+    .query::<UrlQuery>()
+    .body::<UrlInput>()
+    .answers::<SignedUrl>()
     .reads(Method::POST),
     Route::get(
         "files.part_urls",
@@ -79,6 +92,9 @@ pub(crate) const ROUTES: &[Route] = &[
         "Signed addresses to upload parts of a file to",
         handler!(part_urls),
     )
+    .query::<UrlQuery>()
+    .body::<UrlInput>()
+    .answers::<PartUrls>()
     .reads(Method::POST),
     Route::get(
         "files.abort_url",
@@ -87,14 +103,24 @@ pub(crate) const ROUTES: &[Route] = &[
         "A signed address to end an upload in parts with",
         handler!(abort_url),
     )
+    .query::<UrlQuery>()
+    .body::<UrlInput>()
+    .answers::<AbortUrl>()
     .reads(Method::POST),
-    Route::get("files.list", FOLDER, QUERY, "List the files of a model version", handler!(list)),
-    Route::get("files.list_folder", INNER_FOLDER, QUERY, "List a folder of a model version", handler!(list)),
-    Route::get("files.stat_list", FOLDER, QUERY, "Whether a version has files", handler!(list)).reads(Method::HEAD),
-    Route::get("files.stat_folder", INNER_FOLDER, QUERY, "Whether a folder is there", handler!(list))
+    Route::get("files.list", FOLDER, QUERY, "List the files of a model version", handler!(list)).answers::<Listing>(),
+    Route::get("files.list_folder", INNER_FOLDER, QUERY, "List a folder of a model version", handler!(list))
+        .answers::<Listing>(),
+    Route::get("files.stat_list", FOLDER, QUERY, "Whether a version has files", handler!(list))
+        .answers::<Listing>()
         .reads(Method::HEAD),
-    Route::get("files.make_list", FOLDER, MANAGE, "Folders need not be made", handler!(make)).reads(Method::PUT),
+    Route::get("files.stat_folder", INNER_FOLDER, QUERY, "Whether a folder is there", handler!(list))
+        .answers::<Listing>()
+        .reads(Method::HEAD),
+    Route::get("files.make_list", FOLDER, MANAGE, "Folders need not be made", handler!(make))
+        .gives_nothing()
+        .reads(Method::PUT),
     Route::get("files.make_folder", INNER_FOLDER, MANAGE, "Folders need not be made", handler!(make))
+        .gives_nothing()
         .reads(Method::PUT),
 ];
 
@@ -152,7 +178,38 @@ async fn make(call: &Call) -> Result<Answer, ApiError> {
     Ok(respond(204, "application/json", ""))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "UploadPartsQuery")]
+struct PartsQuery {
+    action: PartsAction,
+    /// As it was answered when the upload began.
+    session_token: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(rename = "UploadPartsAction")]
+enum PartsAction {
+    InitiateUpload,
+    CompleteUpload,
+}
+
+/// Empty when the upload is complete.
+#[derive(Default, Serialize, JsonSchema)]
+#[schemars(rename = "UploadInParts")]
+struct PartsAnswer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    multipart_upload: Option<UploadSession>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct UploadSession {
+    session_token: String,
+}
+
+/// All parts, once they have come.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "UploadedParts")]
 struct PartsInput {
     #[serde(default)]
     parts: Vec<PartRef>,
@@ -162,40 +219,75 @@ struct PartsInput {
 async fn in_parts(call: &mut Call) -> Result<Answer, ApiError> {
     let place = place(call)?;
     let workspace = call.model(&place.model).await?.workspace;
-    match call.query("action").as_deref() {
-        Some("initiate-upload") => {
-            let token = call.app.control.registry.begin_upload(place.file(workspace)).await?;
-            json(&json!({ "multipart_upload": { "session_token": token } }))
+    let asked: PartsQuery = call.query()?;
+    match asked.action {
+        PartsAction::InitiateUpload => {
+            let session_token = call.app.control.registry.begin_upload(place.file(workspace)).await?;
+            json(&PartsAnswer { multipart_upload: Some(UploadSession { session_token }) })
         }
-        Some("complete-upload") => {
-            let token = call.needed("session_token")?;
+        PartsAction::CompleteUpload => {
+            let missing = || ApiError::invalid("the query parameter 'session_token' is missing");
+            let token = asked.session_token.ok_or_else(missing)?;
             let (app, _, input) = call.json::<PartsInput>().await?;
             let _turn = upload_turn(&app)?;
             let registry = &app.control.registry;
             registry.complete_upload(place.file(workspace), &token, &input.parts, app.upload_bytes_max).await?;
-            Ok(respond(200, "application/json", "{}"))
+            json(&PartsAnswer::default())
         }
-        _ => Err(ApiError::invalid("the query parameter 'action' must be 'initiate-upload' or 'complete-upload'")),
     }
 }
 
 /// What is asked for signed addresses with.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "SignedUrlInput")]
 struct UrlInput {
+    /// `/Models/CATALOG/SCHEMA/MODEL/VERSION/FILE`.
     path: Option<String>,
     #[serde(default)]
     session_token: String,
     #[serde(default)]
     start_part_number: u32,
     count: Option<u32>,
+    /// Like 2027-01-31T12:00:00Z.
     expire_time: Option<String>,
+}
+
+/// The same, where the SDK puts it for downloads.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "SignedUrlQuery")]
+struct UrlQuery {
+    path: Option<String>,
+    expire_time: Option<String>,
+}
+
+/// An address that needs no token.
+#[derive(Serialize, JsonSchema)]
+struct SignedUrl {
+    url: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    part_number: Option<u32>,
+    /// None: the address is enough.
+    headers: [(); 0],
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SignedPartUrls")]
+struct PartUrls {
+    upload_part_urls: Vec<SignedUrl>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SignedAbortUrl")]
+struct AbortUrl {
+    abort_upload_url: SignedUrl,
 }
 
 /// Also from the query, where the SDK puts it for downloads.
 async fn url_input(call: &mut Call) -> Result<(Place, UrlInput), ApiError> {
     let (_, _, mut input) = call.json::<UrlInput>().await?;
-    input.expire_time = input.expire_time.or_else(|| call.query("expire_time"));
-    let path = input.path.take().or_else(|| call.query("path"));
+    let query: UrlQuery = call.query()?;
+    input.expire_time = input.expire_time.or(query.expire_time);
+    let path = input.path.take().or(query.path);
     let place = Place::parse(&path.ok_or_else(|| ApiError::invalid("'path' is missing"))?)?;
     call.model(&place.model).await?;
     Ok((place, input))
@@ -204,7 +296,7 @@ async fn url_input(call: &mut Call) -> Result<(Place, UrlInput), ApiError> {
 async fn upload_url(call: &mut Call) -> Result<Answer, ApiError> {
     let (place, input) = url_input(call).await?;
     let url = signed::address(call, &place, Deed::Upload, input.expire_time.as_deref())?;
-    json(&json!({ "url": url, "headers": [] }))
+    json(&SignedUrl { url, part_number: None, headers: [] })
 }
 
 async fn download_url(call: &mut Call) -> Result<Answer, ApiError> {
@@ -215,7 +307,7 @@ async fn download_url(call: &mut Call) -> Result<Answer, ApiError> {
         return Err(no_file(&place.model, place.version, &place.path));
     }
     let url = signed::address(call, &place, Deed::Download, input.expire_time.as_deref())?;
-    json(&json!({ "url": url, "headers": [] }))
+    json(&SignedUrl { url, part_number: None, headers: [] })
 }
 
 async fn part_urls(call: &mut Call) -> Result<Answer, ApiError> {
@@ -229,16 +321,16 @@ async fn part_urls(call: &mut Call) -> Result<Answer, ApiError> {
     let mut urls = Vec::new();
     for number in first..=last.min(PARTS_MAX) {
         let url = signed::address(call, &place, Deed::Part { session, number }, input.expire_time.as_deref())?;
-        urls.push(json!({ "url": url, "part_number": number, "headers": [] }));
+        urls.push(SignedUrl { url, part_number: Some(number), headers: [] });
     }
-    json(&json!({ "upload_part_urls": urls }))
+    json(&PartUrls { upload_part_urls: urls })
 }
 
 async fn abort_url(call: &mut Call) -> Result<Answer, ApiError> {
     let (place, input) = url_input(call).await?;
     let deed = Deed::Abort { session: &input.session_token };
     let url = signed::address(call, &place, deed, input.expire_time.as_deref())?;
-    json(&json!({ "abort_upload_url": { "url": url, "headers": [] } }))
+    json(&AbortUrl { abort_upload_url: SignedUrl { url, part_number: None, headers: [] } })
 }
 
 async fn upload(call: &mut Call) -> Result<Answer, ApiError> {
@@ -311,7 +403,7 @@ pub(super) fn no_file(model: &str, version: u64, path: &str) -> ApiError {
 
 /// Answers a file, or only its size.
 pub(crate) async fn send(call: &Call, file: &PackageFile, with_body: bool) -> Result<Answer, ApiError> {
-    let mut response = respond(200, "application/octet-stream", "");
+    let mut response = respond(200, routes::OCTETS, "");
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(file.bytes));
     if with_body {
         let (blobs, digest) = (Arc::clone(&call.app.control.host.blobs), file.digest);
@@ -371,17 +463,42 @@ fn prefix_of(folder: &str) -> String {
     if folder.is_empty() { String::new() } else { format!("{folder}/") }
 }
 
-/// What lies directly in a folder, as MLflow's artifact calls show it: with whole paths.
-pub(crate) fn artifacts_in(files: &BTreeMap<String, PackageFile>, folder: &str) -> Value {
+/// A file or folder, as MLflow's artifact calls show it.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Artifact {
+    pub(crate) path: String,
+    is_dir: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_size: Option<u64>,
+}
+
+/// What lies directly in a folder, with whole paths.
+pub(crate) fn artifacts_in(files: &BTreeMap<String, PackageFile>, folder: &str) -> Vec<Artifact> {
     let prefix = prefix_of(folder);
-    let show = |(name, bytes): (&str, Option<u64>)| {
-        let mut entry = json!({ "path": format!("{prefix}{name}"), "is_dir": bytes.is_none() });
-        if let Some(bytes) = bytes {
-            entry["file_size"] = json!(bytes);
-        }
-        entry
+    let show = |(name, bytes): (&str, Option<u64>)| Artifact {
+        path: format!("{prefix}{name}"),
+        is_dir: bytes.is_none(),
+        file_size: bytes,
     };
     entries(files, &prefix).into_iter().map(show).collect()
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "FolderListing")]
+struct Listing {
+    contents: Vec<Entry>,
+}
+
+/// A file or folder, as the Files API shows it.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "FolderEntry")]
+struct Entry {
+    path: String,
+    name: String,
+    is_directory: bool,
+    last_modified: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_size: Option<u64>,
 }
 
 /// The files and folders directly in a folder.
@@ -396,17 +513,12 @@ async fn list(call: &Call) -> Result<Answer, ApiError> {
         // MLflow takes this code, and no other, for "it is not a folder".
         return Err(ApiError::new(ErrorCode::NotFound, message));
     }
-    let show = |(name, bytes): (&str, Option<u64>)| {
-        let mut entry = json!({
-            "path": format!("{}/{prefix}{name}", location(&model, version)),
-            "name": name,
-            "is_directory": bytes.is_none(),
-            "last_modified": record.last_updated_timestamp,
-        });
-        if let Some(bytes) = bytes {
-            entry["file_size"] = json!(bytes);
-        }
-        entry
+    let show = |(name, bytes): (&str, Option<u64>)| Entry {
+        path: format!("{}/{prefix}{name}", location(&model, version)),
+        name: name.to_owned(),
+        is_directory: bytes.is_none(),
+        last_modified: record.last_updated_timestamp,
+        file_size: bytes,
     };
-    json(&json!({ "contents": found.into_iter().map(show).collect::<Value>() }))
+    json(&Listing { contents: found.into_iter().map(show).collect() })
 }

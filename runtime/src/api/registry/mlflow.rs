@@ -1,11 +1,12 @@
 //! What MLflow's clients of Unity Catalog and of the older registry have in common. They differ in names (three parts, or
 //! one that stands for `workspace.default.NAME`), in aliases on a version (objects, or names), and in stages.
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::super::{Answer, Call, json};
-use super::{Paging, TagInput, files, is_below, parse_version, tags_json, tags_of, version_number, visible_models};
+use super::super::{Answer, Call, done, json};
+use super::{Paging, Tag, checked_tags, files, is_below, parse_version, tags_of, version_number, visible_models};
 use crate::error::ApiError;
 use crate::registry::names::{full_name, put_tag, short_name};
 use crate::registry::search::{Filter, MODEL_ORDERS, VERSION_ORDERS, sort};
@@ -40,69 +41,163 @@ impl Dialect {
         }
     }
 
-    pub(super) fn model(self, record: &ModelRecord) -> Value {
-        let aliases = record.aliases.iter().map(|(alias, version)| alias_json(alias, *version));
-        json!({
-            "name": self.shown(&record.name),
-            "creation_timestamp": record.creation_timestamp,
-            "last_updated_timestamp": record.last_updated_timestamp,
-            "user_id": record.creator,
-            "description": record.description.as_deref().unwrap_or_default(),
-            "aliases": aliases.collect::<Value>(),
-            "tags": tags_json(&record.tags),
-        })
+    pub(super) fn model(self, record: &ModelRecord) -> DescribedModel {
+        DescribedModel {
+            name: self.shown(&record.name).to_owned(),
+            creation_timestamp: record.creation_timestamp,
+            last_updated_timestamp: record.last_updated_timestamp,
+            user_id: record.creator.clone(),
+            description: record.description.clone().unwrap_or_default(),
+            aliases: record.aliases.iter().map(|(alias, version)| Alias::of(alias, *version)).collect(),
+            tags: tags_of(&record.tags),
+            latest_versions: None,
+            id: None,
+            permission_level: None,
+        }
     }
 
-    pub(super) fn version(self, model: &ModelRecord, record: &VersionRecord) -> Value {
-        let (status, message) = match (&record.status, &record.unservable) {
+    pub(super) fn version(self, model: &ModelRecord, record: &VersionRecord) -> DescribedVersion {
+        let (status, status_message) = match (&record.status, &record.unservable) {
             (VersionStatus::Pending, _) => ("PENDING_REGISTRATION", String::new()),
             (VersionStatus::Ready, None) => ("READY", String::new()),
             (VersionStatus::Ready, Some(reason)) => ("READY", format!("registered, but cannot be served: {reason}")),
             (VersionStatus::Failed(message), _) => ("FAILED_REGISTRATION", message.clone()),
         };
         let aliases = model.aliases_of(record.version);
-        let mut value = json!({
-            "name": self.shown(&record.name),
-            "version": record.version.to_string(),
-            "creation_timestamp": record.creation_timestamp,
-            "last_updated_timestamp": record.last_updated_timestamp,
-            "user_id": record.creator,
-            "description": record.description.as_deref().unwrap_or_default(),
-            "source": record.source,
-            "run_id": record.run_id.as_deref().unwrap_or_default(),
-            "status": status,
-            "status_message": message,
-            "aliases": match self {
-                Dialect::Unity => aliases.map(|alias| alias_json(alias, record.version)).collect::<Value>(),
-                Dialect::Oss => aliases.collect(),
+        DescribedVersion {
+            name: self.shown(&record.name).to_owned(),
+            version: record.version.to_string(),
+            creation_timestamp: record.creation_timestamp,
+            last_updated_timestamp: record.last_updated_timestamp,
+            user_id: record.creator.clone(),
+            description: record.description.clone().unwrap_or_default(),
+            source: record.source.clone(),
+            run_id: record.run_id.clone().unwrap_or_default(),
+            status,
+            status_message,
+            aliases: match self {
+                Dialect::Unity => Aliases::Whole(aliases.map(|alias| Alias::of(alias, record.version)).collect()),
+                Dialect::Oss => Aliases::Names(aliases.map(str::to_owned).collect()),
             },
-            "tags": tags_json(&record.tags),
-        });
-        if let Some(model_id) = &record.model_id {
-            value["model_id"] = json!(model_id);
+            tags: tags_of(&record.tags),
+            model_id: record.model_id.clone(),
+            storage_location: (self == Dialect::Unity).then(|| files::location(&record.name, record.version)),
+            current_stage: (self == Dialect::Oss).then(|| record.stage.name()),
         }
-        match self {
-            Dialect::Unity => value["storage_location"] = json!(files::location(&record.name, record.version)),
-            Dialect::Oss => value["current_stage"] = json!(record.stage.name()),
-        }
-        value
     }
 }
 
-fn alias_json(alias: &str, version: u64) -> Value {
-    json!({ "alias": alias, "version": version.to_string() })
+/// What only one of the two registries, or one of their calls, tells is optional.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "RegisteredModel")]
+pub(super) struct DescribedModel {
+    name: String,
+    creation_timestamp: u64,
+    last_updated_timestamp: u64,
+    user_id: String,
+    description: String,
+    aliases: Vec<Alias>,
+    tags: Vec<Tag>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latest_versions: Option<Vec<DescribedVersion>>,
+    /// What permissions are given by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) permission_level: Option<&'static str>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ModelVersion")]
+pub(super) struct DescribedVersion {
+    name: String,
+    version: String,
+    creation_timestamp: u64,
+    last_updated_timestamp: u64,
+    user_id: String,
+    description: String,
+    source: String,
+    run_id: String,
+    status: &'static str,
+    status_message: String,
+    aliases: Aliases,
+    tags: Vec<Tag>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    storage_location: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    current_stage: Option<&'static str>,
+}
+
+/// Of a version: whole in Unity Catalog's registry, names in the older one.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "ModelVersionAliases")]
+enum Aliases {
+    Whole(Vec<Alias>),
+    Names(Vec<String>),
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ModelAlias")]
+struct Alias {
+    alias: String,
+    version: String,
+}
+
+impl Alias {
+    fn of(alias: &str, version: u64) -> Alias {
+        Alias { alias: alias.to_owned(), version: version.to_string() }
+    }
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "OneRegisteredModel")]
+pub(super) struct OneModel {
+    registered_model: DescribedModel,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "RegisteredModels")]
+pub(super) struct Models {
+    registered_models: Vec<DescribedModel>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "OneModelVersion")]
+pub(super) struct OneVersion {
+    pub(super) model_version: DescribedVersion,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ModelVersions")]
+pub(super) struct Versions {
+    pub(super) model_versions: Vec<DescribedVersion>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) next_page_token: Option<String>,
+}
+
+/// Where the files of a version are.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct DownloadUri {
+    pub(super) artifact_uri: String,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "RegisteredModelInput")]
 pub(super) struct ModelInput {
     name: String,
     description: Option<String>,
     new_name: Option<String>,
     #[serde(default)]
-    tags: Vec<TagInput>,
+    tags: Vec<Tag>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ModelVersionInput")]
 pub(super) struct VersionInput {
     name: String,
     #[serde(default)]
@@ -111,13 +206,16 @@ pub(super) struct VersionInput {
     run_id: Option<String>,
     model_id: Option<String>,
     #[serde(default)]
-    tags: Vec<TagInput>,
+    tags: Vec<Tag>,
 }
 
 /// A version.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ModelVersionRef")]
 pub(super) struct VersionRef {
     pub(super) name: String,
+    /// A number is taken too.
+    #[schemars(with = "String")]
     version: Value,
 }
 
@@ -128,9 +226,12 @@ impl VersionRef {
 }
 
 /// A model or a version, and what to do with it.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "RegistryChange")]
 pub(super) struct Change {
     name: String,
+    /// A number is taken too.
+    #[schemars(with = "Option<String>")]
     version: Option<Value>,
     description: Option<String>,
     alias: Option<String>,
@@ -138,7 +239,9 @@ pub(super) struct Change {
     #[serde(default)]
     value: String,
     stage: Option<String>,
+    /// Its text is taken too.
     #[serde(default)]
+    #[schemars(with = "Option<bool>")]
     archive_existing_versions: Value,
 }
 
@@ -167,15 +270,50 @@ async fn named(call: &mut Call) -> Result<Named, ApiError> {
 }
 
 /// The model that the query names.
-async fn asked_model(call: &Call) -> Result<(Dialect, ModelRecord), ApiError> {
-    let dialect = Dialect::of(call);
-    Ok((dialect, call.model(&dialect.full(&call.needed("name")?)).await?))
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "RegisteredModelQuery")]
+pub(super) struct ModelQuery {
+    pub(super) name: String,
 }
 
 /// The version that the query names.
-pub(super) async fn asked_version(call: &Call) -> Result<(Dialect, ModelRecord, VersionRecord), ApiError> {
-    let number = parse_version(&call.needed("version")?)?;
-    let (dialect, model) = asked_model(call).await?;
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ModelVersionQuery")]
+pub(super) struct VersionQuery {
+    name: String,
+    version: String,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ModelAliasQuery")]
+pub(super) struct AliasQuery {
+    name: String,
+    alias: String,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "RegistrySearch")]
+pub(super) struct SearchQuery {
+    /// Like `name = 'a' AND tags.b = 'c'`.
+    filter: Option<String>,
+    /// Like `name ASC`.
+    #[serde(default)]
+    order_by: Vec<String>,
+    #[serde(flatten)]
+    paging: Paging,
+}
+
+async fn asked_model(call: &Call, name: &str) -> Result<(Dialect, ModelRecord), ApiError> {
+    let dialect = Dialect::of(call);
+    Ok((dialect, call.model(&dialect.full(name)).await?))
+}
+
+pub(super) async fn asked_version(
+    call: &Call,
+    asked: &VersionQuery,
+) -> Result<(Dialect, ModelRecord, VersionRecord), ApiError> {
+    let number = parse_version(&asked.version)?;
+    let (dialect, model) = asked_model(call, &asked.name).await?;
     let version = call.app.control.registry.version(model.workspace, &model.name, number).await?;
     Ok((dialect, model, version))
 }
@@ -183,18 +321,18 @@ pub(super) async fn asked_version(call: &Call) -> Result<(Dialect, ModelRecord, 
 pub(super) async fn create_model(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<ModelInput>().await?;
     let dialect = Dialect::of(call);
-    let (name, tags) = (dialect.full(&input.name), tags_of(input.tags)?);
+    let (name, tags) = (dialect.full(&input.name), checked_tags(input.tags)?);
     let model = app.control.registry.create_model(&principal, &name, input.description, tags).await?;
-    json(&json!({ "registered_model": dialect.model(&model) }))
+    json(&OneModel { registered_model: dialect.model(&model) })
 }
 
 pub(super) async fn get_model(call: &Call) -> Result<Answer, ApiError> {
-    let (dialect, model) = asked_model(call).await?;
-    let mut answer = dialect.model(&model);
+    let (dialect, model) = asked_model(call, &call.query::<ModelQuery>()?.name).await?;
+    let mut registered_model = dialect.model(&model);
     if dialect == Dialect::Oss {
-        answer["latest_versions"] = latest(call, &model, &[]).await?;
+        registered_model.latest_versions = Some(latest(call, &model, &[]).await?);
     }
-    json(&json!({ "registered_model": answer }))
+    json(&OneModel { registered_model })
 }
 
 pub(super) async fn search_models(call: &Call) -> Result<Answer, ApiError> {
@@ -203,12 +341,12 @@ pub(super) async fn search_models(call: &Call) -> Result<Answer, ApiError> {
     for model in &mut models {
         model.name = dialect.shown(&model.name).to_owned();
     }
-    let filter = Filter::parse::<ModelRecord>(&call.query("filter").unwrap_or_default())?;
+    let asked: SearchQuery = call.query()?;
+    let filter = Filter::parse::<ModelRecord>(&asked.filter.unwrap_or_default())?;
     models.retain(|model| filter.holds(model));
-    sort(&mut models, &call.queries("order_by"), MODEL_ORDERS)?;
-    let mut answer = json!({});
-    Paging::of_query(call).fill(&mut answer, "registered_models", &models, |model| dialect.model(model))?;
-    json(&answer)
+    sort(&mut models, &asked.order_by, MODEL_ORDERS)?;
+    let (page, next_page_token) = asked.paging.page(&models)?;
+    json(&Models { registered_models: page.iter().map(|model| dialect.model(model)).collect(), next_page_token })
 }
 
 /// Changes the description; in Unity Catalog's shape also the name.
@@ -226,13 +364,13 @@ pub(super) async fn update_model(call: &mut Call) -> Result<Answer, ApiError> {
         };
         model = app.control.registry.change_model(principal.workspace, &model.name, describe).await?;
     }
-    json(&json!({ "registered_model": dialect.model(&model) }))
+    json(&OneModel { registered_model: dialect.model(&model) })
 }
 
 pub(super) async fn delete_model(call: &mut Call) -> Result<Answer, ApiError> {
     let Named { model, .. } = named(call).await?;
     call.app.control.delete_model(model.workspace, &model.name).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn set_model_tag(call: &mut Call) -> Result<Answer, ApiError> {
@@ -240,7 +378,7 @@ pub(super) async fn set_model_tag(call: &mut Call) -> Result<Answer, ApiError> {
     let key = required(&change.key, "key")?;
     let set = |model: &mut ModelRecord| put_tag(&mut model.tags, key, &change.value);
     call.app.control.registry.change_model(model.workspace, &model.name, set).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn delete_model_tag(call: &mut Call) -> Result<Answer, ApiError> {
@@ -251,27 +389,28 @@ pub(super) async fn delete_model_tag(call: &mut Call) -> Result<Answer, ApiError
         Ok(())
     };
     call.app.control.registry.change_model(model.workspace, &model.name, remove).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn set_alias(call: &mut Call) -> Result<Answer, ApiError> {
     let Named { model, change, .. } = named(call).await?;
     let (alias, version) = (required(&change.alias, "alias")?, change.version()?);
     call.app.control.registry.set_alias(model.workspace, &model.name, alias, version).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn delete_alias(call: &mut Call) -> Result<Answer, ApiError> {
     let Named { model, change, .. } = named(call).await?;
     let alias = required(&change.alias, "alias")?;
     call.app.control.registry.delete_alias(model.workspace, &model.name, alias).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn version_by_alias(call: &Call) -> Result<Answer, ApiError> {
-    let (dialect, model) = asked_model(call).await?;
-    let version = aliased(call, &model, &call.needed("alias")?).await?;
-    json(&json!({ "model_version": dialect.version(&model, &version) }))
+    let AliasQuery { name, alias } = call.query()?;
+    let (dialect, model) = asked_model(call, &name).await?;
+    let version = aliased(call, &model, &alias).await?;
+    json(&OneVersion { model_version: dialect.version(&model, &version) })
 }
 
 /// The version that an alias names.
@@ -284,7 +423,7 @@ pub(super) async fn aliased(call: &Call, model: &ModelRecord, alias: &str) -> Re
 
 pub(super) fn new_version(input: VersionInput) -> Result<(String, NewVersion), ApiError> {
     let VersionInput { name, source, description, run_id, model_id, tags } = input;
-    Ok((name, NewVersion { source, description, run_id, model_id, tags: tags_of(tags)? }))
+    Ok((name, NewVersion { source, description, run_id, model_id, tags: checked_tags(tags)? }))
 }
 
 /// Unity Catalog's client uploads the files next. The older registry's expects the server to have them.
@@ -298,23 +437,24 @@ pub(super) async fn create_version(call: &mut Call) -> Result<Answer, ApiError> 
         Dialect::Unity => registry.create_version(principal.workspace, &model.name, new, &principal.name).await?,
         Dialect::Oss => registry.create_from_source(&principal, &model.name, new).await?,
     };
-    json(&json!({ "model_version": dialect.version(&model, &version) }))
+    json(&OneVersion { model_version: dialect.version(&model, &version) })
 }
 
 pub(super) async fn finalize_version(call: &mut Call) -> Result<Answer, ApiError> {
     let Named { dialect, model, change } = named(call).await?;
     let version = call.app.control.registry.finalize(model.workspace, &model.name, change.version()?).await?;
-    json(&json!({ "model_version": dialect.version(&model, &version) }))
+    json(&OneVersion { model_version: dialect.version(&model, &version) })
 }
 
 pub(super) async fn get_version(call: &Call) -> Result<Answer, ApiError> {
-    let (dialect, model, version) = asked_version(call).await?;
-    json(&json!({ "model_version": dialect.version(&model, &version) }))
+    let (dialect, model, version) = asked_version(call, &call.query()?).await?;
+    json(&OneVersion { model_version: dialect.version(&model, &version) })
 }
 
 pub(super) async fn search_versions(call: &Call) -> Result<Answer, ApiError> {
     let dialect = Dialect::of(call);
-    let filter = Filter::parse::<VersionRecord>(&call.query("filter").unwrap_or_default())?;
+    let asked: SearchQuery = call.query()?;
+    let filter = Filter::parse::<VersionRecord>(&asked.filter.unwrap_or_default())?;
     let mut models = visible_models(call).await?;
     if let Some(name) = filter.exact("name") {
         let name = dialect.full(name);
@@ -329,17 +469,15 @@ pub(super) async fn search_versions(call: &Call) -> Result<Answer, ApiError> {
             }
         }
     }
-    sort(&mut found, &call.queries("order_by"), VERSION_ORDERS)?;
-    let mut answer = json!({});
+    sort(&mut found, &asked.order_by, VERSION_ORDERS)?;
+    let (page, next_page_token) = asked.paging.page(&found)?;
     let of_model = |version: &VersionRecord| {
         models
             .iter()
             .find(|model| dialect.shown(&model.name) == version.name)
             .map(|model| dialect.version(model, version))
     };
-    Paging::of_query(call)
-        .fill(&mut answer, "model_versions", &found, |version| of_model(version).unwrap_or_default())?;
-    json(&answer)
+    json(&Versions { model_versions: page.iter().filter_map(of_model).collect(), next_page_token })
 }
 
 pub(super) async fn update_version(call: &mut Call) -> Result<Answer, ApiError> {
@@ -350,13 +488,13 @@ pub(super) async fn update_version(call: &mut Call) -> Result<Answer, ApiError> 
         Ok(())
     };
     let version = call.app.control.registry.change_version(model.workspace, &model.name, number, describe).await?;
-    json(&json!({ "model_version": dialect.version(&model, &version) }))
+    json(&OneVersion { model_version: dialect.version(&model, &version) })
 }
 
 pub(super) async fn delete_version(call: &mut Call) -> Result<Answer, ApiError> {
     let Named { model, change, .. } = named(call).await?;
     call.app.control.delete_version(model.workspace, &model.name, change.version()?).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn set_version_tag(call: &mut Call) -> Result<Answer, ApiError> {
@@ -364,7 +502,7 @@ pub(super) async fn set_version_tag(call: &mut Call) -> Result<Answer, ApiError>
     let key = required(&change.key, "key")?;
     let set = |version: &mut VersionRecord| put_tag(&mut version.tags, key, &change.value);
     call.app.control.registry.change_version(model.workspace, &model.name, change.version()?, set).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn delete_version_tag(call: &mut Call) -> Result<Answer, ApiError> {
@@ -375,11 +513,11 @@ pub(super) async fn delete_version_tag(call: &mut Call) -> Result<Answer, ApiErr
         Ok(())
     };
     call.app.control.registry.change_version(model.workspace, &model.name, change.version()?, remove).await?;
-    json(&Map::new())
+    done()
 }
 
-/// Moves a version to a stage, and answers it under `key`.
-pub(super) async fn transition(call: &mut Call, key: &str) -> Result<Answer, ApiError> {
+/// Moves a version to a stage.
+pub(super) async fn transition(call: &mut Call) -> Result<DescribedVersion, ApiError> {
     let Named { dialect, model, change } = named(call).await?;
     let stage = Stage::parse(required(&change.stage, "stage")?)?;
     // MLflow's client sends a boolean, other programs its text.
@@ -389,11 +527,15 @@ pub(super) async fn transition(call: &mut Call, key: &str) -> Result<Answer, Api
     }
     let registry = &call.app.control.registry;
     let version = registry.transition(model.workspace, &model.name, change.version()?, stage, archive).await?;
-    json(&json!({ key: dialect.version(&model, &version) }))
+    Ok(dialect.version(&model, &version))
 }
 
 /// The newest version of each stage, or of those that are named.
-pub(super) async fn latest(call: &Call, model: &ModelRecord, stages: &[Stage]) -> Result<Value, ApiError> {
+pub(super) async fn latest(
+    call: &Call,
+    model: &ModelRecord,
+    stages: &[Stage],
+) -> Result<Vec<DescribedVersion>, ApiError> {
     let versions = call.app.control.registry.versions(model.workspace, &model.name).await?;
     let wanted = Stage::ALL.into_iter().filter(|stage| stages.is_empty() || stages.contains(stage));
     let newest = wanted.filter_map(|stage| versions.iter().find(|version| version.stage == stage));

@@ -14,8 +14,9 @@ pub(super) mod unity;
 pub use self::signed::Signer;
 
 use hyper::Method;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::Call;
 use crate::access::{Object, level_of};
@@ -26,25 +27,25 @@ use crate::registry::names::{Tags, put_tag};
 /// Most results of a page; the default of MLflow's client.
 const RESULTS_MAX: usize = 1000;
 
-/// A label, as MLflow sends it.
-#[derive(Deserialize)]
-pub(super) struct TagInput {
+/// A label, as MLflow sends and gets it.
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub(super) struct Tag {
     pub(super) key: String,
     #[serde(default)]
     pub(super) value: String,
 }
 
 /// Labels of a new thing.
-fn tags_of(sent: Vec<TagInput>) -> Result<Tags, ApiError> {
+fn checked_tags(sent: Vec<Tag>) -> Result<Tags, ApiError> {
     let mut tags = Tags::new();
-    for TagInput { key, value } in sent {
+    for Tag { key, value } in sent {
         put_tag(&mut tags, &key, &value)?;
     }
     Ok(tags)
 }
 
-pub(super) fn tags_json(tags: &Tags) -> Value {
-    tags.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect()
+pub(super) fn tags_of(tags: &Tags) -> Vec<Tag> {
+    tags.iter().map(|(key, value)| Tag { key: key.clone(), value: value.clone() }).collect()
 }
 
 /// The models that the caller may see.
@@ -68,26 +69,19 @@ fn version_number(value: &Value) -> Result<u64, ApiError> {
 }
 
 /// What a client wants to see of a list.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct Paging {
+    /// Most results; 0 leaves it to the server.
+    #[schemars(with = "Option<u64>")]
     pub(super) max_results: Option<Value>,
+    /// What the answer before this one called `next_page_token`.
     pub(super) page_token: Option<String>,
 }
 
 impl Paging {
-    pub(super) fn of_query(call: &Call) -> Paging {
-        Paging { max_results: call.query("max_results").map(Value::String), page_token: call.query("page_token") }
-    }
-
-    /// Puts a page of a list into an answer, with the token of the next one. A token is the number of results before it.
-    pub(super) fn fill<T>(
-        &self,
-        answer: &mut Value,
-        key: &str,
-        all: &[T],
-        show: impl Fn(&T) -> Value,
-    ) -> Result<(), ApiError> {
+    /// A page of a list, and the token of the next one: the number of results before it.
+    pub(super) fn page<'a, T>(&self, all: &'a [T]) -> Result<(&'a [T], Option<String>), ApiError> {
         let start = match self.page_token.as_deref().filter(|token| !token.is_empty()) {
             None => 0,
             Some(token) => token
@@ -102,11 +96,8 @@ impl Paging {
         // 0 leaves it to the server, in all of these APIs.
         let size = asked.filter(|size| *size > 0).map_or(RESULTS_MAX, |size| size.min(RESULTS_MAX as u64) as usize);
         let page = &all[start.min(all.len())..all.len().min(start.saturating_add(size))];
-        answer[key] = page.iter().map(show).collect();
-        if start.saturating_add(size) < all.len() {
-            answer["next_page_token"] = json!((start + size).to_string());
-        }
-        Ok(())
+        let next = start.saturating_add(size);
+        Ok((page, (next < all.len()).then(|| next.to_string())))
     }
 }
 
@@ -116,6 +107,6 @@ fn is_below(call: &Call, prefix: &str) -> bool {
 }
 
 /// GET and POST of one search: the filter is in the query or in the body.
-fn is_get(call: &Call) -> bool {
+pub(super) fn is_get(call: &Call) -> bool {
     call.head.method == Method::GET
 }

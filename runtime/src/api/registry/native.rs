@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 
 use hyper::Method;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::super::routes::{Access, Route, handler};
-use super::super::{Answer, Call, json};
-use super::{Paging, TagInput, files, mlflow, parse_version, signed, tags_json, tags_of, visible_models};
+use super::super::{Answer, Call, done, json};
+use super::{Paging, Tag, checked_tags, files, mlflow, parse_version, signed, tags_of, visible_models};
 use crate::access::Level;
 use crate::error::ApiError;
 use crate::registry::names::{Tags, parts, put_tag};
@@ -38,10 +39,16 @@ const SCHEMA: &str = "/api/2.1/unity-catalog/schemas/{full_name}";
 const DEFAULT: (&str, &str) = ("main", "default");
 
 pub(crate) const ROUTES: &[Route] = &[
-    Route::change("uc.create_model", Method::POST, MODELS, Access::Principal, "Register a model", handler!(create)),
-    Route::get("uc.list_models", MODELS, Access::Principal, "List the registered models", handler!(list)),
-    Route::get("uc.get_model", MODEL, VIEW, "Get a registered model", handler!(get)),
-    Route::change("uc.update_model", Method::PATCH, MODEL, MANAGE, "Change a registered model", handler!(update)),
+    Route::change("uc.create_model", Method::POST, MODELS, Access::Principal, "Register a model", handler!(create))
+        .body::<ModelInput>()
+        .answers::<UcModel>(),
+    Route::get("uc.list_models", MODELS, Access::Principal, "List the registered models", handler!(list))
+        .query::<ModelsQuery>()
+        .answers::<UcModels>(),
+    Route::get("uc.get_model", MODEL, VIEW, "Get a registered model", handler!(get)).answers::<UcModel>(),
+    Route::change("uc.update_model", Method::PATCH, MODEL, MANAGE, "Change a registered model", handler!(update))
+        .body::<ModelChange>()
+        .answers::<UcModel>(),
     Route::change("uc.delete_model", Method::DELETE, MODEL, MANAGE, "Delete a registered model", handler!(delete)),
     Route::change(
         "uc.create_version",
@@ -50,10 +57,16 @@ pub(crate) const ROUTES: &[Route] = &[
         MANAGE,
         "Create a model version",
         handler!(create_version),
-    ),
-    Route::get("uc.list_versions", VERSIONS, VIEW, "List the versions of a model", handler!(list_versions)),
-    Route::get("uc.get_version", VERSION, VIEW, "Get a model version", handler!(get_version)),
-    Route::change("uc.update_version", Method::PATCH, VERSION, MANAGE, "Change a version", handler!(update_version)),
+    )
+    .body::<VersionInput>()
+    .answers::<UcVersion>(),
+    Route::get("uc.list_versions", VERSIONS, VIEW, "List the versions of a model", handler!(list_versions))
+        .query::<Paging>()
+        .answers::<UcVersions>(),
+    Route::get("uc.get_version", VERSION, VIEW, "Get a model version", handler!(get_version)).answers::<UcVersion>(),
+    Route::change("uc.update_version", Method::PATCH, VERSION, MANAGE, "Change a version", handler!(update_version))
+        .body::<ModelChange>()
+        .answers::<UcVersion>(),
     Route::change("uc.delete_version", Method::DELETE, VERSION, MANAGE, "Delete a version", handler!(delete_version)),
     Route::change(
         "uc.finalize",
@@ -62,13 +75,21 @@ pub(crate) const ROUTES: &[Route] = &[
         MANAGE,
         "Check a version and make it ready",
         handler!(finalize),
-    ),
-    Route::change("uc.set_alias", Method::PUT, ALIAS, MANAGE, "Let an alias name a version", handler!(set_alias)),
-    Route::get("uc.get_by_alias", ALIAS, VIEW, "The version that an alias names", handler!(get_by_alias)),
+    )
+    .answers::<UcVersion>(),
+    Route::change("uc.set_alias", Method::PUT, ALIAS, MANAGE, "Let an alias name a version", handler!(set_alias))
+        .body::<AliasInput>()
+        .answers::<UcAlias>(),
+    Route::get("uc.get_by_alias", ALIAS, VIEW, "The version that an alias names", handler!(get_by_alias))
+        .answers::<UcVersion>(),
     Route::change("uc.delete_alias", Method::DELETE, ALIAS, MANAGE, "Delete an alias", handler!(delete_alias)),
     Route::get("uc.credentials", CREDENTIALS, QUERY, "How a version's files are reached", handler!(credentials))
+        .body::<VersionRef>()
+        .answers::<signed::Storage>()
         .reads(Method::POST),
-    Route::change("uc.model_tags", Method::PATCH, MODEL_TAGS, MANAGE, "Change a model's tags", handler!(model_tags)),
+    Route::change("uc.model_tags", Method::PATCH, MODEL_TAGS, MANAGE, "Change a model's tags", handler!(model_tags))
+        .body::<TagsInput>()
+        .answers::<TagAssignments>(),
     Route::change(
         "uc.version_tags",
         Method::PATCH,
@@ -76,14 +97,22 @@ pub(crate) const ROUTES: &[Route] = &[
         MANAGE,
         "Change a version's tags",
         handler!(version_tags),
-    ),
-    Route::get("uc.list_catalogs", CATALOGS, Access::Principal, "List the catalogs", handler!(list_catalogs)),
-    Route::get("uc.get_catalog", CATALOG, Access::Principal, "Get a catalog", handler!(get_catalog)),
-    Route::get("uc.list_schemas", SCHEMAS, Access::Principal, "List the schemas of a catalog", handler!(list_schemas)),
-    Route::get("uc.get_schema", SCHEMA, Access::Principal, "Get a schema", handler!(get_schema)),
+    )
+    .body::<TagsInput>()
+    .answers::<TagAssignments>(),
+    Route::get("uc.list_catalogs", CATALOGS, Access::Principal, "List the catalogs", handler!(list_catalogs))
+        .query::<Paging>()
+        .answers::<Catalogs>(),
+    Route::get("uc.get_catalog", CATALOG, Access::Principal, "Get a catalog", handler!(get_catalog))
+        .answers::<Catalog>(),
+    Route::get("uc.list_schemas", SCHEMAS, Access::Principal, "List the schemas of a catalog", handler!(list_schemas))
+        .query::<SchemasQuery>()
+        .answers::<Schemas>(),
+    Route::get("uc.get_schema", SCHEMA, Access::Principal, "Get a schema", handler!(get_schema)).answers::<Schema>(),
 ];
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "UcModelInput")]
 struct ModelInput {
     name: String,
     catalog_name: String,
@@ -91,17 +120,19 @@ struct ModelInput {
     comment: Option<String>,
     storage_location: Option<String>,
     #[serde(default)]
-    tags: Vec<TagInput>,
+    tags: Vec<Tag>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "UcChange")]
 struct ModelChange {
     comment: Option<String>,
     new_name: Option<String>,
     owner: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "UcVersionInput")]
 struct VersionInput {
     model_name: String,
     catalog_name: String,
@@ -112,32 +143,40 @@ struct VersionInput {
     model_id: Option<String>,
     comment: Option<String>,
     #[serde(default)]
-    tags: Vec<TagInput>,
+    tags: Vec<Tag>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "UcVersionRef")]
 struct VersionRef {
     model_name: String,
     catalog_name: String,
     schema_name: String,
+    /// Its text is taken too.
+    #[schemars(with = "u64")]
     version: Value,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "UcAliasInput")]
 struct AliasInput {
+    /// Its text is taken too.
+    #[schemars(with = "u64")]
     version_num: Value,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "UcTagsInput")]
 struct TagsInput {
     #[serde(default)]
     changes: TagChanges,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(rename = "UcTagChanges")]
 struct TagChanges {
-    add_tags: Vec<TagInput>,
+    add_tags: Vec<Tag>,
     remove: Vec<String>,
 }
 
@@ -150,62 +189,180 @@ impl TagChanges {
     }
 }
 
-fn model_json(record: &ModelRecord) -> Value {
-    let [catalog, schema, name] = parts(&record.name);
-    json!({
-        "name": name,
-        "catalog_name": catalog,
-        "schema_name": schema,
-        "full_name": record.name,
-        "id": record.id,
-        "owner": record.creator,
-        "comment": record.description.as_deref().unwrap_or_default(),
-        "storage_location": format!("/Models/{}", record.name.replace('.', "/")),
-        "created_at": record.creation_timestamp,
-        "created_by": record.creator,
-        "updated_at": record.last_updated_timestamp,
-        "updated_by": record.creator,
-        "aliases": record.aliases.iter().map(|(alias, version)| alias_json(record, alias, *version)).collect::<Value>(),
-        "tags": tags_json(&record.tags),
-    })
+#[derive(Serialize, JsonSchema)]
+struct UcModel {
+    name: String,
+    catalog_name: String,
+    schema_name: String,
+    full_name: String,
+    id: String,
+    owner: String,
+    comment: String,
+    storage_location: String,
+    created_at: u64,
+    created_by: String,
+    updated_at: u64,
+    updated_by: String,
+    aliases: Vec<UcAlias>,
+    tags: Vec<Tag>,
 }
 
-fn alias_json(model: &ModelRecord, alias: &str, version: u64) -> Value {
-    let [catalog, schema, name] = parts(&model.name);
-    json!({
-        "alias_name": alias,
-        "version_num": version,
-        "catalog_name": catalog,
-        "schema_name": schema,
-        "model_name": name,
-    })
+#[derive(Serialize, JsonSchema)]
+struct UcAlias {
+    alias_name: String,
+    version_num: u64,
+    catalog_name: String,
+    schema_name: String,
+    model_name: String,
 }
 
-fn version_json(model: &ModelRecord, record: &VersionRecord) -> Value {
-    let [catalog, schema, name] = parts(&record.name);
-    let aliases = model.aliases_of(record.version).map(|alias| alias_json(model, alias, record.version));
-    json!({
-        "model_name": name,
-        "catalog_name": catalog,
-        "schema_name": schema,
-        "version": record.version,
-        "status": match record.status {
-            VersionStatus::Pending => "PENDING_REGISTRATION",
-            VersionStatus::Ready => "READY",
-            VersionStatus::Failed(_) => "FAILED_REGISTRATION",
-        },
-        "source": record.source,
-        "storage_location": files::location(&record.name, record.version),
-        "run_id": record.run_id.as_deref().unwrap_or_default(),
-        "model_id": record.model_id.as_deref().unwrap_or_default(),
-        "comment": record.description.as_deref().unwrap_or_default(),
-        "created_at": record.creation_timestamp,
-        "created_by": record.creator,
-        "updated_at": record.last_updated_timestamp,
-        "updated_by": record.creator,
-        "aliases": aliases.collect::<Value>(),
-        "tags": tags_json(&record.tags),
-    })
+#[derive(Serialize, JsonSchema)]
+struct UcVersion {
+    model_name: String,
+    catalog_name: String,
+    schema_name: String,
+    version: u64,
+    status: &'static str,
+    source: String,
+    storage_location: String,
+    run_id: String,
+    model_id: String,
+    comment: String,
+    created_at: u64,
+    created_by: String,
+    updated_at: u64,
+    updated_by: String,
+    aliases: Vec<UcAlias>,
+    tags: Vec<Tag>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "UcModelsQuery")]
+struct ModelsQuery {
+    catalog_name: Option<String>,
+    schema_name: Option<String>,
+    #[serde(flatten)]
+    paging: Paging,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "UcSchemasQuery")]
+struct SchemasQuery {
+    catalog_name: String,
+    #[serde(flatten)]
+    paging: Paging,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct UcModels {
+    registered_models: Vec<UcModel>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct UcVersions {
+    model_versions: Vec<UcVersion>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "UcTagAssignments")]
+struct TagAssignments {
+    tag_assignments: Vec<Tag>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "UcCatalog")]
+struct Catalog {
+    name: String,
+    full_name: String,
+    catalog_type: &'static str,
+    securable_type: &'static str,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "UcCatalogs")]
+struct Catalogs {
+    catalogs: Vec<Catalog>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "UcSchema")]
+struct Schema {
+    name: String,
+    catalog_name: String,
+    full_name: String,
+    catalog_type: &'static str,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "UcSchemas")]
+struct Schemas {
+    schemas: Vec<Schema>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
+}
+
+impl UcModel {
+    fn of(record: &ModelRecord) -> UcModel {
+        let [catalog_name, schema_name, name] = parts(&record.name).map(str::to_owned);
+        UcModel {
+            name,
+            catalog_name,
+            schema_name,
+            full_name: record.name.clone(),
+            id: record.id.clone(),
+            owner: record.creator.clone(),
+            comment: record.description.clone().unwrap_or_default(),
+            storage_location: format!("/Models/{}", record.name.replace('.', "/")),
+            created_at: record.creation_timestamp,
+            created_by: record.creator.clone(),
+            updated_at: record.last_updated_timestamp,
+            updated_by: record.creator.clone(),
+            aliases: record.aliases.iter().map(|(alias, version)| UcAlias::of(record, alias, *version)).collect(),
+            tags: tags_of(&record.tags),
+        }
+    }
+}
+
+impl UcAlias {
+    fn of(model: &ModelRecord, alias: &str, version: u64) -> UcAlias {
+        let [catalog_name, schema_name, model_name] = parts(&model.name).map(str::to_owned);
+        UcAlias { alias_name: alias.to_owned(), version_num: version, catalog_name, schema_name, model_name }
+    }
+}
+
+impl UcVersion {
+    fn of(model: &ModelRecord, record: &VersionRecord) -> UcVersion {
+        let [catalog_name, schema_name, model_name] = parts(&record.name).map(str::to_owned);
+        let aliases = model.aliases_of(record.version).map(|alias| UcAlias::of(model, alias, record.version));
+        UcVersion {
+            model_name,
+            catalog_name,
+            schema_name,
+            version: record.version,
+            status: match record.status {
+                VersionStatus::Pending => "PENDING_REGISTRATION",
+                VersionStatus::Ready => "READY",
+                VersionStatus::Failed(_) => "FAILED_REGISTRATION",
+            },
+            source: record.source.clone(),
+            storage_location: files::location(&record.name, record.version),
+            run_id: record.run_id.clone().unwrap_or_default(),
+            model_id: record.model_id.clone().unwrap_or_default(),
+            comment: record.description.clone().unwrap_or_default(),
+            created_at: record.creation_timestamp,
+            created_by: record.creator.clone(),
+            updated_at: record.last_updated_timestamp,
+            updated_by: record.creator.clone(),
+            aliases: aliases.collect(),
+            tags: tags_of(&record.tags),
+        }
+    }
 }
 
 /// The model that the path names.
@@ -226,26 +383,25 @@ async fn create(call: &mut Call) -> Result<Answer, ApiError> {
         ));
     }
     let name = format!("{}.{}.{}", input.catalog_name, input.schema_name, input.name);
-    let tags = tags_of(input.tags)?;
+    let tags = checked_tags(input.tags)?;
     let model = app.control.registry.create_model(&principal, &name, input.comment, tags).await?;
-    json(&model_json(&model))
+    json(&UcModel::of(&model))
 }
 
 async fn list(call: &Call) -> Result<Answer, ApiError> {
     let mut models = visible_models(call).await?;
-    let (catalog, schema) = (call.query("catalog_name"), call.query("schema_name"));
+    let ModelsQuery { catalog_name: catalog, schema_name: schema, paging } = call.query()?;
     models.retain(|model| {
         let [in_catalog, in_schema, _] = parts(&model.name);
         catalog.as_deref().is_none_or(|name| name == in_catalog)
             && schema.as_deref().is_none_or(|name| name == in_schema)
     });
-    let mut answer = json!({});
-    Paging::of_query(call).fill(&mut answer, "registered_models", &models, model_json)?;
-    json(&answer)
+    let (page, next_page_token) = paging.page(&models)?;
+    json(&UcModels { registered_models: page.iter().map(UcModel::of).collect(), next_page_token })
 }
 
 async fn get(call: &Call) -> Result<Answer, ApiError> {
-    json(&model_json(&model(call).await?))
+    json(&UcModel::of(&model(call).await?))
 }
 
 async fn update(call: &mut Call) -> Result<Answer, ApiError> {
@@ -266,13 +422,13 @@ async fn update(call: &mut Call) -> Result<Answer, ApiError> {
         };
         model = app.control.registry.change_model(model.workspace, &model.name, describe).await?;
     }
-    json(&model_json(&model))
+    json(&UcModel::of(&model))
 }
 
 async fn delete(call: &Call) -> Result<Answer, ApiError> {
     let model = model(call).await?;
     call.app.control.delete_model(model.workspace, &model.name).await?;
-    json(&Map::new())
+    done()
 }
 
 async fn create_version(call: &mut Call) -> Result<Answer, ApiError> {
@@ -283,25 +439,25 @@ async fn create_version(call: &mut Call) -> Result<Answer, ApiError> {
         description: input.comment,
         run_id: input.run_id,
         model_id: input.model_id,
-        tags: tags_of(input.tags)?,
+        tags: checked_tags(input.tags)?,
     };
     let registry = &app.control.registry;
     let version = registry.create_version(model.workspace, &model.name, new, &principal.name).await?;
-    json(&version_json(&model, &version))
+    json(&UcVersion::of(&model, &version))
 }
 
 async fn list_versions(call: &Call) -> Result<Answer, ApiError> {
     let model = model(call).await?;
     let versions = call.app.control.registry.versions(model.workspace, &model.name).await?;
-    let mut answer = json!({});
-    Paging::of_query(call).fill(&mut answer, "model_versions", &versions, |version| version_json(&model, version))?;
-    json(&answer)
+    let (page, next_page_token) = call.query::<Paging>()?.page(&versions)?;
+    let model_versions = page.iter().map(|version| UcVersion::of(&model, version)).collect();
+    json(&UcVersions { model_versions, next_page_token })
 }
 
 async fn get_version(call: &Call) -> Result<Answer, ApiError> {
     let (model, number) = numbered(call).await?;
     let version = call.app.control.registry.version(model.workspace, &model.name, number).await?;
-    json(&version_json(&model, &version))
+    json(&UcVersion::of(&model, &version))
 }
 
 async fn update_version(call: &mut Call) -> Result<Answer, ApiError> {
@@ -312,19 +468,19 @@ async fn update_version(call: &mut Call) -> Result<Answer, ApiError> {
         Ok(())
     };
     let version = app.control.registry.change_version(model.workspace, &model.name, number, describe).await?;
-    json(&version_json(&model, &version))
+    json(&UcVersion::of(&model, &version))
 }
 
 async fn delete_version(call: &Call) -> Result<Answer, ApiError> {
     let (model, number) = numbered(call).await?;
     call.app.control.delete_version(model.workspace, &model.name, number).await?;
-    json(&Map::new())
+    done()
 }
 
 async fn finalize(call: &Call) -> Result<Answer, ApiError> {
     let (model, number) = numbered(call).await?;
     let version = call.app.control.registry.finalize(model.workspace, &model.name, number).await?;
-    json(&version_json(&model, &version))
+    json(&UcVersion::of(&model, &version))
 }
 
 async fn set_alias(call: &mut Call) -> Result<Answer, ApiError> {
@@ -332,19 +488,19 @@ async fn set_alias(call: &mut Call) -> Result<Answer, ApiError> {
     let (model, number) = (model(call).await?, super::version_number(&input.version_num)?);
     let alias = call.parameter("alias");
     app.control.registry.set_alias(model.workspace, &model.name, alias, number).await?;
-    json(&alias_json(&model, alias, number))
+    json(&UcAlias::of(&model, alias, number))
 }
 
 async fn get_by_alias(call: &Call) -> Result<Answer, ApiError> {
     let model = model(call).await?;
     let version = mlflow::aliased(call, &model, call.parameter("alias")).await?;
-    json(&version_json(&model, &version))
+    json(&UcVersion::of(&model, &version))
 }
 
 async fn delete_alias(call: &Call) -> Result<Answer, ApiError> {
     let model = model(call).await?;
     call.app.control.registry.delete_alias(model.workspace, &model.name, call.parameter("alias")).await?;
-    json(&Map::new())
+    done()
 }
 
 /// See [`signed::storage`].
@@ -360,7 +516,7 @@ async fn model_tags(call: &mut Call) -> Result<Answer, ApiError> {
     let model = model(call).await?;
     let change = |model: &mut ModelRecord| input.changes.apply(&mut model.tags);
     let model = app.control.registry.change_model(model.workspace, &model.name, change).await?;
-    json(&json!({ "tag_assignments": tags_json(&model.tags) }))
+    json(&TagAssignments { tag_assignments: tags_of(&model.tags) })
 }
 
 async fn version_tags(call: &mut Call) -> Result<Answer, ApiError> {
@@ -368,7 +524,7 @@ async fn version_tags(call: &mut Call) -> Result<Answer, ApiError> {
     let (model, number) = numbered(call).await?;
     let change = |version: &mut VersionRecord| input.changes.apply(&mut version.tags);
     let version = app.control.registry.change_version(model.workspace, &model.name, number, change).await?;
-    json(&json!({ "tag_assignments": tags_json(&version.tags) }))
+    json(&TagAssignments { tag_assignments: tags_of(&version.tags) })
 }
 
 /// The schemas that the caller sees a model in.
@@ -381,25 +537,29 @@ async fn schemas(call: &Call) -> Result<BTreeSet<(String, String)>, ApiError> {
     Ok(found)
 }
 
-fn catalog_json(name: &str) -> Value {
-    json!({ "name": name, "full_name": name, "catalog_type": "MANAGED_CATALOG", "securable_type": "CATALOG" })
+fn catalog_named(name: &str) -> Catalog {
+    Catalog {
+        name: name.to_owned(),
+        full_name: name.to_owned(),
+        catalog_type: "MANAGED_CATALOG",
+        securable_type: "CATALOG",
+    }
 }
 
-fn schema_json((catalog, schema): &(String, String)) -> Value {
-    json!({
-        "name": schema,
-        "catalog_name": catalog,
-        "full_name": format!("{catalog}.{schema}"),
-        "catalog_type": "MANAGED_CATALOG",
-    })
+fn schema_named((catalog, schema): &(String, String)) -> Schema {
+    Schema {
+        name: schema.clone(),
+        catalog_name: catalog.clone(),
+        full_name: format!("{catalog}.{schema}"),
+        catalog_type: "MANAGED_CATALOG",
+    }
 }
 
 async fn list_catalogs(call: &Call) -> Result<Answer, ApiError> {
     let names: BTreeSet<String> = schemas(call).await?.into_iter().map(|(catalog, _)| catalog).collect();
     let names: Vec<String> = names.into_iter().collect();
-    let mut answer = json!({});
-    Paging::of_query(call).fill(&mut answer, "catalogs", &names, |name| catalog_json(name))?;
-    json(&answer)
+    let (page, next_page_token) = call.query::<Paging>()?.page(&names)?;
+    json(&Catalogs { catalogs: page.iter().map(|name| catalog_named(name)).collect(), next_page_token })
 }
 
 async fn get_catalog(call: &Call) -> Result<Answer, ApiError> {
@@ -407,20 +567,19 @@ async fn get_catalog(call: &Call) -> Result<Answer, ApiError> {
     if !schemas(call).await?.iter().any(|(catalog, _)| catalog == name) {
         return Err(ApiError::missing(format!("Catalog '{name}' does not exist: it is there once a model is in it.")));
     }
-    json(&catalog_json(name))
+    json(&catalog_named(name))
 }
 
 async fn list_schemas(call: &Call) -> Result<Answer, ApiError> {
-    let catalog = call.needed("catalog_name")?;
+    let SchemasQuery { catalog_name: catalog, paging } = call.query()?;
     let found: Vec<_> = schemas(call).await?.into_iter().filter(|(of, _)| *of == catalog).collect();
-    let mut answer = json!({});
-    Paging::of_query(call).fill(&mut answer, "schemas", &found, schema_json)?;
-    json(&answer)
+    let (page, next_page_token) = paging.page(&found)?;
+    json(&Schemas { schemas: page.iter().map(schema_named).collect(), next_page_token })
 }
 
 async fn get_schema(call: &Call) -> Result<Answer, ApiError> {
     let name = call.parameter("full_name");
     let found = schemas(call).await?.into_iter().find(|(catalog, schema)| format!("{catalog}.{schema}") == name);
     let missing = || ApiError::missing(format!("Schema '{name}' does not exist: it is there once a model is in it."));
-    json(&schema_json(&found.ok_or_else(missing)?))
+    json(&schema_named(&found.ok_or_else(missing)?))
 }

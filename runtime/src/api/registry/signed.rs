@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use hyper::Method;
 use hyper::header::{ETAG, HeaderValue};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::super::routes::{Access, Route, handler};
-use super::super::{Answer, Call, respond};
+use super::super::{Answer, Call, done};
 use super::files::{self, Place};
 use crate::catalog::WorkspaceId;
 use crate::clock::now_ms;
@@ -27,9 +28,14 @@ const AGE_MAX: Duration = Duration::from_secs(3600);
 const PATH: &str = "/api/2.0/fs/signed/Models/{catalog}/{schema}/{model}/{version}/{*path}";
 
 pub(crate) const ROUTES: &[Route] = &[
-    Route::change("signed.upload", Method::PUT, PATH, Access::Anyone, "Upload to a signed address", handler!(upload)),
-    Route::get("signed.download", PATH, Access::Anyone, "Download from a signed address", handler!(download)),
-    Route::change("signed.abort", Method::DELETE, PATH, Access::Anyone, "End an upload in parts", handler!(abort)),
+    Route::change("signed.upload", Method::PUT, PATH, Access::Anyone, "Upload to a signed address", handler!(upload))
+        .query::<Signed>()
+        .takes_file(),
+    Route::get("signed.download", PATH, Access::Anyone, "Download from a signed address", handler!(download))
+        .query::<Signed>()
+        .gives_file(),
+    Route::change("signed.abort", Method::DELETE, PATH, Access::Anyone, "End an upload in parts", handler!(abort))
+        .query::<Signed>(),
 ];
 
 /// Makes and checks signatures.
@@ -74,8 +80,15 @@ impl Signer {
 }
 
 /// The answer of those who ask for credentials of an object store: there is none.
-pub(super) fn storage() -> Value {
-    json!({ "storage_mode": "DEFAULT_STORAGE", "expiration_time": now_ms() + USUAL_AGE.as_millis() as u64 })
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Storage {
+    storage_mode: &'static str,
+    /// In ms since 1970.
+    expiration_time: u64,
+}
+
+pub(super) fn storage() -> Storage {
+    Storage { storage_mode: "DEFAULT_STORAGE", expiration_time: now_ms() + USUAL_AGE.as_millis() as u64 }
 }
 
 /// An address that allows the caller's workspace one thing, until `asked_end` if that is soon enough.
@@ -108,6 +121,20 @@ fn parse_time(text: &str) -> Result<u64, ApiError> {
     Ok(since.as_millis() as u64)
 }
 
+/// What an address holds after its question mark: what it allows, until when, and the hash over that.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "SignedAddress")]
+struct Signed {
+    workspace: u64,
+    /// Name of an upload in parts, or empty.
+    session: String,
+    /// Number of a part, or 0.
+    part: u32,
+    /// In ms since 1970.
+    expires: u64,
+    signature: String,
+}
+
 /// What an address that was sent allows, if it is one of ours and still good.
 struct Allowed {
     workspace: WorkspaceId,
@@ -121,12 +148,10 @@ impl Allowed {
         let refused =
             |why: &str| ApiError::new(ErrorCode::PermissionDenied, format!("this address {why}: ask for a new one"));
         let bad = || refused("was not signed by this server");
-        let number = |name: &str| call.query(name).and_then(|text| text.parse::<u64>().ok()).ok_or_else(bad);
-        let (workspace, expires_ms) = (WorkspaceId(number("workspace")?), number("expires")?);
-        let part = u32::try_from(number("part")?).map_err(|_| bad())?;
-        let session = call.query("session").ok_or_else(bad)?;
+        let Signed { workspace, session, part, expires: expires_ms, signature } = call.query().map_err(|_| bad())?;
+        let workspace = WorkspaceId(workspace);
         let place = files::place(call)?;
-        let sent = call.query("signature").and_then(|text| blake3::Hash::from_hex(text).ok()).ok_or_else(bad)?;
+        let sent = blake3::Hash::from_hex(signature).map_err(|_| bad())?;
         let session = session.as_str();
         let deed = match call.head.method {
             Method::PUT if part == 0 => Deed::Upload,
@@ -155,7 +180,7 @@ async fn upload(call: &mut Call) -> Result<Answer, ApiError> {
         0 => files::receive_file(call, allowed.file()).await?,
         number => files::receive_part(call, allowed.file(), &allowed.session, number).await?,
     };
-    Ok(with_etag(respond(200, "application/json", "{}"), &kept))
+    Ok(with_etag(done()?, &kept))
 }
 
 /// Parts are put together by these.
@@ -174,7 +199,7 @@ async fn download(call: &Call) -> Result<Answer, ApiError> {
 async fn abort(call: &Call) -> Result<Answer, ApiError> {
     let allowed = Allowed::of(call)?;
     call.app.control.registry.abort_upload(allowed.file(), &allowed.session).await?;
-    Ok(respond(200, "application/json", "{}"))
+    done()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! SCIM PatchOp (RFC 7644, section 3.5.2): what clients send becomes a list of [`Change`]s.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -25,14 +26,18 @@ pub(super) const ACCOUNT_ADMIN: &str = "account_admin";
 /// Attributes that are accepted and not kept.
 const NOT_KEPT: [&str; 5] = ["schemas", "id", "meta", "emails", "name"];
 
-#[derive(Deserialize)]
+/// RFC 7644, section 3.5.2.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ScimPatch")]
 pub(super) struct PatchInput {
     #[serde(rename = "Operations", alias = "operations")]
     operations: Vec<Operation>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ScimOperation")]
 struct Operation {
+    /// `add`, `remove` or `replace`.
     op: String,
     path: Option<String>,
     value: Option<Value>,

@@ -2,13 +2,52 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::super::registry::files::{artifacts_in, content, send, upload_turn};
-use super::super::{Answer, Call, json, respond};
+use super::super::registry::files::{Artifact, artifacts_in, content, send, upload_turn};
+use super::super::{Answer, Call, done, json};
 use crate::error::{ApiError, ErrorCode};
 use crate::registry::source::{Folder, Root};
 use crate::tracking::{LoggedModel, Run, Tracked};
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ArtifactsBelow")]
+pub(super) struct Below {
+    /// `EXPERIMENT/RUN/artifacts/FOLDER`, and the like for logged models.
+    #[serde(default)]
+    path: String,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ArtifactsOfRun")]
+pub(super) struct OfRun {
+    run_id: String,
+    /// A folder.
+    #[serde(default)]
+    path: String,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ArtifactsOfLoggedModel")]
+pub(super) struct OfLoggedModel {
+    /// A folder.
+    #[serde(default)]
+    artifact_directory_path: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Artifacts")]
+pub(super) struct Files {
+    files: Vec<Artifact>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "RootedArtifacts")]
+pub(super) struct RootedFiles {
+    root_uri: String,
+    files: Vec<Artifact>,
+}
 
 /// What the path of a request names.
 fn folder(path: &str) -> Result<Folder<'_>, ApiError> {
@@ -21,33 +60,31 @@ fn missing(path: &str) -> ApiError {
 
 /// Files are shown by names below the folder that is asked for.
 pub(super) async fn list(call: &Call) -> Result<Answer, ApiError> {
-    let path = call.query("path").unwrap_or_default();
+    let Below { path } = call.query()?;
     let folder = folder(&path)?;
     let files = call.app.control.registry.files(&*call.principal()?, &folder.root).await?;
     let mut found = artifacts_in(&files, folder.path);
-    for entry in found.as_array_mut().into_iter().flatten() {
-        let name = entry["path"].as_str().and_then(|path| path.rsplit('/').next()).unwrap_or_default().to_owned();
-        entry["path"] = json!(name);
+    for file in &mut found {
+        file.path = file.path.rsplit('/').next().unwrap_or_default().to_owned();
     }
-    json(&json!({ "files": found }))
+    json(&Files { files: found })
 }
 
 /// Files are shown by their whole paths in the run.
 pub(super) async fn of_run(call: &Call) -> Result<Answer, ApiError> {
-    let id = call.needed("run_id")?;
-    let run: Run = call.app.control.registry.tracking.get(&*call.principal()?, &id).await?;
-    let folder = call.query("path").unwrap_or_default();
+    let asked: OfRun = call.query()?;
+    let run: Run = call.app.control.registry.tracking.get(&*call.principal()?, &asked.run_id).await?;
     let root_uri = format!("mlflow-artifacts:/{}/{}/artifacts", run.experiment, run.id);
-    json(&json!({ "root_uri": root_uri, "files": artifacts_in(&run.files, folder.trim_matches('/')) }))
+    json(&RootedFiles { root_uri, files: artifacts_in(&run.files, asked.path.trim_matches('/')) })
 }
 
 /// The same of a logged model.
 pub(super) async fn of_logged_model(call: &Call) -> Result<Answer, ApiError> {
     let tracking = &call.app.control.registry.tracking;
     let model: LoggedModel = tracking.get(&*call.principal()?, call.parameter("model_id")).await?;
-    let folder = call.query("artifact_directory_path").unwrap_or_default();
+    let OfLoggedModel { artifact_directory_path: folder } = call.query()?;
     let root_uri = format!("mlflow-artifacts:/{}/models/{}/artifacts", model.experiment, model.id);
-    json(&json!({ "root_uri": root_uri, "files": artifacts_in(&model.files, folder.trim_matches('/')) }))
+    json(&RootedFiles { root_uri, files: artifacts_in(&model.files, folder.trim_matches('/')) })
 }
 
 pub(super) async fn download(call: &Call) -> Result<Answer, ApiError> {
@@ -77,7 +114,7 @@ pub(super) async fn upload(call: &mut Call) -> Result<Answer, ApiError> {
         Root::LoggedModel(id) => tracking.add_file::<LoggedModel>(&principal, id, path, file).await?,
         Root::Version { .. } => return Err(immutable()),
     }
-    Ok(respond(200, "application/json", "{}"))
+    done()
 }
 
 pub(super) async fn delete(call: &Call) -> Result<Answer, ApiError> {
@@ -91,7 +128,7 @@ pub(super) async fn delete(call: &Call) -> Result<Answer, ApiError> {
         }
         Root::Version { .. } => return Err(immutable()),
     }
-    json(&Map::new())
+    done()
 }
 
 /// Takes a file, or all files of a folder, away.

@@ -1,61 +1,118 @@
 //! Logged models: what MLflow 3 makes of `log_model`.
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::super::registry::{Paging, TagInput, tags_json};
-use super::super::{Answer, Call, json};
+use super::super::registry::{Paging, Tag, tags_of};
+use super::super::{Answer, Call, done, json};
 use super::{check_name, entries_of, no_filter, put_entries};
 use crate::access::level_of;
 use crate::clock::now_ms;
 use crate::error::ApiError;
 use crate::tracking::{DEFAULT_EXPERIMENT, LoggedModel, Run, Tracked, new_id};
 
-#[derive(Deserialize)]
-struct NewModel {
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "NewLoggedModel")]
+pub(super) struct NewModel {
     experiment_id: Option<String>,
     name: Option<String>,
     model_type: Option<String>,
     source_run_id: Option<String>,
     #[serde(default)]
-    params: Vec<TagInput>,
+    params: Vec<Tag>,
     #[serde(default)]
-    tags: Vec<TagInput>,
+    tags: Vec<Tag>,
 }
 
 /// What is to change.
-#[derive(Deserialize)]
-struct Change {
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "LoggedModelChange")]
+pub(super) struct Change {
     status: Option<String>,
     #[serde(default)]
-    tags: Vec<TagInput>,
+    tags: Vec<Tag>,
     #[serde(default)]
-    params: Vec<TagInput>,
+    params: Vec<Tag>,
 }
 
 /// As MLflow names them.
 const STATUSES: [&str; 3] = ["LOGGED_MODEL_PENDING", "LOGGED_MODEL_READY", "LOGGED_MODEL_UPLOAD_FAILED"];
 
-fn model_json(model: &LoggedModel) -> Value {
-    json!({
-        "info": {
-            "model_id": model.id,
-            "experiment_id": model.experiment,
-            "name": model.name,
-            "creation_timestamp_ms": model.creation_timestamp,
-            "last_updated_timestamp_ms": model.last_updated_timestamp,
-            "artifact_uri": format!("mlflow-artifacts:/{}/models/{}/artifacts", model.experiment, model.id),
-            "status": model.status,
-            "model_type": model.model_type.as_deref().unwrap_or_default(),
-            "source_run_id": model.run.as_deref().unwrap_or_default(),
-            "tags": tags_json(&model.tags),
-        },
-        "data": { "params": tags_json(&model.params), "metrics": [] },
-    })
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "LoggedModelSearch")]
+pub(super) struct Search {
+    #[serde(default)]
+    experiment_ids: Vec<String>,
+    /// Refused: there is nothing to filter by.
+    filter: Option<String>,
+    #[serde(flatten)]
+    paging: Paging,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "OneLoggedModel")]
+pub(super) struct OneModel {
+    model: DescribedModel,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "LoggedModels")]
+pub(super) struct Models {
+    models: Vec<DescribedModel>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "LoggedModel")]
+struct DescribedModel {
+    info: Info,
+    data: Data,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "LoggedModelInfo")]
+struct Info {
+    model_id: String,
+    experiment_id: String,
+    name: String,
+    creation_timestamp_ms: u64,
+    last_updated_timestamp_ms: u64,
+    artifact_uri: String,
+    status: String,
+    model_type: String,
+    source_run_id: String,
+    tags: Vec<Tag>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "LoggedModelData")]
+struct Data {
+    params: Vec<Tag>,
+    /// None: metrics are the run's.
+    metrics: [(); 0],
+}
+
+impl DescribedModel {
+    fn of(model: &LoggedModel) -> DescribedModel {
+        let info = Info {
+            model_id: model.id.clone(),
+            experiment_id: model.experiment.clone(),
+            name: model.name.clone(),
+            creation_timestamp_ms: model.creation_timestamp,
+            last_updated_timestamp_ms: model.last_updated_timestamp,
+            artifact_uri: format!("mlflow-artifacts:/{}/models/{}/artifacts", model.experiment, model.id),
+            status: model.status.clone(),
+            model_type: model.model_type.clone().unwrap_or_default(),
+            source_run_id: model.run.clone().unwrap_or_default(),
+            tags: tags_of(&model.tags),
+        };
+        DescribedModel { info, data: Data { params: tags_of(&model.params), metrics: [] } }
+    }
 }
 
 fn answer(model: &LoggedModel) -> Result<Answer, ApiError> {
-    json(&json!({ "model": model_json(model) }))
+    json(&OneModel { model: DescribedModel::of(model) })
 }
 
 pub(super) async fn create(call: &mut Call) -> Result<Answer, ApiError> {
@@ -100,23 +157,14 @@ pub(super) async fn get(call: &Call) -> Result<Answer, ApiError> {
 }
 
 pub(super) async fn search(call: &mut Call) -> Result<Answer, ApiError> {
-    #[derive(Deserialize)]
-    struct Input {
-        #[serde(default)]
-        experiment_ids: Vec<String>,
-        filter: Option<String>,
-        #[serde(flatten)]
-        paging: Paging,
-    }
-    let (app, principal, input) = call.json::<Input>().await?;
+    let (app, principal, input) = call.json::<Search>().await?;
     no_filter(input.filter.as_deref())?;
     let mut models: Vec<LoggedModel> = app.control.registry.tracking.list(principal.workspace).await?;
     models.retain(|model| {
         level_of(&principal, model.object()).is_some() && input.experiment_ids.contains(&model.experiment)
     });
-    let mut answer = json!({});
-    input.paging.fill(&mut answer, "models", &models, model_json)?;
-    json(&answer)
+    let (page, next_page_token) = input.paging.page(&models)?;
+    json(&Models { models: page.iter().map(DescribedModel::of).collect(), next_page_token })
 }
 
 /// Changes the model that the path names.
@@ -124,6 +172,9 @@ async fn change(
     call: &mut Call,
     make: impl FnOnce(&mut LoggedModel, &Change) -> Result<(), ApiError>,
 ) -> Result<LoggedModel, ApiError> {
+    // Before the body is read, as where a route's level is asked for.
+    let tracking = &call.app.control.registry.tracking;
+    tracking.get::<LoggedModel>(&*call.principal()?, call.parameter("model_id")).await?;
     let (app, principal, input) = call.json::<Change>().await?;
     let make = |model: &mut LoggedModel| {
         model.last_updated_timestamp = now_ms();
@@ -147,7 +198,7 @@ pub(super) async fn finalize(call: &mut Call) -> Result<Answer, ApiError> {
 pub(super) async fn delete(call: &Call) -> Result<Answer, ApiError> {
     let tracking = &call.app.control.registry.tracking;
     tracking.remove::<LoggedModel>(&*call.principal()?, call.parameter("model_id")).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn set_tags(call: &mut Call) -> Result<Answer, ApiError> {
@@ -161,10 +212,10 @@ pub(super) async fn delete_tag(call: &mut Call) -> Result<Answer, ApiError> {
         Ok(())
     })
     .await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn log_params(call: &mut Call) -> Result<Answer, ApiError> {
     change(call, |model, input| put_entries(&mut model.params, &input.params)).await?;
-    json(&Map::new())
+    done()
 }

@@ -1,10 +1,11 @@
 //! Runs.
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::super::registry::{Paging, TagInput, tags_json};
-use super::super::{Answer, Call, json};
+use super::super::registry::{Paging, Tag, tags_of};
+use super::super::{Answer, Call, done, json};
 use super::{check_name, entries_of, no_filter, put_entries};
 use crate::access::level_of;
 use crate::error::ApiError;
@@ -14,16 +15,16 @@ use crate::tracking::{DEFAULT_EXPERIMENT, Metric, Run, Tracked};
 /// As MLflow names what becomes of a run.
 const STATUSES: [&str; 5] = ["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"];
 
-#[derive(Deserialize)]
-struct NewRun {
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct NewRun {
     experiment_id: Option<String>,
     run_name: Option<String>,
     start_time: Option<u64>,
     #[serde(default)]
-    tags: Vec<TagInput>,
+    tags: Vec<Tag>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct MetricInput {
     key: String,
     value: Value,
@@ -33,7 +34,8 @@ struct MetricInput {
     step: i64,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "RunOutputInput")]
 struct OutputInput {
     model_id: String,
     #[serde(default)]
@@ -41,8 +43,9 @@ struct OutputInput {
 }
 
 /// A run, and what to do with it. Older clients say `run_uuid`.
-#[derive(Deserialize)]
-struct Change {
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "RunChange")]
+pub(super) struct Change {
     #[serde(default)]
     run_id: String,
     #[serde(default)]
@@ -61,9 +64,9 @@ struct Change {
     #[serde(default)]
     metrics: Vec<MetricInput>,
     #[serde(default)]
-    params: Vec<TagInput>,
+    params: Vec<Tag>,
     #[serde(default)]
-    tags: Vec<TagInput>,
+    tags: Vec<Tag>,
     #[serde(default)]
     models: Vec<OutputInput>,
 }
@@ -79,41 +82,155 @@ impl Change {
     }
 }
 
-fn info_json(run: &Run) -> Value {
-    let mut info = json!({
-        "run_id": run.id,
-        "run_uuid": run.id,
-        "run_name": run.name,
-        "experiment_id": run.experiment,
-        "user_id": run.creator,
-        "status": run.status,
-        "start_time": run.start_time,
-        "artifact_uri": format!("mlflow-artifacts:/{}/{}/artifacts", run.experiment, run.id),
-        "lifecycle_stage": "active",
-    });
-    if let Some(end_time) = run.end_time {
-        info["end_time"] = json!(end_time);
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct RunRef {
+    run_id: Option<String>,
+    /// The older name of the same.
+    run_uuid: Option<String>,
+}
+
+impl RunRef {
+    fn id(&self) -> Result<&str, ApiError> {
+        let id = self.run_id.as_deref().filter(|id| !id.is_empty()).or(self.run_uuid.as_deref());
+        id.ok_or_else(|| ApiError::invalid("the query parameter 'run_id' is missing"))
     }
-    info
 }
 
-fn metric_json(key: &str, metric: &Metric) -> Value {
-    json!({ "key": key, "value": metric.value, "timestamp": metric.timestamp, "step": metric.step })
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct MetricRef {
+    #[serde(flatten)]
+    run: RunRef,
+    metric_key: String,
 }
 
-fn run_json(run: &Run) -> Value {
-    let metric = |(key, metric): (&String, &Metric)| metric_json(key, metric);
-    let output = |(id, step): (&String, &i64)| json!({ "model_id": id, "step": step });
-    json!({
-        "info": info_json(run),
-        "data": {
-            "metrics": run.metrics.iter().map(metric).collect::<Value>(),
-            "params": tags_json(&run.params),
-            "tags": tags_json(&run.tags),
-        },
-        "inputs": {},
-        "outputs": { "model_outputs": run.outputs.iter().map(output).collect::<Value>() },
-    })
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "RunSearch")]
+pub(super) struct Search {
+    #[serde(default)]
+    experiment_ids: Vec<String>,
+    /// Refused: there is nothing to filter by.
+    filter: Option<String>,
+    #[serde(flatten)]
+    paging: Paging,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneRun {
+    run: DescribedRun,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct UpdatedRun {
+    run_info: RunInfo,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Runs {
+    runs: Vec<DescribedRun>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Metrics {
+    metrics: Vec<DescribedMetric>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Run")]
+struct DescribedRun {
+    info: RunInfo,
+    data: RunData,
+    inputs: RunInputs,
+    outputs: RunOutputs,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct RunInfo {
+    run_id: String,
+    /// The older name of the same.
+    run_uuid: String,
+    run_name: String,
+    experiment_id: String,
+    user_id: String,
+    status: String,
+    start_time: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end_time: Option<u64>,
+    artifact_uri: String,
+    lifecycle_stage: &'static str,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct RunData {
+    metrics: Vec<DescribedMetric>,
+    params: Vec<Tag>,
+    tags: Vec<Tag>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Metric")]
+struct DescribedMetric {
+    key: String,
+    /// A number, or the name of one that JSON does not have: `NaN`, `Infinity`, `-Infinity`.
+    value: Value,
+    timestamp: i64,
+    step: i64,
+}
+
+/// None are kept.
+#[derive(Serialize, JsonSchema)]
+struct RunInputs {}
+
+#[derive(Serialize, JsonSchema)]
+struct RunOutputs {
+    model_outputs: Vec<RunOutput>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct RunOutput {
+    model_id: String,
+    step: i64,
+}
+
+impl RunInfo {
+    fn of(run: &Run) -> RunInfo {
+        RunInfo {
+            run_id: run.id.clone(),
+            run_uuid: run.id.clone(),
+            run_name: run.name.clone(),
+            experiment_id: run.experiment.clone(),
+            user_id: run.creator.clone(),
+            status: run.status.clone(),
+            start_time: run.start_time,
+            end_time: run.end_time,
+            artifact_uri: format!("mlflow-artifacts:/{}/{}/artifacts", run.experiment, run.id),
+            lifecycle_stage: "active",
+        }
+    }
+}
+
+impl DescribedMetric {
+    fn of(key: &str, metric: &Metric) -> DescribedMetric {
+        let Metric { value, timestamp, step } = metric.clone();
+        DescribedMetric { key: key.to_owned(), value, timestamp, step }
+    }
+}
+
+impl DescribedRun {
+    fn of(run: &Run) -> DescribedRun {
+        let output = |(id, step): (&String, &i64)| RunOutput { model_id: id.clone(), step: *step };
+        DescribedRun {
+            info: RunInfo::of(run),
+            data: RunData {
+                metrics: run.metrics.iter().map(|(key, metric)| DescribedMetric::of(key, metric)).collect(),
+                params: tags_of(&run.params),
+                tags: tags_of(&run.tags),
+            },
+            inputs: RunInputs {},
+            outputs: RunOutputs { model_outputs: run.outputs.iter().map(output).collect() },
+        }
+    }
 }
 
 pub(super) async fn create(call: &mut Call) -> Result<Answer, ApiError> {
@@ -130,40 +247,30 @@ pub(super) async fn create(call: &mut Call) -> Result<Answer, ApiError> {
     run.tags.insert("mlflow.runName".to_owned(), run.name.clone());
     run.start_time = input.start_time.unwrap_or(run.start_time);
     tracking.add(&run).await?;
-    json(&json!({ "run": run_json(&run) }))
+    json(&OneRun { run: DescribedRun::of(&run) })
 }
 
 pub(super) async fn get(call: &Call) -> Result<Answer, ApiError> {
-    let id = call.query("run_id").filter(|id| !id.is_empty()).map_or_else(|| call.needed("run_uuid"), Ok)?;
-    let run: Run = call.app.control.registry.tracking.get(&*call.principal()?, &id).await?;
-    json(&json!({ "run": run_json(&run) }))
+    let asked: RunRef = call.query()?;
+    let run: Run = call.app.control.registry.tracking.get(&*call.principal()?, asked.id()?).await?;
+    json(&OneRun { run: DescribedRun::of(&run) })
 }
 
 /// MLflow looks for the values that belong to a model's step. Of each metric only the last value is kept.
 pub(super) async fn metric_history(call: &Call) -> Result<Answer, ApiError> {
-    let id = call.query("run_id").filter(|id| !id.is_empty()).map_or_else(|| call.needed("run_uuid"), Ok)?;
-    let key = call.needed("metric_key")?;
-    let run: Run = call.app.control.registry.tracking.get(&*call.principal()?, &id).await?;
-    let last: Vec<Value> = run.metrics.get(&key).map(|metric| metric_json(&key, metric)).into_iter().collect();
-    json(&json!({ "metrics": last }))
+    let MetricRef { run, metric_key: key } = call.query()?;
+    let run: Run = call.app.control.registry.tracking.get(&*call.principal()?, run.id()?).await?;
+    let last = run.metrics.get(&key).map(|metric| DescribedMetric::of(&key, metric));
+    json(&Metrics { metrics: last.into_iter().collect() })
 }
 
 pub(super) async fn search(call: &mut Call) -> Result<Answer, ApiError> {
-    #[derive(Deserialize)]
-    struct Input {
-        #[serde(default)]
-        experiment_ids: Vec<String>,
-        filter: Option<String>,
-        #[serde(flatten)]
-        paging: Paging,
-    }
-    let (app, principal, input) = call.json::<Input>().await?;
+    let (app, principal, input) = call.json::<Search>().await?;
     no_filter(input.filter.as_deref())?;
     let mut runs: Vec<Run> = app.control.registry.tracking.list(principal.workspace).await?;
     runs.retain(|run| level_of(&principal, run.object()).is_some() && input.experiment_ids.contains(&run.experiment));
-    let mut answer = json!({});
-    input.paging.fill(&mut answer, "runs", &runs, run_json)?;
-    json(&answer)
+    let (page, next_page_token) = input.paging.page(&runs)?;
+    json(&Runs { runs: page.iter().map(DescribedRun::of).collect(), next_page_token })
 }
 
 /// Changes the run that a body names.
@@ -192,13 +299,13 @@ pub(super) async fn update(call: &mut Call) -> Result<Answer, ApiError> {
         }
         Ok(())
     });
-    json(&json!({ "run_info": info_json(&run.await?) }))
+    json(&UpdatedRun { run_info: RunInfo::of(&run.await?) })
 }
 
 pub(super) async fn delete(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<Change>().await?;
     app.control.registry.tracking.remove::<Run>(&principal, &input.run_id).await?;
-    json(&Map::new())
+    done()
 }
 
 fn log(run: &mut Run, metric: &MetricInput) -> Result<(), ApiError> {
@@ -212,17 +319,17 @@ fn log(run: &mut Run, metric: &MetricInput) -> Result<(), ApiError> {
 
 pub(super) async fn log_metric(call: &mut Call) -> Result<Answer, ApiError> {
     change(call, |run, input| log(run, &input.metric())).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn log_parameter(call: &mut Call) -> Result<Answer, ApiError> {
     change(call, |run, input| put_entry(&mut run.params, &input.key, &input.text())).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn set_tag(call: &mut Call) -> Result<Answer, ApiError> {
     change(call, |run, input| put_entry(&mut run.tags, &input.key, &input.text())).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn delete_tag(call: &mut Call) -> Result<Answer, ApiError> {
@@ -231,7 +338,7 @@ pub(super) async fn delete_tag(call: &mut Call) -> Result<Answer, ApiError> {
         Ok(())
     })
     .await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn log_batch(call: &mut Call) -> Result<Answer, ApiError> {
@@ -241,13 +348,13 @@ pub(super) async fn log_batch(call: &mut Call) -> Result<Answer, ApiError> {
         put_entries(&mut run.tags, &input.tags)
     })
     .await?;
-    json(&Map::new())
+    done()
 }
 
 /// The model's description is in its `MLmodel` file, which comes too.
 pub(super) async fn log_model(call: &mut Call) -> Result<Answer, ApiError> {
     change(call, |_, _| Ok(())).await?;
-    json(&Map::new())
+    done()
 }
 
 pub(super) async fn outputs(call: &mut Call) -> Result<Answer, ApiError> {
@@ -263,5 +370,5 @@ pub(super) async fn outputs(call: &mut Call) -> Result<Answer, ApiError> {
         }
     })
     .await?;
-    json(&Map::new())
+    done()
 }

@@ -1,35 +1,43 @@
 //! `ai_gateway` and the older `rate_limits`.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::catalog::gateway_config::{
     GatewayConfig, Guardrail, Guardrails, InferenceTable, LimitKey, PiiBehavior, RateLimit,
 };
 
 /// The whole of it; PUT replaces all.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(in crate::api) struct AiGatewayConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
     fallback_config: Option<Switch>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     guardrails: Option<GuardrailsConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     inference_table_config: Option<InferenceTableConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     rate_limits: Option<Vec<AiGatewayRateLimit>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     usage_tracking_config: Option<Switch>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Switch {
     #[serde(default)]
     enabled: bool,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
-struct AiGatewayRateLimit {
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub(in crate::api) struct AiGatewayRateLimit {
+    #[serde(skip_serializing_if = "Option::is_none")]
     calls: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Key>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     principal: Option<String>,
     renewal_period: RenewalPeriod,
 }
@@ -42,7 +50,7 @@ pub(in crate::api) struct LegacyRateLimit {
     renewal_period: RenewalPeriod,
 }
 
-/// Body and answer of the older form.
+/// Body of the older form.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(in crate::api) struct LegacyRateLimits {
@@ -50,8 +58,15 @@ pub(in crate::api) struct LegacyRateLimits {
     pub(in crate::api) rate_limits: Option<Vec<LegacyRateLimit>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+/// All limits of the older form, after a change.
+#[derive(Serialize, JsonSchema)]
+pub(in crate::api) struct RateLimits {
+    pub(in crate::api) rate_limits: Vec<AiGatewayRateLimit>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "RateLimitKey")]
 enum Key {
     Endpoint,
     User,
@@ -66,47 +81,59 @@ enum LegacyKey {
     User,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum RenewalPeriod {
     Minute,
 }
 
 /// A table of requests and responses, in the gateway's form and in the older one.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(in crate::api) struct InferenceTableConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
     catalog_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     schema_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     table_name_prefix: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     enabled: Option<bool>,
     /// Share of the requests that is kept, from 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     sampling_fraction: Option<f64>,
 }
 
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct GuardrailsConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
     input: Option<GuardrailConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<GuardrailConfig>,
 }
 
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct GuardrailConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
     safety: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pii: Option<Pii>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     invalid_keywords: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     valid_topics: Option<Vec<String>>,
 }
 
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct Pii {
+    #[serde(skip_serializing_if = "Option::is_none")]
     behavior: Option<Behavior>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 enum Behavior {
     None,
@@ -181,62 +208,75 @@ impl From<GuardrailConfig> for Guardrail {
     }
 }
 
-/// An object of those fields that are there.
-pub(super) fn present<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {
-    fields.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?))).collect()
-}
-
-/// AiGatewayConfig, as it was sent.
-pub(in crate::api) fn output(gateway: &GatewayConfig) -> Value {
-    let limits = |limits: &Vec<RateLimit>| limits.iter().map(rate_limit).collect::<Value>();
-    let guardrails = |guardrails: &Guardrails| {
-        present([
-            ("input", guardrails.input.as_ref().map(guardrail)),
-            ("output", guardrails.output.as_ref().map(guardrail)),
-        ])
-    };
-    present([
-        ("fallback_config", gateway.fallback.map(|enabled| json!({ "enabled": enabled }))),
-        ("guardrails", gateway.guardrails.as_ref().map(guardrails)),
-        ("inference_table_config", gateway.inference_table.as_ref().map(inference_table)),
-        ("rate_limits", gateway.rate_limits.as_ref().map(limits)),
-        ("usage_tracking_config", gateway.usage_tracking.map(|enabled| json!({ "enabled": enabled }))),
-    ])
+impl From<&GatewayConfig> for AiGatewayConfig {
+    fn from(kept: &GatewayConfig) -> AiGatewayConfig {
+        let switch = |enabled| Switch { enabled };
+        AiGatewayConfig {
+            fallback_config: kept.fallback.map(switch),
+            guardrails: kept.guardrails.as_ref().map(|guardrails| GuardrailsConfig {
+                input: guardrails.input.as_ref().map(Into::into),
+                output: guardrails.output.as_ref().map(Into::into),
+            }),
+            inference_table_config: kept.inference_table.as_ref().map(Into::into),
+            rate_limits: kept.rate_limits.as_ref().map(|limits| limits.iter().map(Into::into).collect()),
+            usage_tracking_config: kept.usage_tracking.map(switch),
+        }
+    }
 }
 
 /// A limit in either form.
-pub(in crate::api) fn rate_limit(limit: &RateLimit) -> Value {
-    present([
-        ("calls", limit.calls.map(|calls| json!(calls))),
-        ("tokens", limit.tokens.map(|tokens| json!(tokens))),
-        ("key", limit.key.map(|key| json!(key.name()))),
-        ("principal", limit.principal.as_ref().map(|principal| json!(principal))),
-        ("renewal_period", Some(json!("minute"))),
-    ])
+impl From<&RateLimit> for AiGatewayRateLimit {
+    fn from(kept: &RateLimit) -> AiGatewayRateLimit {
+        let key = kept.key.map(|key| match key {
+            LimitKey::Endpoint => Key::Endpoint,
+            LimitKey::User => Key::User,
+            LimitKey::UserGroup => Key::UserGroup,
+            LimitKey::ServicePrincipal => Key::ServicePrincipal,
+        });
+        AiGatewayRateLimit {
+            calls: kept.calls,
+            tokens: kept.tokens,
+            key,
+            principal: kept.principal.clone(),
+            renewal_period: RenewalPeriod::Minute,
+        }
+    }
 }
 
 /// A table in either form.
-pub(super) fn inference_table(table: &InferenceTable) -> Value {
-    present([
-        ("catalog_name", table.catalog.as_ref().map(|name| json!(name))),
-        ("schema_name", table.schema.as_ref().map(|name| json!(name))),
-        ("table_name_prefix", table.table_name_prefix.as_ref().map(|prefix| json!(prefix))),
-        ("enabled", table.enabled.map(|enabled| json!(enabled))),
-        ("sampling_fraction", table.sampling_fraction.map(|share| json!(share))),
-    ])
+impl From<&InferenceTable> for InferenceTableConfig {
+    fn from(kept: &InferenceTable) -> InferenceTableConfig {
+        let InferenceTable { enabled, catalog, schema, table_name_prefix, sampling_fraction } = kept.clone();
+        InferenceTableConfig {
+            catalog_name: catalog,
+            schema_name: schema,
+            table_name_prefix,
+            enabled,
+            sampling_fraction,
+        }
+    }
 }
 
-fn guardrail(guardrail: &Guardrail) -> Value {
-    present([
-        ("safety", guardrail.safety.map(|safety| json!(safety))),
-        ("pii", guardrail.pii.map(|pii| json!({ "behavior": pii.name() }))),
-        ("invalid_keywords", guardrail.invalid_keywords.as_ref().map(|words| json!(words))),
-        ("valid_topics", guardrail.valid_topics.as_ref().map(|topics| json!(topics))),
-    ])
+impl From<&Guardrail> for GuardrailConfig {
+    fn from(kept: &Guardrail) -> GuardrailConfig {
+        let behavior = |pii: PiiBehavior| match pii {
+            PiiBehavior::None => Behavior::None,
+            PiiBehavior::Block => Behavior::Block,
+            PiiBehavior::Mask => Behavior::Mask,
+        };
+        GuardrailConfig {
+            safety: kept.safety,
+            pii: kept.pii.map(|pii| Pii { behavior: Some(behavior(pii)) }),
+            invalid_keywords: kept.invalid_keywords.clone(),
+            valid_topics: kept.valid_topics.clone(),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     #[test]
@@ -251,10 +291,12 @@ mod tests {
             ],
             "usage_tracking_config": { "enabled": true },
         });
-        let input: AiGatewayConfig = serde_json::from_value(sent.clone()).unwrap();
-        assert_eq!(output(&input.into()), sent);
-        let empty: AiGatewayConfig = serde_json::from_value(json!({})).unwrap();
-        assert_eq!(output(&empty.into()), json!({}));
+        let back = |sent: &Value| {
+            let input: AiGatewayConfig = serde_json::from_value(sent.clone()).unwrap();
+            serde_json::to_value(AiGatewayConfig::from(&GatewayConfig::from(input))).unwrap()
+        };
+        assert_eq!(back(&sent), sent);
+        assert_eq!(back(&json!({})), json!({}));
         for bad in [
             json!({ "rate_limits": [{ "calls": 1 }] }),
             json!({ "rate_limits": [{ "calls": 1, "renewal_period": "hour" }] }),

@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
-use super::gateway::present;
 use crate::catalog::{Notifications, Tag, Telemetry, TelemetryTable};
 
 /// A label.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(in crate::api) struct EndpointTag {
     key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<String>,
 }
 
@@ -26,11 +25,19 @@ pub(in crate::api) struct PatchTags {
     pub(in crate::api) delete_tags: Option<Vec<String>>,
 }
 
+/// The labels after a change.
+#[derive(Serialize, JsonSchema)]
+pub(in crate::api) struct EndpointTags {
+    pub(in crate::api) tags: Vec<EndpointTag>,
+}
+
 /// Whom to tell of updates.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(in crate::api) struct EmailNotifications {
+    #[serde(skip_serializing_if = "Option::is_none")]
     on_update_success: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     on_update_failure: Option<Vec<String>>,
 }
 
@@ -42,20 +49,34 @@ pub(in crate::api) struct UpdateNotifications {
     pub(in crate::api) email_notifications: Option<EmailNotifications>,
 }
 
+/// The addresses after a change.
+#[derive(Serialize, JsonSchema)]
+pub(in crate::api) struct UpdatedNotifications {
+    pub(in crate::api) name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::api) email_notifications: Option<EmailNotifications>,
+}
+
 /// Where traces, logs and metrics shall go.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(in crate::api) struct TelemetryConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
     enabled_telemetry_features: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     table_names: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     telemetry_profile_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     inference_table_config: Option<TelemetryTableConfig>,
 }
 
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct TelemetryTableConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     sampling_fraction: Option<f64>,
 }
 
@@ -108,28 +129,28 @@ impl From<TelemetryConfig> for Telemetry {
     }
 }
 
-pub(in crate::api) fn tag(tag: &Tag) -> Value {
-    present([("key", Some(json!(tag.key))), ("value", tag.value.as_ref().map(|value| json!(value)))])
+impl From<&Tag> for EndpointTag {
+    fn from(tag: &Tag) -> EndpointTag {
+        EndpointTag { key: tag.key.clone(), value: tag.value.clone() }
+    }
 }
 
-pub(in crate::api) fn notifications(notifications: &Notifications) -> Value {
-    present([
-        ("on_update_success", notifications.on_update_success.as_ref().map(|list| json!(list))),
-        ("on_update_failure", notifications.on_update_failure.as_ref().map(|list| json!(list))),
-    ])
+impl From<&Notifications> for EmailNotifications {
+    fn from(kept: &Notifications) -> EmailNotifications {
+        let Notifications { on_update_success, on_update_failure } = kept.clone();
+        EmailNotifications { on_update_success, on_update_failure }
+    }
 }
 
-pub(super) fn telemetry(telemetry: &Telemetry) -> Value {
-    let table = |table: &TelemetryTable| {
-        present([
-            ("name", table.name.as_ref().map(|name| json!(name))),
-            ("sampling_fraction", table.sampling_fraction.map(|share| json!(share))),
-        ])
-    };
-    present([
-        ("enabled_telemetry_features", telemetry.features.as_ref().map(|features| json!(features))),
-        ("table_names", telemetry.tables.as_ref().map(|tables| json!(tables))),
-        ("telemetry_profile_id", telemetry.profile_id.as_ref().map(|id| json!(id))),
-        ("inference_table_config", telemetry.inference_table.as_ref().map(table)),
-    ])
+impl From<&Telemetry> for TelemetryConfig {
+    fn from(kept: &Telemetry) -> TelemetryConfig {
+        let Telemetry { features, tables, profile_id, inference_table } = kept.clone();
+        let table = |TelemetryTable { name, sampling_fraction }| TelemetryTableConfig { name, sampling_fraction };
+        TelemetryConfig {
+            enabled_telemetry_features: features,
+            table_names: tables,
+            telemetry_profile_id: profile_id,
+            inference_table_config: inference_table.map(table),
+        }
+    }
 }
