@@ -16,7 +16,7 @@ async fn document(call: &Call) -> Result<Answer, ApiError> {
 }
 
 /// Subjects: what stands before the dot in a route's name.
-const TAGS: [(&str, &str); 26] = [
+const TAGS: [(&str, &str); 28] = [
     ("server", "The server itself"),
     ("discovery", "What clients ask before they ask for anything"),
     ("endpoints", "Serving endpoints and what can be read and set of them"),
@@ -37,6 +37,8 @@ const TAGS: [(&str, &str); 26] = [
     ("users", "Users, in SCIM"),
     ("groups", "Groups, in SCIM"),
     ("service_principals", "Service principals, in SCIM"),
+    ("account_users", "Users of all workspaces, in SCIM"),
+    ("account_service_principals", "Service principals of all workspaces, in SCIM"),
     ("service_principal_secrets", "OAuth secrets of service principals"),
     ("oauth", "Access tokens for programs"),
     ("tokens", "One's own tokens"),
