@@ -5,8 +5,10 @@
 //! Answers go to stdout, notes and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod audit;
+mod build;
 mod client;
 pub mod doctor;
+mod embedded;
 mod endpoint;
 mod identity;
 mod invoke;
@@ -14,6 +16,8 @@ mod json;
 mod key;
 mod label;
 mod model;
+mod new;
+mod project;
 mod pull;
 mod push;
 mod table;
@@ -31,6 +35,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{DEFAULT_HOME, ServeArgs};
 use audit::AuditArgs;
+use build::BuildArgs;
 use client::{Client, ClientError};
 use doctor::DoctorArgs;
 use endpoint::EndpointCommand;
@@ -38,6 +43,7 @@ use identity::{GroupCommand, ServicePrincipalCommand, UserCommand};
 use invoke::{InvokeArgs, LogsArgs};
 use key::KeyCommand;
 use model::ModelCommand;
+use new::NewArgs;
 use token::TokenCommand;
 use usage::UsageArgs;
 use workspace::WorkspaceCommand;
@@ -60,6 +66,9 @@ pub enum Command {
     /// Compile one component: the server starts this in a child process under limits.
     #[command(hide = true)]
     CompileWorker,
+    /// A command for whoever writes a model's code.
+    #[command(flatten)]
+    Developer(DeveloperCommand),
     /// Tell what this machine can do: instances, backends, GPU, and what is missing for them
     Doctor(DoctorArgs),
     /// Check or read the audit log: who changed what, and who was denied
@@ -69,6 +78,15 @@ pub enum Command {
     /// A command that talks to a server.
     #[command(flatten)]
     Client(ClientCommand),
+}
+
+/// The commands for whoever writes a model's code. They need no server.
+#[derive(Debug, Subcommand)]
+pub enum DeveloperCommand {
+    /// Make a project: a model with code of its own
+    New(NewArgs),
+    /// Build the component of the project in this folder
+    Build(BuildArgs),
 }
 
 /// The commands that talk to a server.
@@ -195,6 +213,15 @@ pub struct ClientOptions {
 pub fn run(command: ClientCommand) -> ExitCode {
     let format = Format::new(command.options().json);
     exit(execute(command, format, &mut io::stdout().lock()).map(|()| ExitCode::SUCCESS), format)
+}
+
+/// Runs a command of developers.
+pub fn develop(command: DeveloperCommand) -> ExitCode {
+    let outcome = match command {
+        DeveloperCommand::New(args) => new::run(&args),
+        DeveloperCommand::Build(args) => build::run(&args),
+    };
+    exit(outcome.map(|()| ExitCode::SUCCESS), Format::Human)
 }
 
 /// Runs `tessera audit`.

@@ -205,8 +205,10 @@ pub struct PackageError(pub String);
 /// `tessera.toml` as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Manifest {
+pub struct Manifest {
     component: Option<String>,
+    /// How `tessera build` makes the component: nothing that a server reads.
+    pub build: Option<toml::Table>,
     #[serde(default)]
     init: InitTime,
     #[serde(default)]
@@ -220,6 +222,24 @@ struct Manifest {
     #[serde(default)]
     limits: LimitOverrides,
     golden: Option<Golden>,
+}
+
+impl Manifest {
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    /// What is wrong, with its line.
+    pub fn parse(text: &str) -> Result<Manifest, PackageError> {
+        toml::from_str(text).map_err(|error| PackageError(format!("{MANIFEST}: {error}")))
+    }
+
+    /// The component that it names.
+    pub fn component(&self) -> Option<ComponentSource> {
+        self.component.as_deref().map(|name| match name.strip_prefix("stock:") {
+            Some(stock) => ComponentSource::Stock(stock.to_owned()),
+            None => ComponentSource::File(name.to_owned()),
+        })
+    }
 }
 
 /// The part of `MLmodel` that serving needs.
@@ -267,7 +287,7 @@ impl Package {
             return Err(PackageError(format!("the package has {} files; the limit is {FILES_MAX}", files.len())));
         }
         let text = |name: &str| files.get(name).map(|file| read_text(name, file, blobs)).transpose();
-        let manifest = text(MANIFEST)?.map(|text| parse_manifest(&text)).transpose()?;
+        let manifest = text(MANIFEST)?.map(|text| Manifest::parse(&text)).transpose()?;
         let mlmodel = text(MLMODEL)?.map(|text| parse_mlmodel(&text)).transpose()?;
         if manifest.is_none() && mlmodel.is_none() {
             return Err(PackageError(format!(
@@ -381,10 +401,6 @@ fn read_text(name: &str, file: &PackageFile, blobs: &Blobs) -> Result<String, Pa
     String::from_utf8(bytes).map_err(|_| PackageError(format!("{name} is not UTF-8 text")))
 }
 
-fn parse_manifest(text: &str) -> Result<Manifest, PackageError> {
-    toml::from_str(text).map_err(|error| PackageError(format!("{MANIFEST}: {error}")))
-}
-
 fn parse_mlmodel(text: &str) -> Result<MlModel, PackageError> {
     serde_saphyr::from_str(text)
         .map_err(|error| PackageError(format!("{MLMODEL} is not the YAML that MLflow writes: {error}")))
@@ -397,13 +413,7 @@ fn assemble(
 ) -> Result<Package, PackageError> {
     let mut package = Package {
         files,
-        component: match manifest.component.as_deref() {
-            Some(name) => match name.strip_prefix("stock:") {
-                Some(stock) => ComponentSource::Stock(stock.to_owned()),
-                None => ComponentSource::File(name.to_owned()),
-            },
-            None => ComponentSource::Stock("scoring".to_owned()),
-        },
+        component: manifest.component().unwrap_or_else(|| ComponentSource::Stock("scoring".to_owned())),
         init: manifest.init,
         request_body: manifest.request_body,
         assets: manifest.assets,
