@@ -26,7 +26,7 @@ fn main() -> ExitCode {
 fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let config = args.resolve()?;
     observe::log::init(config.log_format, config.log_level)?;
-    server::serve(&config)
+    server::serve(&config, |_| {})
 }
 
 fn report(result: anyhow::Result<()>) -> ExitCode {

@@ -22,6 +22,9 @@ use crate::deploy::package::{ComponentSource, MANIFEST, Manifest, check_path};
 /// The folder in a project for what is made from it, and the home of the server of `tessera dev`.
 const SCRATCH: &str = ".tessera";
 
+/// The keys of the table `[build]` that every language knows.
+const COMMON_OPTIONS: [&str; 2] = ["language", "include"];
+
 /// What a component is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -37,9 +40,16 @@ impl Language {
             Language::Rust => "rust",
         }
     }
+
+    /// The keys of the table `[build]` that only this language knows.
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Language::Rust => &[],
+        }
+    }
 }
 
-/// The table `[build]` of a manifest. What else is in it belongs to the language, see [`Project::options`].
+/// The table `[build]` of a manifest. What else is in it belongs to the language.
 #[derive(Debug, Deserialize)]
 struct BuildTable {
     language: Language,
@@ -103,6 +113,11 @@ impl Project {
             _ => bail!("{} has a [build] table, so component must name the file that is built", path.display()),
         };
         check_path(&component)?;
+        let known =
+            |key: &&String| COMMON_OPTIONS.contains(&key.as_str()) || language.options().contains(&key.as_str());
+        if let Some(unknown) = options.keys().find(|key| !known(key)) {
+            bail!("the [build] table of {} has the key '{unknown}', which means nothing here", path.display());
+        }
         let name = root.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Some(Project {
             root: root.to_owned(),

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::Args;
 
+use super::doctor::Check;
 use super::project::{Language, Project};
 use super::{note, table};
 use crate::deploy::capability;
@@ -33,6 +34,11 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<()> {
     let bytes = fs::metadata(&project.component).map_or(0, |found| found.len());
     note(&format!("{}  ({})", project.component.display(), table::size(bytes)));
     Ok(())
+}
+
+/// What there is on this machine to build components with, for `tessera doctor`.
+pub(super) fn toolchains() -> Vec<Check> {
+    vec![rust::check()]
 }
 
 /// Builds the component, and puts it where the manifest wants it. True if it is another one than before.

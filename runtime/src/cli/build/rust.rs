@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
+use crate::cli::doctor::Check;
 use crate::cli::embedded::RUST_SDK;
 use crate::cli::project::{Project, unpack};
 
@@ -18,6 +19,13 @@ const WORKSPACE: &str = include_str!("../../../../Cargo.toml");
 
 /// Targets that a component can be made from, the best first: without WASI there is nothing to link that is not used.
 const TARGETS: [&str; 3] = ["wasm32-unknown-unknown", "wasm32-wasip1", "wasm32-wasip2"];
+
+/// The project's profile for builds that are optimised: that of `sdk/build-guests.sh`, apart from the one for its tests.
+const PROFILE: &str = "guest";
+
+/// How to get a compiler.
+const WAYS_OUT: &str = "run `rustup target add wasm32-unknown-unknown`, or on Debian `apt-get install rustc-web \
+                        cargo-web rust-web-src lld`";
 
 /// What `sdk/build-guests.sh` says of each.
 const FLAGS: [&str; 5] = [
@@ -41,6 +49,18 @@ pub(super) fn build(project: &Project, release: bool) -> anyhow::Result<PathBuf>
     let path = project.scratch("build")?.join("rust.wasm");
     std::fs::write(&path, component).with_context(|| format!("failed to write {}", path.display()))?;
     Ok(path)
+}
+
+/// Whether there is a compiler, for `tessera doctor`.
+pub(super) fn check() -> Check {
+    const NAME: &str = "components in Rust";
+    match Toolchain::find(Path::new(".")) {
+        Ok(found) => Check::ok(NAME, format!("{} for {}", found.cargo, found.target)),
+        Err(error) => {
+            let (found, fix) = (error.to_string(), WAYS_OUT.to_owned());
+            Check::missing(NAME, found.trim_end_matches(&format!(": {WAYS_OUT}")), format!("to build them: {fix}"))
+        }
+    }
 }
 
 /// Puts the SDK where the project's Cargo.toml looks for it: `.tessera/sdk/rust`, in a workspace like that of this
@@ -75,10 +95,7 @@ impl Toolchain {
         if let Some(target) = TARGETS.into_iter().find(|target| installed.lines().any(|line| line == *target)) {
             return Ok(Toolchain { cargo: "cargo", target, variables: vec![], arguments: &[] });
         }
-        Toolchain::debian(folder)?.context(
-            "there is no Rust compiler for WebAssembly: run `rustup target add wasm32-unknown-unknown`, or on Debian \
-             `apt-get install rustc-web cargo-web rust-web-src`",
-        )
+        Toolchain::debian(folder)?.with_context(|| format!("there is no Rust compiler for WebAssembly: {WAYS_OUT}"))
     }
 
     fn debian(folder: &Path) -> anyhow::Result<Option<Toolchain>> {
@@ -138,7 +155,7 @@ fn compile(project: &Project, toolchain: &Toolchain, release: bool) -> anyhow::R
     command.args(["build", "--lib", "--quiet", "--message-format=json-render-diagnostics", "--target"]);
     command.arg(toolchain.target).args(toolchain.arguments).arg("--manifest-path").arg(&manifest);
     if release {
-        command.arg("--release");
+        command.args(["--profile", PROFILE]);
     }
     command.envs(toolchain.variables.iter().map(|(name, value)| (name, value)));
     command.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f")).current_dir(&project.root);
