@@ -202,6 +202,7 @@ fn mistakes_are_told_with_the_way_out() {
     };
     fails(&["build"], "make one with `tessera new NAME`");
     fails(&["new", "Flowers", "--lang", "rust"], "'Flowers' is no name for a project");
+    fails(&["new", "chat", "--lang", "rust"], "'chat' is reserved");
     fails(&["new", "flowers", "--lang", "cobol"], "possible values");
     ok(run(folder.path(), &["new", "flowers", "--lang", "rust"]));
     fails(&["new", "flowers", "--lang", "rust"], "is there already");
@@ -239,6 +240,6 @@ fn shells_complete_the_commands() {
         let script = ok(run(folder.path(), &["completions", shell]));
         assert!(script.contains("tessera") && script.contains("inspect"), "{shell}");
     }
-    let checked = Command::new("bash").args(["-n", "-c", &ok(run(folder.path(), &["completions", "bash"]))]).output();
-    ok(checked.unwrap());
+    fs::write(folder.path().join("script"), ok(run(folder.path(), &["completions", "bash"]))).unwrap();
+    ok(Command::new("bash").arg("-n").arg(folder.path().join("script")).output().unwrap());
 }

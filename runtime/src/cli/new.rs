@@ -14,9 +14,10 @@ use clap::{Args, ValueEnum};
 use super::embedded::TEMPLATES;
 use super::note;
 use super::project::{Language, unpack};
+use crate::catalog::check_endpoint_name;
 
-/// Longest name of a project.
-const NAME_BYTES_MAX: usize = 64;
+/// Longest name of a project: that of an endpoint.
+const NAME_BYTES_MAX: usize = 63;
 
 /// What to make.
 #[derive(Debug, Args)]
@@ -37,12 +38,18 @@ pub struct NewArgs {
 pub enum Template {
     /// Rows of numbers in, a label for each out
     Tabular,
+    /// OpenAI's chat API in front of code of your own
+    Chat,
+    /// Bodies of any form and length, in and out in chunks
+    Http,
 }
 
 impl Template {
     fn name(self) -> &'static str {
         match self {
             Template::Tabular => "tabular",
+            Template::Chat => "chat",
+            Template::Http => "http",
         }
     }
 }
@@ -71,7 +78,8 @@ fn check_name(name: &str) -> anyhow::Result<()> {
         "'{name}' is no name for a project: it begins with a small letter, and has small letters, digits, - and _, at \
          most {NAME_BYTES_MAX} of them"
     );
-    Ok(())
+    // The endpoint of `tessera dev` has the project's name.
+    Ok(check_endpoint_name(name)?)
 }
 
 /// The files of a project by their paths.
@@ -100,4 +108,37 @@ fn files(language: Language, template: Template, name: &str) -> anyhow::Result<B
         }
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_template_makes_a_package_that_names_its_files() {
+        for language in Language::value_variants() {
+            let known = TEMPLATES.iter().filter_map(|(path, _)| path.split('/').next()?.split_once('-'));
+            let known: std::collections::BTreeSet<&str> =
+                known.filter(|(of, _)| *of == language.name()).map(|(_, template)| template).collect();
+            for template in Template::value_variants().iter().filter(|template| known.contains(template.name())) {
+                let files = files(*language, *template, "a-name").unwrap();
+                let text = |name: &str| String::from_utf8(files[name].clone()).unwrap();
+                let manifest = crate::deploy::package::Manifest::parse(&text("tessera.toml")).unwrap();
+                for name in manifest.files() {
+                    assert!(files.contains_key(&name), "{}-{}: {name}", language.name(), template.name());
+                }
+                assert!(text("README.md").contains("a-name") && files.contains_key(".gitignore"));
+                assert!(!files.values().any(|content| String::from_utf8_lossy(content).contains("{{name}}")));
+            }
+            assert!(!known.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_name_is_good_for_a_crate_and_an_endpoint() {
+        check_name("iris-2").unwrap();
+        for bad in ["", "Iris", "2iris", "a b", "..", "chat", &"x".repeat(64)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -23,7 +23,7 @@ use crate::deploy::package::{ComponentSource, MANIFEST, Manifest, check_path};
 const SCRATCH: &str = ".tessera";
 
 /// The keys of the table `[build]` that every language knows.
-const COMMON_OPTIONS: [&str; 2] = ["language", "include"];
+const COMMON_OPTIONS: &[&str] = &["language", "include"];
 
 /// What a component is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -113,13 +113,8 @@ impl Project {
             _ => bail!("{} has a [build] table, so component must name the file that is built", path.display()),
         };
         check_path(&component)?;
-        let known =
-            |key: &&String| COMMON_OPTIONS.contains(&key.as_str()) || language.options().contains(&key.as_str());
-        if let Some(unknown) = options.keys().find(|key| !known(key)) {
-            bail!("the [build] table of {} has the key '{unknown}', which means nothing here", path.display());
-        }
         let name = root.file_name().map(|name| name.to_string_lossy().into_owned());
-        Ok(Some(Project {
+        let project = Project {
             root: root.to_owned(),
             name: name.unwrap_or_else(|| "model".to_owned()),
             language,
@@ -127,7 +122,17 @@ impl Project {
             include,
             component: root.join(component),
             manifest,
-        }))
+        };
+        project.check_options().with_context(|| format!("{} is wrong", path.display()))?;
+        Ok(Some(project))
+    }
+
+    fn check_options(&self) -> anyhow::Result<()> {
+        let known = [COMMON_OPTIONS, self.language.options()].concat();
+        match self.options.keys().find(|key| !known.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => bail!("its [build] table has the key '{key}'; there are {}", known.join(", ")),
+        }
     }
 
     /// A folder below the project's own for what is made from it, made if it is not there.

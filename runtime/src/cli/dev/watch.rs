@@ -1,6 +1,6 @@
 //! Tells of changed files of a project: those that a person writes, not those that a build makes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
@@ -63,32 +63,39 @@ impl Watch {
 
     /// Waits for changes, at most for `patience`; when there are some, until they are over.
     pub(super) fn changes(&self, patience: Duration) -> Option<Changes> {
-        let mut changed = BTreeSet::new();
+        // By path, whether the file was not there before.
+        let mut changed: BTreeMap<PathBuf, bool> = BTreeMap::new();
         let mut wait = patience;
         while let Ok(event) = self.events.recv_timeout(wait) {
-            let before = changed.len();
-            changed.extend(self.relevant(event));
+            let (paths, made) = self.relevant(event);
             // What is of no interest must not make those wait that are.
-            if changed.len() > before {
-                wait = QUIET;
-            } else if changed.is_empty() {
-                wait = Duration::ZERO;
+            wait = match (paths.is_empty(), changed.is_empty()) {
+                (false, _) => QUIET,
+                (true, false) => wait,
+                (true, true) => Duration::ZERO,
+            };
+            for path in paths {
+                changed.entry(path).or_insert(made);
             }
         }
-        (!changed.is_empty()).then(|| Changes { sources: self.has_sources(&changed) })
+        // Editors write a file beside the old one, and put it in its place.
+        changed.retain(|path, made| !*made || path.exists());
+        (!changed.is_empty()).then(|| Changes { sources: self.has_sources(changed.keys()) })
     }
 
-    fn relevant(&self, event: notify::Result<notify::Event>) -> Vec<PathBuf> {
+    /// The files of interest that an event is about, and whether it made them.
+    fn relevant(&self, event: notify::Result<notify::Event>) -> (Vec<PathBuf>, bool) {
         // An event that was lost may have been anything.
-        let Ok(event) = event else { return vec![self.root.join(MANIFEST)] };
+        let Ok(event) = event else { return (vec![self.root.join(MANIFEST)], false) };
         if matches!(event.kind, EventKind::Access(_)) {
-            return vec![];
+            return (vec![], false);
         }
         for path in event.paths.iter().filter(|path| path.parent() == Some(&self.root)) {
             // A folder that is gone again need not be watched.
             let _ = self.add_folder(path);
         }
-        event.paths.into_iter().filter(|path| path.is_absolute() && self.is_written_by_people(path)).collect()
+        let made = matches!(event.kind, EventKind::Create(_));
+        (event.paths.into_iter().filter(|path| self.is_written_by_people(path)).collect(), made)
     }
 
     fn is_written_by_people(&self, path: &Path) -> bool {
@@ -98,10 +105,10 @@ impl Watch {
     }
 
     /// Files of the package alone need no build: they are read at deploy.
-    fn has_sources(&self, changed: &BTreeSet<PathBuf>) -> bool {
+    fn has_sources<'p>(&self, mut changed: impl Iterator<Item = &'p PathBuf>) -> bool {
         let Ok(Some(project)) = Project::open(&self.root) else { return true };
         let package: BTreeSet<PathBuf> = project.package_files().iter().map(|name| self.root.join(name)).collect();
-        !changed.iter().all(|path| package.contains(path))
+        !changed.all(|path| package.contains(path))
     }
 }
 
@@ -124,19 +131,19 @@ mod tests {
         write("target/debug/x", "");
         let project = Project::open(&dir.path().canonicalize().unwrap()).unwrap().unwrap();
         let watch = Watch::start(&project).unwrap();
-        let changes = || watch.changes(Duration::from_secs(20));
+        let mut changes = std::iter::repeat_with(|| watch.changes(Duration::from_millis(100))).take(200).flatten();
 
-        write("data/labels.txt", "a");
-        assert_eq!(changes(), Some(Changes { sources: false }));
-        write("src/lib.rs", "fn f() {}");
-        assert_eq!(changes(), Some(Changes { sources: true }));
-        // A new folder is watched too. What builds make comes before, and would be told before.
+        // As an editor does: a new file in the place of the old one.
+        write("data/labels.new", "a");
+        fs::rename(dir.path().join("data/labels.new"), dir.path().join("data/labels.txt")).unwrap();
+        assert_eq!(changes.next(), Some(Changes { sources: false }));
+        // What builds make comes before, and would be told before.
         for made in ["target/debug/x", "c.wasm", ".tessera/x", "src/lib.rs~"] {
             write(made, "x");
         }
         write("data/labels.txt", "b");
-        assert_eq!(changes(), Some(Changes { sources: false }));
-        write("benches/b.rs", "");
-        assert_eq!(changes(), Some(Changes { sources: true }));
+        assert_eq!(changes.next(), Some(Changes { sources: false }));
+        write("src/lib.rs", "fn f() {}");
+        assert!(changes.any(|change| change.sources));
     }
 }

@@ -80,6 +80,12 @@ mod tests {
     }
 
     #[test]
+    fn the_golden_request_can_be_read() {
+        let Rows { rows } = serde_json::from_str(include_str!("../golden/request.json")).unwrap();
+        assert_eq!(rows[0], [5.1, 3.5, 1.4, 0.2]);
+    }
+
+    #[test]
     fn the_class_gets_its_name_and_its_probability() {
         let classifier = classifier();
         let predictions = classifier.predictions(&[1, 0], &[vec![0.2, 0.9], vec![0.8, 0.1]]).unwrap();
