@@ -198,7 +198,7 @@ impl Dev {
             return Ok(None);
         }
         let (version, _) = push::register(&self.client, &self.model, &files, &push::origin(&self.root), None)?;
-        let before = self.endpoint()?.and_then(|endpoint| endpoint.config);
+        let before = self.endpoint()?;
         let entity = json!({
             "entity_name": self.model.full(),
             "entity_version": version,
@@ -206,13 +206,14 @@ impl Dev {
             "scale_to_zero_enabled": false,
         });
         let config = json!({ "served_entities": [entity] });
-        match self.endpoint()? {
+        match before {
             None => self.client.call(Method::POST, &endpoint(&[]), &json!({ "name": self.name, "config": config }))?,
             Some(_) => self.client.call(Method::PUT, &endpoint(&[&self.name, "config"]), &config)?,
         };
         let deployed = endpoint::wait(&self.client, &self.name, DEPLOY_POLL);
         // What serves no more is of no use to anybody; where it is still needed, the server refuses.
-        for old in before.iter().filter(|_| deployed.is_ok()).flat_map(versions) {
+        let served = before.and_then(|endpoint| endpoint.config);
+        for old in served.iter().filter(|_| deployed.is_ok()).flat_map(versions) {
             let _ = delete_version(&self.client, &self.model, old);
         }
         deployed?;
