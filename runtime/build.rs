@@ -1,6 +1,8 @@
-//! Finds the stock components, which `make guests` builds and the binary carries.
+//! What the binary carries: the stock components, which `make guests` builds; the templates of `tessera new`; and the
+//! guest library with its contract, which projects outside of this repository are built with.
 
-use std::path::PathBuf;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-env-changed=TESSERA_GUESTS");
@@ -13,6 +15,44 @@ fn main() {
         }
         println!("cargo::rustc-env=TESSERA_STOCK_{}={}", name.to_uppercase(), path.display());
     }
+    let here = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
+    let lists = [
+        ("TEMPLATES", list(&here.join("templates"), &["."])),
+        ("RUST_SDK", list(&here.join(".."), &["sdk/rust", "wit"])),
+    ];
+    let mut text = String::new();
+    for (name, files) in lists {
+        let files = files.unwrap_or_else(|error| {
+            println!("cargo::error=the files of {name} cannot be listed: {error}");
+            String::new()
+        });
+        let _ = writeln!(text, "/// Files by their paths.\npub(super) static {name}: &[(&str, &[u8])] = &[\n{files}];");
+    }
+    if let Err(error) = std::fs::write(out.join("embedded.rs"), text) {
+        println!("cargo::error=embedded.rs cannot be written: {error}");
+    }
+}
+
+/// The files of some folders below `root`, in order, as elements of a Rust array.
+fn list(root: &Path, folders: &[&str]) -> std::io::Result<String> {
+    let mut files = Vec::new();
+    let mut folders: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
+    while let Some(folder) = folders.pop() {
+        // A folder's time changes with the files in it, so that new ones are noticed.
+        println!("cargo::rerun-if-changed={}", folder.display());
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() { folders.push(path) } else { files.push(path.canonicalize()?) }
+        }
+    }
+    files.sort();
+    let root = root.canonicalize()?;
+    let element = |path: &PathBuf| {
+        let name = path.strip_prefix(&root).unwrap_or(path).to_string_lossy().into_owned();
+        format!("    ({name:?}, include_bytes!({:?})),\n", path.to_string_lossy())
+    };
+    Ok(files.iter().map(element).collect())
 }
 
 /// `$TESSERA_GUESTS`, or `guests` in the target folder that this build writes to.

@@ -27,6 +27,9 @@
 //! - [`audit`]: who changed what, and who was denied, on disk before a change is acknowledged.
 //! - [`usage`]: a row per request and, where asked for, its payload, as Parquet; beside the path, never on it.
 //!
+//! Before both, a developer has the commands `new`, `build`, `dev`, `package` and `inspect` of [`cli`]: a project becomes a
+//! component, and that a package.
+//!
 //! Beside them: [`server`] puts the parts together, [`config`] and [`cli`] are what a person types, [`observe`] is what a
 //! person sees, [`error`] is what a caller gets; [`memory`] gives back what is free.
 //!

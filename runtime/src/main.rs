@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => report(serve(args)),
         Command::CompileWorker => deploy::worker::main(),
+        Command::Developer(command) => cli::develop(command),
         Command::Doctor(args) => cli::doctor::run(args),
         Command::Audit(args) => cli::audit(args),
         Command::Usage(args) => cli::usage(args),
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
 fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let config = args.resolve()?;
     observe::log::init(config.log_format, config.log_level)?;
-    server::serve(&config)
+    server::serve(&config, |_| {})
 }
 
 fn report(result: anyhow::Result<()>) -> ExitCode {

@@ -1,5 +1,6 @@
 //! The server: opens the home, puts the parts together, serves until it is told to end.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -62,11 +63,11 @@ const STORE_CHECK: Duration = Duration::from_millis(500);
 /// How long a file that nothing refers to is kept: an upload's files are named by a record only at its end.
 const BLOB_GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Runs the server until SIGTERM or SIGINT, and drains it.
+/// Runs the server until SIGTERM or SIGINT, and drains it. `ready` is told the address as soon as requests are accepted.
 ///
 /// # Errors
 /// When the home, the store, the backends or the address cannot be had.
-pub fn serve(config: &ServeConfig) -> Result<()> {
+pub fn serve(config: &ServeConfig, ready: impl FnOnce(SocketAddr)) -> Result<()> {
     let home = Home::open_with_cache(&config.home, config.cache_dir.as_deref())?;
     let records: Arc<dyn StateStore> =
         Arc::new(SledStore::open(&home.path("store")).context("failed to open the state store")?);
@@ -144,7 +145,10 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     start_sweeps(&background, &control, blobs);
     start_token_sweep(&background, directory);
     start_idle_checks(&background, &control, gate, config);
-    let outcome = run(config, &home, &app, &background, endpoints);
+    let outcome = run(config, &home, &app, &background, |address| {
+        tracing::info!(%address, home = %home.path("").display(), endpoints, "serving");
+        ready(address);
+    });
     control.save_all_logs();
     // Not left to the end of the two: a request that outlives the drain would hold them.
     background.block_on(usage.flush());
@@ -157,7 +161,13 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
 }
 
 /// Accepts requests until a signal comes, then drains.
-fn run(config: &ServeConfig, home: &Home, app: &Arc<App>, background: &Runtime, endpoints: usize) -> Result<()> {
+fn run(
+    config: &ServeConfig,
+    home: &Home,
+    app: &Arc<App>,
+    background: &Runtime,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<()> {
     let limits = HttpLimits {
         threads: config.threads,
         connections_max: config.max_connections,
@@ -180,7 +190,7 @@ fn run(config: &ServeConfig, home: &Home, app: &Arc<App>, background: &Runtime, 
     let servers = Servers::start(app, listeners, tls.as_ref(), &limits, &stopped)?;
     app.accepting.store(true, Relaxed);
     home.write("address", written.as_bytes())?;
-    tracing::info!(%address, home = %home.path("").display(), endpoints, "serving");
+    ready(address);
 
     let failure = background.block_on(async {
         tokio::select! {

@@ -201,7 +201,7 @@ fn the_doctor_tells_what_the_machine_can_do_without_a_server() {
 
     // then a person reads what a server would find, and a program gets the same
     let shown = run(home.path(), &["doctor"]);
-    for part in ["tessera ", "cores", "kernel", "instance pool", "tract", "gpu", "warnings"] {
+    for part in ["tessera ", "cores", "kernel", "instance pool", "tract", "gpu", "open files", "A server can start."] {
         assert!(shown.ok().contains(part), "'{part}' is not in: {}", shown.out);
     }
     let report = run(home.path(), &["doctor", "--json"]).json();
@@ -209,10 +209,23 @@ fn the_doctor_tells_what_the_machine_can_do_without_a_server() {
     let backends = report["backends"].as_array().unwrap();
     assert!(backends.iter().any(|backend| backend["name"] == "tract" && !backend["version"].is_null()), "{report:#}");
     assert_eq!(report["gpu"]["usable"].as_bool().unwrap(), report["gpu"]["reason"].is_null(), "{report:#}");
+    let checks = report["checks"].as_array().unwrap();
+    for check in checks {
+        assert_eq!(check["status"] == "ok", check["fix"].is_null(), "a way out where one is needed: {check:#}");
+    }
+    let rust = checks.iter().find(|check| check["name"] == "components in Rust").unwrap();
+    assert_eq!(rust["status"], "ok", "the tests build some: {rust:#}");
 
-    // and a library that is not there is a warning, named, and no failure
-    let report = run(home.path(), &["doctor", "--json", "--onnxruntime", "/nowhere/libonnxruntime.so"]).json();
-    assert!(report["warnings"].to_string().contains("/nowhere/libonnxruntime.so"), "{report:#}");
+    // and what no server could start without is a failure, named
+    let missing = |flags: &[&str], words: &str| {
+        let shown = run(home.path(), &[&["doctor", "--json"], flags].concat());
+        let report: Value = serde_json::from_str(&shown.out).unwrap();
+        assert_eq!((shown.code, report["can_serve"].as_bool()), (1, Some(false)), "{report:#}");
+        let missing = report["checks"].as_array().unwrap().iter().filter(|check| check["status"] == "missing");
+        assert!(missing.map(Value::to_string).collect::<String>().contains(words), "{report:#}");
+    };
+    missing(&["--onnxruntime", "/nowhere/libonnxruntime.so"], "/nowhere/libonnxruntime.so");
+    missing(&["--tls-cert", "/nowhere/cert.pem", "--tls-key", "/nowhere/key.pem"], "/nowhere/cert.pem");
     // but a setting that is no setting is refused
     run(home.path(), &["doctor", "--threads", "0"]).fails(1, &["threads"]);
     assert!(fs::read_dir(home.path()).unwrap().next().is_none(), "it leaves nothing");

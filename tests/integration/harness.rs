@@ -55,6 +55,11 @@ pub(crate) fn guest(name: &str) -> Vec<u8> {
     fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}; run `make test`", path.display()))
 }
 
+/// Where `make guests` builds for WebAssembly: who builds there finds the standard library built.
+pub(crate) fn guest_build_folder() -> PathBuf {
+    installed("TESSERA_GUESTS").with_file_name("guests-build")
+}
+
 /// A folder with a real model, installed by `make setup`.
 pub(crate) fn model(name: &str) -> PathBuf {
     let path = installed("TESSERA_MODELS").join(name);

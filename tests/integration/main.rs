@@ -20,6 +20,7 @@
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
 //! - [`registry`]: models, versions, aliases, uploads; logging models with MLflow.
 //! - [`cli`]: the command line.
+//! - [`projects`]: models with code of their own: made, built, packed, served while they are written.
 //! - [`audit`]: the audit log and the usage table, by the command line.
 
 // Helpers of tests may panic as tests do; clippy's setting covers only the functions marked `#[test]`.
@@ -41,6 +42,7 @@ mod isolation;
 mod mlflow;
 mod models;
 mod permissions;
+mod projects;
 mod registry;
 mod sealed;
 mod secrets;

@@ -19,6 +19,8 @@ use serde_json::Value;
 
 use super::ClientOptions;
 
+/// Servers close connections that are idle for longer, and between two calls nothing here notices that they have.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// For everything but uploads and invocations. Finalizing a version hashes its files, so it is not short.
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -98,8 +100,10 @@ impl Client {
 
     fn connect(base: Url, token: String, options: &ClientOptions) -> anyhow::Result<Client> {
         // Requests set their own timeouts.
-        let mut http =
-            reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).redirect(reqwest::redirect::Policy::none());
+        let mut http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none());
         // HTTP_PROXY often stands without NO_PROXY, and no proxy reaches our loopback.
         if matches!(base.host_str(), Some("localhost" | "127.0.0.1" | "[::1]")) {
             http = http.no_proxy();

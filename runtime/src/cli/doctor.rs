@@ -1,4 +1,7 @@
-//! `tessera doctor`: what a server with these settings would find on this machine, without starting one.
+//! `tessera doctor`: what a server with these settings would find on this machine, without starting one; and what there is
+//! to build components with. Each finding is ok, something to know, or missing, and says the way out.
+
+mod checks;
 
 use std::io;
 use std::process::ExitCode;
@@ -7,7 +10,7 @@ use clap::Args;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
-use super::table;
+use super::{build, table};
 use crate::config::{ConfigError, ServeArgs, ServeConfig};
 use crate::nn::Backends;
 use crate::nn::backends::GpuParts;
@@ -23,7 +26,7 @@ pub struct DoctorArgs {
     serve: ServeArgs,
 }
 
-/// What was found. The fields are those of the JSON; an absent thing is `null`, and `warnings` or its `reason` says why.
+/// What was found. The fields are those of the JSON; an absent thing is `null`, and its check or `reason` says why.
 #[derive(Debug, Serialize)]
 struct Report {
     version: &'static str,
@@ -36,7 +39,46 @@ struct Report {
     instances: Instances,
     backends: Vec<FoundBackend>,
     gpu: Gpu,
-    warnings: Vec<String>,
+    /// Whether a server with these settings could start.
+    can_serve: bool,
+    checks: Vec<Check>,
+}
+
+/// A finding.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Check {
+    /// What was looked at.
+    pub(super) name: &'static str,
+    pub(super) status: Status,
+    /// What was found.
+    pub(super) found: String,
+    /// What to do about it; null where there is nothing to do.
+    pub(super) fix: Option<String>,
+}
+
+/// What a finding means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Status {
+    Ok,
+    /// It works, but slower or less than it could.
+    Warn,
+    /// It is not there, and what needs it does not work.
+    Missing,
+}
+
+impl Check {
+    pub(super) fn ok(name: &'static str, found: impl Into<String>) -> Check {
+        Check { name, status: Status::Ok, found: found.into(), fix: None }
+    }
+
+    pub(super) fn warn(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Check {
+        Check { name, status: Status::Warn, found: found.into(), fix: Some(fix.into()) }
+    }
+
+    pub(super) fn missing(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Check {
+        Check { name, status: Status::Missing, found: found.into(), fix: Some(fix.into()) }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -71,7 +113,7 @@ struct Device {
     memory_bytes: u64,
 }
 
-/// Looks and prints. What is missing is a warning, not a failure: the exit code is 0 unless the settings are wrong.
+/// Looks and prints. The exit code is 0 unless the settings are wrong or no server could start.
 pub fn run(args: DoctorArgs) -> ExitCode {
     let json = args.json;
     let report = match args.serve.resolve() {
@@ -80,11 +122,11 @@ pub fn run(args: DoctorArgs) -> ExitCode {
     };
     let text = match json {
         true => super::json::pretty(&serde_json::json!(report).to_string()) + "\n",
-        false => report.table(),
+        false => report.text(),
     };
     // A reader that has gone has all it wanted.
     let _ = super::print_bytes(&mut io::stdout().lock(), text.as_bytes());
-    ExitCode::SUCCESS
+    if report.can_serve { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn wrong_settings(error: &ConfigError) -> ExitCode {
@@ -94,15 +136,26 @@ fn wrong_settings(error: &ConfigError) -> ExitCode {
 
 impl Report {
     fn new(config: &ServeConfig) -> Report {
-        let mut warnings = Vec::new();
         let swap = engine::swap_is_active();
-        let instances = Instances::new(config, swap, &mut warnings);
-        let backends = Backends::discover(config.onnxruntime.as_deref());
-        let (gpu, backends) = match &backends {
+        let wanted = u32::try_from(config.concurrent_requests_max).unwrap_or(u32::MAX);
+        let pool = Sandbox::new(wanted).map(|sandbox| sandbox.allocation().clone());
+        let found = Backends::discover(config.onnxruntime.as_deref());
+        let (gpu, backends) = match &found {
             Ok(backends) => (Gpu::new(&backends.gpu()), FoundBackend::all(backends)),
             Err(error) => (Gpu::without(error.to_string()), vec![FoundBackend::absent(&error.to_string())]),
         };
-        warnings.extend(backends.iter().filter_map(FoundBackend::warning));
+        // A library that was named is not optional, so without it there is no server.
+        let needed = [checks::pool(&pool, wanted), checks::home(config), checks::tls(config)];
+        let can_serve = found.is_ok() && needed.iter().all(|check| check.status != Status::Missing);
+        let mut checks = Vec::from(needed);
+        checks.extend([
+            checks::page_map_scan(pool.as_ref().ok(), swap),
+            checks::files(config),
+            checks::mappings(config),
+        ]);
+        checks.extend(backends.iter().map(|backend| backend.check(found.is_ok())));
+        checks.push(gpu.check());
+        checks.extend(build::toolchains());
         Report {
             version: env!("CARGO_PKG_VERSION"),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -110,57 +163,44 @@ impl Report {
             address_space_bytes: getrlimit(Resource::As).current,
             kernel: read("/proc/sys/kernel/osrelease"),
             swap,
-            instances,
+            instances: Instances {
+                pool: pool.as_ref().ok().map(|pool| pool.instances_max),
+                pagemap_scan: pool.as_ref().is_ok_and(|pool| pool.pagemap_scan),
+            },
             backends,
             gpu,
-            warnings,
+            can_serve,
+            checks,
         }
     }
 
-    fn table(&self) -> String {
+    fn text(&self) -> String {
         let unknown = || "unknown".to_owned();
-        let yes_or_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
-        let mut rows = vec![
-            ("cores", self.cores.to_string()),
-            ("memory", self.memory_bytes.map_or_else(unknown, table::size)),
-            ("address space", self.address_space_bytes.map_or_else(|| "unlimited".to_owned(), table::size)),
-            ("kernel", self.kernel.clone().unwrap_or_else(unknown)),
-            ("swap", if self.swap { "in use" } else { "off" }.to_owned()),
-            (
-                "instance pool",
-                self.instances.pool.map_or_else(|| "none".to_owned(), |most| format!("{most} instances")),
-            ),
-            ("page-map scan", yes_or_no(self.instances.pagemap_scan)),
-        ];
-        rows.extend(self.backends.iter().map(|backend| (backend.name, backend.text())));
-        rows.push(("gpu", self.gpu.reason.as_ref().map_or_else(|| "yes".to_owned(), |why| format!("no: {why}"))));
-        rows.extend(self.gpu.provider.iter().map(|path| ("  provider", path.clone())));
-        rows.extend(self.gpu.cuda_version.iter().map(|version| ("  driver", format!("for CUDA {version}"))));
-        rows.extend(
-            self.gpu.devices.iter().map(|it| ("  device", format!("{}, {}", it.name, table::size(it.memory_bytes)))),
+        let memory = self.memory_bytes.map_or_else(unknown, table::size);
+        let space = self.address_space_bytes.map_or_else(|| "unlimited".to_owned(), table::size);
+        let kernel = self.kernel.clone().unwrap_or_else(unknown);
+        let mut text = format!(
+            "tessera {}: {} cores, {memory} of memory, address space {space}, kernel {kernel}\n",
+            self.version, self.cores
         );
-        rows.push(("warnings", if self.warnings.is_empty() { "none".to_owned() } else { self.warnings.join("\n") }));
-        table::facts(&format!("tessera {}", self.version), &rows)
-    }
-}
-
-impl Instances {
-    /// Reserves what a server would, for a moment.
-    fn new(config: &ServeConfig, swap: bool, warnings: &mut Vec<String>) -> Instances {
-        let wanted = u32::try_from(config.concurrent_requests_max).unwrap_or(u32::MAX);
-        let allocation = match Sandbox::new(wanted) {
-            Ok(sandbox) => sandbox.allocation().clone(),
-            Err(error) => {
-                warnings.push(format!("no server can start: {error:#}"));
-                return Instances { pool: None, pagemap_scan: false };
+        let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
+        for check in &self.checks {
+            let status = match check.status {
+                Status::Ok => "ok",
+                Status::Warn => "warn",
+                Status::Missing => "missing",
+            };
+            text.push_str(&format!("  {status:<7}  {:<width$}  {}\n", check.name, check.found.replace('\n', " ")));
+            if let Some(fix) = &check.fix {
+                text.push_str(&format!("  {:<7}  {:<width$}  → {fix}\n", "", ""));
             }
-        };
-        if swap {
-            warnings.push("swap is active, so instances are cleared without the page-map scan, which is slower".into());
-        } else if !allocation.pagemap_scan {
-            warnings.push("the kernel has no page-map scan (Linux 6.7 or newer has), so instances start slower".into());
         }
-        Instances { pool: Some(allocation.instances_max), pagemap_scan: allocation.pagemap_scan }
+        text.push_str(if self.can_serve {
+            "A server can start.\n"
+        } else {
+            "No server can start with these settings.\n"
+        });
+        table::printable(&text)
     }
 }
 
@@ -179,14 +219,18 @@ impl FoundBackend {
         FoundBackend { name: "onnxruntime", version: None, path: None, reason: Some(reason.to_owned()) }
     }
 
-    fn warning(&self) -> Option<String> {
-        let reason = self.reason.as_ref()?;
-        Some(format!("backend {} is absent, so graphs run slower or not at all: {reason}", self.name))
-    }
-
-    fn text(&self) -> String {
-        let place = self.path.as_deref().unwrap_or("built in");
-        self.version.as_ref().map_or_else(|| "absent".to_owned(), |version| format!("{version}  {place}"))
+    /// Whether it can be done without depends on who asked for it.
+    fn check(&self, optional: bool) -> Check {
+        let Some(reason) = &self.reason else {
+            let version = self.version.as_deref().unwrap_or_default();
+            return Check::ok(self.name, format!("{version}  {}", self.path.as_deref().unwrap_or("built in")));
+        };
+        const FIX: &str = "`pip download onnxruntime` has libonnxruntime.so: give it with --onnxruntime";
+        if optional {
+            Check::warn(self.name, format!("graphs run on tract, which is slower: {reason}"), FIX)
+        } else {
+            Check::missing(self.name, reason, FIX)
+        }
     }
 }
 
@@ -201,6 +245,19 @@ impl Gpu {
             cuda_version: parts.driver.ok().map(|driver| driver.cuda_version.clone()),
             devices: devices.map(|it| Device { name: it.name.clone(), memory_bytes: it.memory_bytes }).collect(),
             reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
+        }
+    }
+
+    fn check(&self) -> Check {
+        let devices: Vec<String> =
+            self.devices.iter().map(|it| format!("{}, {}", it.name, table::size(it.memory_bytes))).collect();
+        match &self.reason {
+            None => Check::ok("gpu", devices.join("; ")),
+            Some(reason) => Check::missing(
+                "gpu",
+                format!("none for graphs: {reason}"),
+                "only for graphs with target = \"gpu\": an NVIDIA driver and the libraries of onnxruntime-gpu",
+            ),
         }
     }
 

@@ -217,18 +217,17 @@ fn label(text: &str) -> Value {
 /// Prints what create or update answered, or with `wait` what has become of it.
 fn finish(session: &mut Session, name: &str, wait_for_it: bool, answer: String) -> anyhow::Result<()> {
     if wait_for_it {
-        let answer = wait(&session.client, name)?;
+        let answer = wait(&session.client, name, POLL_MIN)?;
         return session.answer(&answer, || Ok(table::endpoint(&client::parse(&answer)?)));
     }
     session
         .answer(&answer, || Ok(format!("deploying endpoint {name}: `tessera endpoint get {name}` tells how it goes")))
 }
 
-/// Polls until the newest config serves or has failed.
-fn wait(client: &Client, name: &str) -> anyhow::Result<String> {
+/// Polls until the newest config serves or has failed, at first with this pause between.
+pub(super) fn wait(client: &Client, name: &str, mut pause: Duration) -> anyhow::Result<String> {
     let started = Instant::now();
     let spinner = ProgressBar::new_spinner().with_message(format!("deploying {name}")); // hidden without a terminal
-    let mut pause = POLL_MIN;
     loop {
         let answer = client.get(&endpoint(&[name]), &[])?;
         let now: Endpoint = client::parse(&answer)?;

@@ -1,19 +1,28 @@
-//! The command line. `tessera serve` is the server; every other command is a client of its REST API and nothing more:
-//! it knows addresses, tokens and JSON, and none of the server's types. `tessera doctor` needs no server: it looks at the
-//! machine as one would. Nor do `tessera audit` and, where none runs, `tessera usage`: they read the files of a home.
+//! The command line. `tessera serve` is the server; most other commands are clients of its REST API and nothing more: they
+//! know addresses, tokens and JSON, and none of the server's types. Those that need no server read what a server would:
+//! `tessera audit` and, where none runs, `tessera usage` the files of a home; `tessera doctor` the machine; those for
+//! developers (`new`, `build`, `package`, `inspect`) projects and packages. `tessera dev` is a server and its client.
 //!
 //! Answers go to stdout, notes and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod audit;
+mod build;
 mod client;
+mod dev;
 pub mod doctor;
+mod embedded;
 mod endpoint;
+mod files;
 mod identity;
+mod inspect;
 mod invoke;
 mod json;
 mod key;
 mod label;
 mod model;
+mod new;
+mod package;
+mod project;
 mod pull;
 mod push;
 mod table;
@@ -27,17 +36,23 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::config::{DEFAULT_HOME, ServeArgs};
 use audit::AuditArgs;
+use build::BuildArgs;
 use client::{Client, ClientError};
+use dev::DevArgs;
 use doctor::DoctorArgs;
 use endpoint::EndpointCommand;
 use identity::{GroupCommand, ServicePrincipalCommand, UserCommand};
+use inspect::InspectArgs;
 use invoke::{InvokeArgs, LogsArgs};
 use key::KeyCommand;
 use model::ModelCommand;
+use new::NewArgs;
+use package::PackageArgs;
 use token::TokenCommand;
 use usage::UsageArgs;
 use workspace::WorkspaceCommand;
@@ -60,6 +75,9 @@ pub enum Command {
     /// Compile one component: the server starts this in a child process under limits.
     #[command(hide = true)]
     CompileWorker,
+    /// A command for whoever writes a model's code.
+    #[command(flatten)]
+    Developer(DeveloperCommand),
     /// Tell what this machine can do: instances, backends, GPU, and what is missing for them
     Doctor(DoctorArgs),
     /// Check or read the audit log: who changed what, and who was denied
@@ -69,6 +87,27 @@ pub enum Command {
     /// A command that talks to a server.
     #[command(flatten)]
     Client(ClientCommand),
+}
+
+/// The commands for whoever writes a model's code. They need no server.
+#[derive(Debug, Subcommand)]
+pub enum DeveloperCommand {
+    /// Make a project: a model with code of its own
+    New(NewArgs),
+    /// Build the component of the project in this folder
+    Build(BuildArgs),
+    /// Build, serve and, after each change, swap the project in this folder
+    Dev(DevArgs),
+    /// Pack a project or a package into one file; the same content gives the same file
+    Package(PackageArgs),
+    /// Tell what a package or a component is: imports against grants, graphs, sizes, limits
+    Inspect(InspectArgs),
+    /// Print a script that completes commands and options in a shell
+    Completions {
+        /// The shell.
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
 }
 
 /// The commands that talk to a server.
@@ -195,6 +234,26 @@ pub struct ClientOptions {
 pub fn run(command: ClientCommand) -> ExitCode {
     let format = Format::new(command.options().json);
     exit(execute(command, format, &mut io::stdout().lock()).map(|()| ExitCode::SUCCESS), format)
+}
+
+/// Runs a command of developers.
+pub fn develop(command: DeveloperCommand) -> ExitCode {
+    let out = &mut io::stdout();
+    let outcome = match command {
+        DeveloperCommand::New(args) => new::run(&args),
+        DeveloperCommand::Build(args) => build::run(&args),
+        DeveloperCommand::Dev(args) => dev::run(&args, out),
+        DeveloperCommand::Package(args) => package::run(&args, out),
+        DeveloperCommand::Inspect(args) => inspect::run(&args, out),
+        DeveloperCommand::Completions { shell } => completions(shell, out),
+    };
+    exit(outcome.map(|()| ExitCode::SUCCESS), Format::Human)
+}
+
+fn completions(shell: Shell, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tessera", &mut script);
+    print_bytes(out, &script)
 }
 
 /// Runs `tessera audit`.
@@ -326,7 +385,6 @@ fn render_error(error: &anyhow::Error, format: Format) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split(' '))

@@ -116,7 +116,7 @@ pub(super) fn pull(session: &mut Session, args: PullArgs) -> anyhow::Result<()> 
     let source = format!("{} models:/{}/{version}", args.from, args.model.name);
     push::push(
         session,
-        &PushArgs { dir: dir.path().to_owned(), name: args.name, description: None, source: Some(source) },
+        &PushArgs { package: dir.path().to_owned(), name: args.name, description: None, source: Some(source) },
     )
 }
 

@@ -1,157 +1,105 @@
-//! `tessera model push`: a directory becomes a model version, by the calls that MLflow's Unity Catalog client makes.
+//! `tessera model push`: a package becomes a model version, by the calls that MLflow's Unity Catalog client makes.
 //!
 //! Create the model (it may exist), create a version, upload its files one after the other, finalize. A version that
 //! was not finalized is deleted again.
 
-use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::Context as _;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::json;
 
 use super::client::{self, Client, ClientError};
+use super::files::PackageFiles;
 use super::model::{ModelName, delete_version, registry};
 use super::wire::ModelVersionAnswer;
 use super::{Session, note, table};
 
-/// One of them says what a directory holds: MLflow's manifest or ours.
-const MANIFESTS: [&str; 2] = ["MLmodel", "tessera.toml"];
-/// A wrong directory (a home, a checkout) is noticed before its files are sent.
-const FILES_MAX: usize = 10_000;
-const DEPTH_MAX: usize = 32;
-
 /// What to register, and as what.
 #[derive(Debug, Args)]
 pub struct PushArgs {
-    /// Directory of the package, with MLmodel or tessera.toml in it
-    #[arg(value_name = "DIR")]
-    pub(super) dir: PathBuf,
+    /// Folder of the package, with MLmodel or tessera.toml in it, or the archive that `tessera package` wrote
+    #[arg(value_name = "DIR|FILE")]
+    pub(super) package: PathBuf,
     /// Registered model that gets the new version; it is created if it does not exist
     #[arg(long, value_name = "CATALOG.SCHEMA.MODEL")]
     pub(super) name: ModelName,
     /// Text for people
     #[arg(long, value_name = "TEXT")]
     pub(super) description: Option<String>,
-    /// Where it comes from, if not from the directory.
+    /// Where it comes from, if not from there.
     #[arg(skip)]
     pub(super) source: Option<String>,
 }
 
 pub(super) fn push(session: &mut Session, args: &PushArgs) -> anyhow::Result<()> {
-    let package = Package::scan(&args.dir)?;
+    let package = PackageFiles::open(&args.package)?;
     if !package.hidden.is_empty() {
         note(&format!("note: hidden files are not pushed: {}", package.hidden.join(", ")));
     }
-    let client = &session.client;
-    create_model(client, args)?;
-    let version = create_version(client, args)?;
-    let pushed = upload(client, &args.name, &version, &package).and_then(|()| finalize(client, &args.name, &version));
-    let answer = pushed.map_err(|error| withdraw(client, &args.name, &version, error))?;
+    let source = args.source.clone().unwrap_or_else(|| origin(&args.package));
+    let (_, answer) = register(&session.client, &args.name, &package, &source, args.description.as_deref())?;
     session.answer(&answer, || {
+        let version = client::parse::<ModelVersionAnswer>(&answer)?.model_version.version;
         let files = if package.files.len() == 1 { "file" } else { "files" };
         let (name, count, size) = (&args.name, package.files.len(), table::size(package.bytes));
         Ok(format!("{name} version {version}  ({count} {files}, {size})"))
     })
 }
 
-/// The files of a package, as found on disk.
-#[derive(Debug, Default)]
-struct Package {
-    files: Vec<PackageFile>,
-    bytes: u64,
-    hidden: Vec<String>,
+/// Where a package comes from, for the version's description.
+pub(super) fn origin(path: &Path) -> String {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).to_string_lossy().into_owned()
 }
 
-#[derive(Debug)]
-struct PackageFile {
-    path: PathBuf,
-    /// The path below the package, segment by segment.
-    name: Vec<String>,
-    bytes: u64,
+/// Makes a version of a package: its number, and the server's answer.
+pub(super) fn register(
+    client: &Client,
+    name: &ModelName,
+    package: &PackageFiles,
+    source: &str,
+    description: Option<&str>,
+) -> anyhow::Result<(String, String)> {
+    create_model(client, name, description)?;
+    let version = create_version(client, name, source, description)?;
+    let pushed = upload(client, name, &version, package).and_then(|()| finalize(client, name, &version));
+    let answer = pushed.map_err(|error| withdraw(client, name, &version, error))?;
+    Ok((version, answer))
 }
 
-impl Package {
-    /// Lists the files below `dir`. What the server could not hold as it is (a link, a device) is refused here, before
-    /// anything is sent.
-    fn scan(dir: &Path) -> anyhow::Result<Package> {
-        let kind = fs::metadata(dir).with_context(|| format!("failed to open {}", dir.display()))?;
-        ensure!(kind.is_dir(), "{} is no directory: push the directory of a model package", dir.display());
-        let mut package = Package::default();
-        package.scan_below(dir, &[])?;
-        let has_manifest = package.files.iter().any(|f| f.name.len() == 1 && MANIFESTS.contains(&f.name[0].as_str()));
-        ensure!(
-            has_manifest,
-            "{} holds neither MLmodel nor tessera.toml: push the directory that mlflow's save_model wrote, or describe \
-             the package in a tessera.toml",
-            dir.display()
-        );
-        package.files.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(package)
-    }
-
-    fn scan_below(&mut self, dir: &Path, above: &[String]) -> anyhow::Result<()> {
-        ensure!(above.len() < DEPTH_MAX, "{} lies more than {DEPTH_MAX} directories deep", dir.display());
-        for entry in fs::read_dir(dir).with_context(|| format!("failed to list {}", dir.display()))? {
-            let path = entry.with_context(|| format!("failed to list {}", dir.display()))?.path();
-            let Some(file_name) = path.file_name().and_then(OsStr::to_str) else {
-                bail!("the name of {} is no UTF-8", path.display());
-            };
-            let name = [above, &[file_name.to_owned()]].concat();
-            // Not `metadata`, which follows links.
-            let found = path.symlink_metadata().with_context(|| format!("failed to open {}", path.display()))?;
-            if file_name.starts_with('.') {
-                self.hidden.push(name.join("/"));
-            } else if found.is_symlink() {
-                bail!("{} is a symbolic link, and may point anywhere: put the file itself there", path.display());
-            } else if found.is_dir() {
-                self.scan_below(&path, &name)?;
-            } else if found.is_file() {
-                self.bytes += found.len();
-                self.files.push(PackageFile { path, name, bytes: found.len() });
-                ensure!(self.files.len() <= FILES_MAX, "more than {FILES_MAX} files: is this a model package?");
-            } else {
-                bail!("{} is no plain file", path.display());
-            }
-        }
-        Ok(())
-    }
-}
-
-fn create_model(client: &Client, args: &PushArgs) -> anyhow::Result<()> {
-    let body = json!({"name": args.name.full(), "description": args.description});
+fn create_model(client: &Client, name: &ModelName, description: Option<&str>) -> anyhow::Result<()> {
+    let body = json!({"name": name.full(), "description": description});
     match client.call(Method::POST, &registry(&["registered-models", "create"]), &body) {
         Err(ClientError::Api { code, .. }) if code == "RESOURCE_ALREADY_EXISTS" => Ok(()),
-        created => created.map(drop).with_context(|| format!("failed to register {}", args.name)),
+        created => created.map(drop).with_context(|| format!("failed to register {name}")),
     }
 }
 
-fn create_version(client: &Client, args: &PushArgs) -> anyhow::Result<String> {
-    let of_dir = || fs::canonicalize(&args.dir).unwrap_or_else(|_| args.dir.clone()).to_string_lossy().into_owned();
-    let body = json!({
-        "name": args.name.full(),
-        "source": args.source.clone().unwrap_or_else(of_dir),
-        "description": args.description,
-        "feature_deps": "",
-    });
+fn create_version(
+    client: &Client,
+    name: &ModelName,
+    source: &str,
+    description: Option<&str>,
+) -> anyhow::Result<String> {
+    let body = json!({"name": name.full(), "source": source, "description": description, "feature_deps": ""});
     let answer = client
         .call(Method::POST, &registry(&["model-versions", "create"]), &body)
-        .with_context(|| format!("failed to create a version of {}", args.name))?;
+        .with_context(|| format!("failed to create a version of {name}"))?;
     Ok(client::parse::<ModelVersionAnswer>(&answer)?.model_version.version)
 }
 
 /// Sends the files as they are read, under one bar for all bytes.
-fn upload(client: &Client, name: &ModelName, version: &str, package: &Package) -> anyhow::Result<()> {
+fn upload(client: &Client, name: &ModelName, version: &str, package: &PackageFiles) -> anyhow::Result<()> {
     let bar = progress_bar(package.bytes);
     for file in &package.files {
-        let shown = file.name.join("/");
+        let shown = &file.name;
         bar.set_message(shown.clone());
-        let source = File::open(&file.path).with_context(|| format!("failed to open {}", file.path.display()))?;
+        let source = file.open()?;
         let mut path = vec!["api", "2.0", "fs", "files", "Models", &name.catalog, &name.schema, &name.model, version];
-        path.extend(file.name.iter().map(String::as_str));
+        path.extend(shown.split('/'));
         client
             .put_file(&path, bar.wrap_read(source), file.bytes)
             .with_context(|| format!("failed to upload {shown}"))?;
@@ -210,7 +158,7 @@ mod tests {
         let mut out = Vec::new();
         let client = client::for_tests(&script.address);
         let name = "main.default.iris".parse().unwrap();
-        let args = PushArgs { dir: dir.to_owned(), name, description: None, source: None };
+        let args = PushArgs { package: dir.to_owned(), name, description: None, source: None };
         let result = push(&mut Session { client, format: Format::Human, out: &mut out }, &args);
         (result.map(|()| String::from_utf8(out).unwrap()), script.asked())
     }
@@ -253,27 +201,5 @@ mod tests {
         assert_eq!(render_error(&error, Format::Json), json::pretty(full.1));
         assert_eq!(asked[3].line, "DELETE /api/2.0/mlflow/unity-catalog/model-versions/delete");
         assert_eq!(asked[3].body, r#"{"name":"main.default.iris","version":"2"}"#);
-    }
-
-    #[test]
-    fn what_is_no_package_is_refused_before_anything_is_sent() {
-        let refusal = |dir: &Path| format!("{:#}", Package::scan(dir).unwrap_err());
-        let nested = package(&[("sub/MLmodel", "")]);
-        assert!(refusal(nested.path()).contains("holds neither MLmodel nor tessera.toml"));
-        assert!(refusal(&nested.path().join("sub/MLmodel")).contains("is no directory"));
-        assert!(refusal(&nested.path().join("none")).contains("failed to open"));
-
-        let link = iris();
-        std::os::unix::fs::symlink("/etc/passwd", link.path().join("data/weights.bin")).unwrap();
-        assert!(refusal(link.path()).contains("data/weights.bin is a symbolic link"));
-        let socket = iris();
-        let _listener = std::os::unix::net::UnixListener::bind(socket.path().join("s")).unwrap();
-        assert!(refusal(socket.path()).contains("is no plain file"));
-    }
-
-    #[test]
-    fn hidden_files_are_named_and_left_out() {
-        let package = Package::scan(iris().path()).unwrap();
-        assert_eq!((package.files.len(), package.hidden), (3, vec![".git".to_owned()]));
     }
 }

@@ -10,40 +10,71 @@ const GRANTED: [&str; 7] =
 /// Largest component.
 pub const COMPONENT_BYTES_MAX: u64 = 64 << 20;
 
+/// What a component asks of its host, and what it offers.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Interfaces {
+    /// Names of what it imports, such as `tessera:endpoint/compute@0.1.0`.
+    pub imports: Vec<String>,
+    /// Names of all that it exports.
+    pub exports: Vec<String>,
+    /// Names of the functions among these.
+    functions: Vec<String>,
+}
+
+/// Whether every component may import an interface.
+pub fn is_granted(import: &str) -> bool {
+    GRANTED.iter().any(|granted| import.starts_with(granted))
+}
+
+/// Reads what a component imports and exports.
+///
+/// # Errors
+/// A sentence: that it is too large, damaged, or no component.
+pub fn look(component: &[u8]) -> Result<Interfaces, String> {
+    if component.len() as u64 > COMPONENT_BYTES_MAX {
+        return Err(format!("the component has {} bytes; the limit is {COMPONENT_BYTES_MAX}", component.len()));
+    }
+    if Parser::is_core_wasm(component) {
+        return Err("the file is a core module, not a component: build it with `tessera build`".to_owned());
+    }
+    if !Parser::is_component(component) {
+        return Err("the file is not a WebAssembly component".to_owned());
+    }
+    interfaces(component).map_err(|error| format!("the component is damaged: {error}"))
+}
+
 /// Checks that a component imports only what is granted and exports what the world asks for.
 ///
 /// # Errors
 /// A sentence that names the interface, for the component's author.
 pub fn check(component: &[u8]) -> Result<(), String> {
-    if component.len() as u64 > COMPONENT_BYTES_MAX {
-        return Err(format!("the component has {} bytes; the limit is {COMPONENT_BYTES_MAX}", component.len()));
-    }
-    if Parser::is_core_wasm(component) {
-        return Err("the file is a core module, not a component: build it with sdk/build-guests.sh".to_owned());
-    }
-    if !Parser::is_component(component) {
-        return Err("the file is not a WebAssembly component".to_owned());
-    }
-    let mut exports = Vec::new();
-    for import in imports(component, &mut exports).map_err(|error| format!("the component is damaged: {error}"))? {
-        if !GRANTED.iter().any(|granted| import.starts_with(granted)) {
+    look(component)?.check()
+}
+
+impl Interfaces {
+    /// Checks that only what is granted is imported, and what the world asks for is exported.
+    ///
+    /// # Errors
+    /// A sentence that names the interface, for the component's author.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some(import) = self.imports.iter().find(|import| !is_granted(import)) {
             return Err(format!(
                 "the component imports '{import}', which is not granted; granted are {}",
                 GRANTED.map(|package| package.trim_end_matches('/')).join(", ")
             ));
         }
-    }
-    for needed in ["init", "handle"] {
-        if !exports.iter().any(|export| export == needed) {
-            return Err(format!("the component does not export '{needed}' of the world tessera:endpoint/endpoint"));
+        for needed in ["init", "handle"] {
+            if !self.functions.iter().any(|export| export == needed) {
+                return Err(format!("the component does not export '{needed}' of the world tessera:endpoint/endpoint"));
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
-/// Imports of the outermost component; its exported functions are added to `exports`.
-fn imports(component: &[u8], exports: &mut Vec<String>) -> wasmparser::Result<Vec<String>> {
-    let mut imports = Vec::new();
+/// Those of the outermost component.
+fn interfaces(component: &[u8]) -> wasmparser::Result<Interfaces> {
+    let mut found = Interfaces::default();
     let mut depth = 0u32;
     for payload in Parser::new(0).parse_all(component) {
         match payload? {
@@ -54,22 +85,23 @@ fn imports(component: &[u8], exports: &mut Vec<String>) -> wasmparser::Result<Ve
                     let import = import?;
                     // A world's own type names appear as imports too; they give a guest nothing to call.
                     if !matches!(import.ty, ComponentTypeRef::Type(_)) {
-                        imports.push(import.name.name.to_owned());
+                        found.imports.push(import.name.name.to_owned());
                     }
                 }
             }
             Payload::ComponentExportSection(section) if depth == 0 => {
                 for export in section {
                     let export = export?;
+                    found.exports.push(export.name.name.to_owned());
                     if export.kind == ComponentExternalKind::Func {
-                        exports.push(export.name.name.to_owned());
+                        found.functions.push(export.name.name.to_owned());
                     }
                 }
             }
             _ => {}
         }
     }
-    Ok(imports)
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! What a model version holds: its manifest `tessera.toml`, or an MLflow model directory as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::{Component as PathPart, Path};
 
 use serde::{Deserialize, Serialize};
 
 use super::capability::COMPONENT_BYTES_MAX;
+use crate::nn::backends::ReadSeek;
 use crate::nn::{self, BackendChoice, BatchSpec, ExecutionTarget, NnError, NnErrorKind};
 use crate::store::blobs::{Blobs, Digest};
 
@@ -13,7 +15,7 @@ use crate::store::blobs::{Blobs, Digest};
 pub const MANIFEST: &str = "tessera.toml";
 
 /// Name of MLflow's description of a model directory.
-const MLMODEL: &str = "MLmodel";
+pub const MLMODEL: &str = "MLmodel";
 
 /// Largest manifest or `MLmodel`.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
@@ -205,8 +207,10 @@ pub struct PackageError(pub String);
 /// `tessera.toml` as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Manifest {
+pub struct Manifest {
     component: Option<String>,
+    /// How `tessera build` makes the component: nothing that a server reads.
+    pub build: Option<toml::Table>,
     #[serde(default)]
     init: InitTime,
     #[serde(default)]
@@ -220,6 +224,36 @@ struct Manifest {
     #[serde(default)]
     limits: LimitOverrides,
     golden: Option<Golden>,
+}
+
+impl Manifest {
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    /// What is wrong, with its line.
+    pub fn parse(text: &str) -> Result<Manifest, PackageError> {
+        toml::from_str(text).map_err(|error| PackageError(format!("{MANIFEST}: {error}")))
+    }
+
+    /// The files that it names beside the component, some perhaps twice.
+    pub fn files(&self) -> Vec<String> {
+        let golden = self.golden.iter().flat_map(|golden| golden.response.iter().chain([&golden.request]));
+        let graphs = self.graphs.values().map(|graph| &graph.file);
+        self.assets.iter().chain(graphs).chain(golden).cloned().collect()
+    }
+
+    /// The file with its golden request.
+    pub fn golden_request(&self) -> Option<&str> {
+        self.golden.as_ref().map(|golden| golden.request.as_str())
+    }
+
+    /// The component that it names.
+    pub fn component(&self) -> Option<ComponentSource> {
+        self.component.as_deref().map(|name| match name.strip_prefix("stock:") {
+            Some(stock) => ComponentSource::Stock(stock.to_owned()),
+            None => ComponentSource::File(name.to_owned()),
+        })
+    }
 }
 
 /// The part of `MLmodel` that serving needs.
@@ -236,6 +270,23 @@ struct Signature {
     inputs: Option<String>,
     outputs: Option<String>,
     params: Option<String>,
+}
+
+/// Where the content of a package's files is read from.
+pub trait PackageSource {
+    /// A file by its name and what is known of it, and its length. Blocks.
+    ///
+    /// # Errors
+    /// A sentence: that it is not there, or cannot be read.
+    fn open(&self, name: &str, file: &PackageFile) -> Result<(Box<dyn ReadSeek>, u64), String>;
+}
+
+impl PackageSource for Blobs {
+    fn open(&self, _: &str, file: &PackageFile) -> Result<(Box<dyn ReadSeek>, u64), String> {
+        let reader = self.reader(&file.digest).map_err(|error| error.to_string())?;
+        let length = reader.length();
+        Ok((Box::new(reader), length))
+    }
 }
 
 /// The path of a package's file, checked: relative, in plain parts, and not hidden.
@@ -262,12 +313,12 @@ impl Package {
     ///
     /// # Errors
     /// What is wrong and how to mend it.
-    pub fn read(files: BTreeMap<String, PackageFile>, blobs: &Blobs) -> Result<Package, PackageError> {
+    pub fn read(files: BTreeMap<String, PackageFile>, source: &dyn PackageSource) -> Result<Package, PackageError> {
         if files.len() > FILES_MAX {
             return Err(PackageError(format!("the package has {} files; the limit is {FILES_MAX}", files.len())));
         }
-        let text = |name: &str| files.get(name).map(|file| read_text(name, file, blobs)).transpose();
-        let manifest = text(MANIFEST)?.map(|text| parse_manifest(&text)).transpose()?;
+        let text = |name: &str| files.get(name).map(|file| read_text(name, file, source)).transpose();
+        let manifest = text(MANIFEST)?.map(|text| Manifest::parse(&text)).transpose()?;
         let mlmodel = text(MLMODEL)?.map(|text| parse_mlmodel(&text)).transpose()?;
         if manifest.is_none() && mlmodel.is_none() {
             return Err(PackageError(format!(
@@ -276,7 +327,7 @@ impl Package {
         }
         let mut package = assemble(manifest.unwrap_or_default(), mlmodel, files)?;
         package.check()?;
-        package.inspect_graphs(blobs)?;
+        package.inspect_graphs(source)?;
         Ok(package)
     }
 
@@ -287,10 +338,10 @@ impl Package {
     /// When its `MLmodel` cannot be read.
     pub fn unserved_flavour(
         files: &BTreeMap<String, PackageFile>,
-        blobs: &Blobs,
+        source: &dyn PackageSource,
     ) -> Result<Option<String>, PackageError> {
         let (None, Some(file)) = (files.get(MANIFEST), files.get(MLMODEL)) else { return Ok(None) };
-        let mlmodel = parse_mlmodel(&read_text(MLMODEL, file, blobs)?)?;
+        let mlmodel = parse_mlmodel(&read_text(MLMODEL, file, source)?)?;
         Ok(match mlmodel.flavors.contains_key("onnx") {
             true => None,
             false => onnx_file(&mlmodel).err().map(|error| error.0),
@@ -299,16 +350,14 @@ impl Package {
 
     /// Reads every graph's signature, so that a model that cannot be served is refused now, and finds where its weights
     /// are.
-    fn inspect_graphs(&mut self, blobs: &Blobs) -> Result<(), PackageError> {
+    fn inspect_graphs(&mut self, source: &dyn PackageSource) -> Result<(), PackageError> {
         for (name, graph) in &self.graphs {
             let Some(file) = self.files.get(&graph.file) else { continue };
             let failed = |error: NnError| PackageError(format!("graph '{name}' ('{}'): {error}", graph.file));
             let inspect = |external_files: &[String]| {
-                let reader = blobs
-                    .reader(&file.digest)
-                    .map_err(|error| NnError::new(NnErrorKind::RuntimeError, error.to_string()))?;
-                let end = reader.length();
-                nn::backends::inspect_reader(Box::new(reader), end, external_files)
+                let opened = source.open(&graph.file, file);
+                let (reader, end) = opened.map_err(|error| NnError::new(NnErrorKind::RuntimeError, error))?;
+                nn::backends::inspect_reader(reader, end, external_files)
             };
             match inspect(&[]) {
                 Ok(_) => {}
@@ -373,16 +422,15 @@ impl Package {
     }
 }
 
-fn read_text(name: &str, file: &PackageFile, blobs: &Blobs) -> Result<String, PackageError> {
+fn read_text(name: &str, file: &PackageFile, source: &dyn PackageSource) -> Result<String, PackageError> {
     if file.bytes > MANIFEST_BYTES_MAX {
         return Err(PackageError(format!("{name} is larger than {MANIFEST_BYTES_MAX} bytes")));
     }
-    let bytes = blobs.read(&file.digest).map_err(|error| PackageError(format!("failed to read {name}: {error}")))?;
+    let failed = |error: &dyn std::fmt::Display| PackageError(format!("failed to read {name}: {error}"));
+    let (reader, _) = source.open(name, file).map_err(|error| failed(&error))?;
+    let mut bytes = Vec::new();
+    reader.take(MANIFEST_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
     String::from_utf8(bytes).map_err(|_| PackageError(format!("{name} is not UTF-8 text")))
-}
-
-fn parse_manifest(text: &str) -> Result<Manifest, PackageError> {
-    toml::from_str(text).map_err(|error| PackageError(format!("{MANIFEST}: {error}")))
 }
 
 fn parse_mlmodel(text: &str) -> Result<MlModel, PackageError> {
@@ -397,13 +445,7 @@ fn assemble(
 ) -> Result<Package, PackageError> {
     let mut package = Package {
         files,
-        component: match manifest.component.as_deref() {
-            Some(name) => match name.strip_prefix("stock:") {
-                Some(stock) => ComponentSource::Stock(stock.to_owned()),
-                None => ComponentSource::File(name.to_owned()),
-            },
-            None => ComponentSource::Stock("scoring".to_owned()),
-        },
+        component: manifest.component().unwrap_or_else(|| ComponentSource::Stock("scoring".to_owned())),
         init: manifest.init,
         request_body: manifest.request_body,
         assets: manifest.assets,

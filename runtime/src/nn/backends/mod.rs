@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use cuda::{CudaDriver, GpuDevice};
-pub use onnx_file::{inspect, inspect_reader};
+pub use onnx_file::{ReadSeek, inspect, inspect_reader};
 
 use self::onnxruntime::OnnxRuntime;
 

@@ -1,0 +1,62 @@
+//! `tessera build`: the sources of a project become the component of its package.
+//!
+//! There is one module for each language, with one function that makes a component in whatever way that language has.
+//! What is the same for all is here: the component is checked as a deploy would, and put where the manifest wants it only
+//! when it is good.
+
+mod rust;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use super::doctor::Check;
+use super::project::{Language, Project};
+use super::{note, table};
+use crate::deploy::capability;
+
+/// What to build, and how.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// Folder of the project, or one below it
+    #[arg(value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+    /// Optimise: slower to build, faster and smaller to run
+    #[arg(long)]
+    release: bool,
+}
+
+pub(super) fn run(args: &BuildArgs) -> anyhow::Result<()> {
+    let project = Project::find(&args.dir)?;
+    build(&project, args.release)?;
+    let bytes = fs::metadata(&project.component).map_or(0, |found| found.len());
+    note(&format!("{}  ({})", project.component.display(), table::size(bytes)));
+    Ok(())
+}
+
+/// What there is on this machine to build components with, for `tessera doctor`.
+pub(super) fn toolchains() -> Vec<Check> {
+    vec![rust::check()]
+}
+
+/// Builds the component, and puts it where the manifest wants it. True if it is another one than before.
+pub(super) fn build(project: &Project, release: bool) -> anyhow::Result<bool> {
+    let made = match project.language {
+        Language::Rust => rust::build(project, release)?,
+    };
+    let component = fs::read(&made).with_context(|| format!("failed to read {}", made.display()))?;
+    if let Err(reason) = capability::check(&component) {
+        bail!("the component that was built cannot be deployed: {reason}");
+    }
+    if fs::read(&project.component).is_ok_and(|before| before == component) {
+        return Ok(false);
+    }
+    // As a whole, for `tessera dev` may read it at any time.
+    let beside = project.scratch("build")?.join("component.new");
+    fs::write(&beside, component)
+        .and_then(|()| fs::rename(&beside, &project.component))
+        .with_context(|| format!("failed to write {}", project.component.display()))?;
+    Ok(true)
+}

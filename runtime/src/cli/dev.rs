@@ -1,0 +1,288 @@
+//! `tessera dev`: a project is served while it is written. Each change is built, registered and deployed as a new version
+//! of one endpoint of a server in this process, whose home is the project's `.tessera`; what cannot be built or deployed is
+//! told, and the version before serves on.
+
+mod watch;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use reqwest::Method;
+use serde_json::json;
+
+use self::watch::Watch;
+use super::client::{self, Client, ClientError};
+use super::endpoint::{self, endpoint};
+use super::files::PackageFiles;
+use super::model::{ModelName, delete_version};
+use super::project::Project;
+use super::wire::{Endpoint, EndpointConfig, Logs};
+use super::{ClientOptions, build, note, print_bytes, push, table};
+use crate::config::{ServeArgs, ServeConfig};
+use crate::deploy::package::Package;
+use crate::observe::log::{self, LogFormat, LogLevel};
+use crate::server;
+
+/// How often logs are looked for.
+const TICK: Duration = Duration::from_millis(200);
+
+/// How often a deploy is asked whether it has ended: most take a fraction of a second.
+const DEPLOY_POLL: Duration = Duration::from_millis(10);
+
+/// What to serve while it is written.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    /// Folder of the project, or one below it
+    #[arg(value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+    /// Port of the loopback interface [default: a free one]
+    #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
+    port: u16,
+    /// Optimise: slower to build, faster to run
+    #[arg(long)]
+    release: bool,
+    /// ONNX Runtime library, as for `tessera serve`
+    #[arg(long, value_name = "FILE", env = "TESSERA_ONNXRUNTIME", hide_env = true)]
+    onnxruntime: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &DevArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let project = Project::find(&args.dir)?;
+    // Before the first build, so that no change is missed.
+    let watch = Watch::start(&project)?;
+    let mut server = DevServer::start(&project, args)?;
+    let mut dev = Dev::new(&project, args.release, &server)?;
+    dev.introduce(&server)?;
+    dev.swap(true);
+    while server.is_up() {
+        if let Some(changes) = watch.changes(TICK) {
+            // The last lines of the version that goes.
+            dev.print_logs(out)?;
+            dev.swap(changes.sources);
+        }
+        dev.print_logs(out)?;
+    }
+    server.join()
+}
+
+/// The server, which ends this process when a signal has ended it.
+struct DevServer {
+    address: SocketAddr,
+    thread: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl DevServer {
+    fn start(project: &Project, args: &DevArgs) -> anyhow::Result<DevServer> {
+        let config = ServeArgs {
+            home: Some(project.scratch_root()),
+            listen: Some(([127, 0, 0, 1], args.port).into()),
+            onnxruntime: args.onnxruntime.clone(),
+            log_format: Some(LogFormat::Human),
+            log_level: Some(LogLevel::Warn),
+            ..ServeArgs::default()
+        };
+        let config: ServeConfig = config.resolve()?;
+        log::init(config.log_format, config.log_level)?;
+        let (ready, is_ready) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("server".to_owned()).spawn(move || {
+            server::serve(&config, |address| {
+                // Nobody waits any more: then this process is about to end.
+                let _ = ready.send(address);
+            })
+        })?;
+        match is_ready.recv() {
+            Ok(address) => Ok(DevServer { address, thread: Some(thread) }),
+            // It has ended without an address.
+            Err(_) => Err(join(thread).err().unwrap_or_else(|| anyhow!("the server ended before it was ready"))),
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    fn join(&mut self) -> anyhow::Result<()> {
+        self.thread.take().map_or(Ok(()), join)
+    }
+}
+
+fn join(thread: JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+    thread.join().unwrap_or_else(|_| bail!("the server panicked"))
+}
+
+/// One project on its way through versions.
+struct Dev {
+    root: PathBuf,
+    release: bool,
+    name: String,
+    model: ModelName,
+    client: Client,
+    /// What was deployed last, in this process.
+    deployed: Option<Package>,
+    logs: Tail,
+}
+
+impl Dev {
+    fn new(project: &Project, release: bool, server: &DevServer) -> anyhow::Result<Dev> {
+        let options = ClientOptions {
+            host: Some(format!("http://{}", server.address)),
+            home: project.scratch_root(),
+            token: None,
+            ca_cert: None,
+            client_cert: None,
+            client_key: None,
+            json: false,
+        };
+        // A folder may have any name, an endpoint may not.
+        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
+        let name: String = project.name.chars().map(plain).collect();
+        let model = format!("main.default.{name}").parse().map_err(|error: &str| anyhow!(error))?;
+        let client = Client::new(&options)?;
+        Ok(Dev { root: project.root.clone(), release, name, model, client, deployed: None, logs: Tail::default() })
+    }
+
+    /// Says where the endpoint is, and how it is called.
+    fn introduce(&self, server: &DevServer) -> anyhow::Result<()> {
+        let project = self.project()?;
+        let token = project.scratch_root().join("admin.token");
+        let data = project
+            .manifest
+            .golden_request()
+            .map_or_else(|| "'{}'".to_owned(), |golden| format!("@{}", self.root.join(golden).display()));
+        note(&format!(
+            "serving {} at http://{}; Ctrl-C ends it\n  curl -sS -H \"Authorization: Bearer $(cat {})\" \
+             -H 'Content-Type: application/json' \\\n    http://{}/serving-endpoints/{}/invocations --data {data}",
+            self.root.display(),
+            server.address,
+            token.display(),
+            server.address,
+            self.name,
+        ));
+        Ok(())
+    }
+
+    /// Read anew each time: the manifest may be what has changed.
+    fn project(&self) -> anyhow::Result<Project> {
+        Project::open(&self.root)?.context("the manifest has no [build] table any more")
+    }
+
+    /// Serves the project as it is now, or says why not.
+    fn swap(&mut self, rebuild: bool) {
+        let started = Instant::now();
+        match self.try_swap(rebuild) {
+            Ok(Some(version)) => {
+                note(&format!("version {version} serves, after {:.2} s", started.elapsed().as_secs_f64()));
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let before = if self.deployed.is_some() { "; the version before serves on" } else { "" };
+                note(&format!("error: {}{before}", table::printable(&format!("{error:#}"))));
+            }
+        }
+    }
+
+    /// The new version; none if the package is the same as before.
+    fn try_swap(&mut self, rebuild: bool) -> anyhow::Result<Option<String>> {
+        if rebuild {
+            build::build(&self.project()?, self.release)?;
+        }
+        let files = PackageFiles::open(&self.root)?;
+        let package = files.check()?;
+        if self.deployed.as_ref() == Some(&package) {
+            return Ok(None);
+        }
+        let (version, _) = push::register(&self.client, &self.model, &files, &push::origin(&self.root), None)?;
+        let before = self.endpoint()?;
+        let entity = json!({
+            "entity_name": self.model.full(),
+            "entity_version": version,
+            "workload_size": "Small",
+            "scale_to_zero_enabled": false,
+        });
+        let config = json!({ "served_entities": [entity] });
+        match before {
+            None => self.client.call(Method::POST, &endpoint(&[]), &json!({ "name": self.name, "config": config }))?,
+            Some(_) => self.client.call(Method::PUT, &endpoint(&[&self.name, "config"]), &config)?,
+        };
+        let deployed = endpoint::wait(&self.client, &self.name, DEPLOY_POLL);
+        // What serves no more is of no use to anybody; where it is still needed, the server refuses.
+        let served = before.and_then(|endpoint| endpoint.config);
+        for old in served.iter().filter(|_| deployed.is_ok()).flat_map(versions) {
+            let _ = delete_version(&self.client, &self.model, old);
+        }
+        deployed?;
+        self.deployed = Some(package);
+        self.logs = Tail::default();
+        Ok(Some(version))
+    }
+
+    fn endpoint(&self) -> anyhow::Result<Option<Endpoint>> {
+        match self.client.get(&endpoint(&[&self.name]), &[]) {
+            Ok(answer) => Ok(Some(client::parse(&answer)?)),
+            Err(ClientError::Api { code, .. }) if code == "RESOURCE_DOES_NOT_EXIST" => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Prints what the guest has written since the last time.
+    fn print_logs(&mut self, out: &mut dyn Write) -> anyhow::Result<()> {
+        // The server may be at its end, which the caller sees.
+        let Ok(Some(Endpoint { config: Some(config), .. })) = self.endpoint() else { return Ok(()) };
+        for entity in &config.served_entities {
+            let path = endpoint(&[&self.name, "served-models", &entity.name, "logs"]);
+            let Ok(answer) = self.client.get(&path, &[]) else { continue };
+            let text = client::parse::<Logs>(&answer)?.logs;
+            print_bytes(out, table::printable(self.logs.new_part(&entity.name, &text)).as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+fn versions(config: &EndpointConfig) -> impl Iterator<Item = &str> {
+    config.served_entities.iter().filter_map(|entity| entity.entity_version.as_deref())
+}
+
+/// How far a log has been printed.
+#[derive(Debug, Default)]
+struct Tail {
+    entity: String,
+    printed: String,
+}
+
+impl Tail {
+    /// What has been added to a log; all of it, where its beginning is gone and nothing in it is known.
+    fn new_part<'t>(&mut self, entity: &str, text: &'t str) -> &'t str {
+        if self.entity != entity {
+            *self = Tail { entity: entity.to_owned(), printed: String::new() };
+        }
+        let new = text.strip_prefix(self.printed.as_str()).unwrap_or_else(|| {
+            let last = self.printed.lines().last().unwrap_or_default();
+            text.rfind(last).map_or(text, |at| text[at + last.len()..].trim_start_matches('\n'))
+        });
+        self.printed = text.to_owned();
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_of_a_log_is_printed_once() {
+        let mut tail = Tail::default();
+        assert_eq!(tail.new_part("e-1", "1 a\n"), "1 a\n");
+        assert_eq!(tail.new_part("e-1", "1 a\n2 b\n"), "2 b\n");
+        assert_eq!(tail.new_part("e-1", "1 a\n2 b\n"), "");
+        // The oldest line is gone.
+        assert_eq!(tail.new_part("e-1", "2 b\n3 c\n"), "3 c\n");
+        assert_eq!(tail.new_part("e-1", "7 x\n8 y\n"), "7 x\n8 y\n");
+        assert_eq!(tail.new_part("e-2", "7 x\n"), "7 x\n");
+    }
+}

@@ -1,0 +1,149 @@
+//! Tells of changed files of a project: those that a person writes, not those that a build makes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use notify::event::EventKind;
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+
+use crate::cli::project::Project;
+use crate::deploy::package::MANIFEST;
+
+/// Folders in which builds of any language leave their files. Hidden ones are left out as well.
+const BUILD_FOLDERS: [&str; 5] = ["target", "node_modules", "__pycache__", "venv", "dist"];
+
+/// A change is over when nothing has happened for this long: an editor writes a file in several steps.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// Watches the folder of a project.
+pub(super) struct Watch {
+    root: PathBuf,
+    component: PathBuf,
+    events: Receiver<notify::Result<notify::Event>>,
+    /// More folders are watched when they are made.
+    watcher: Mutex<RecommendedWatcher>,
+}
+
+/// What has changed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// Whether anything has that the component may be made of, so that it must be built.
+    pub(super) sources: bool,
+}
+
+impl Watch {
+    pub(super) fn start(project: &Project) -> anyhow::Result<Watch> {
+        let (send, events) = channel();
+        let watcher = notify::recommended_watcher(move |event| {
+            // Nobody listens any more: then this process is about to end.
+            let _ = send.send(event);
+        });
+        let watcher = Mutex::new(watcher.context("failed to watch files")?);
+        let watch = Watch { root: project.root.clone(), component: project.component.clone(), events, watcher };
+        // Not the folders of builds: they have thousands of folders, and each one watched costs the kernel memory.
+        watch.add(&project.root, RecursiveMode::NonRecursive)?;
+        for entry in std::fs::read_dir(&project.root).context("failed to list the project")?.flatten() {
+            watch.add_folder(&entry.path())?;
+        }
+        Ok(watch)
+    }
+
+    fn add_folder(&self, path: &Path) -> anyhow::Result<()> {
+        if path.is_dir() && self.is_written_by_people(path) { self.add(path, RecursiveMode::Recursive) } else { Ok(()) }
+    }
+
+    fn add(&self, path: &Path, mode: RecursiveMode) -> anyhow::Result<()> {
+        let mut watcher = self.watcher.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        watcher.watch(path, mode).with_context(|| format!("failed to watch {}", path.display()))
+    }
+
+    /// Waits for changes, at most for `patience`; when there are some, until they are over.
+    pub(super) fn changes(&self, patience: Duration) -> Option<Changes> {
+        // By path, whether the file was not there before.
+        let mut changed: BTreeMap<PathBuf, bool> = BTreeMap::new();
+        let mut wait = patience;
+        while let Ok(event) = self.events.recv_timeout(wait) {
+            let (paths, made) = self.relevant(event);
+            // What is of no interest must not make those wait that are.
+            wait = match (paths.is_empty(), changed.is_empty()) {
+                (false, _) => QUIET,
+                (true, false) => wait,
+                (true, true) => Duration::ZERO,
+            };
+            for path in paths {
+                changed.entry(path).or_insert(made);
+            }
+        }
+        // Editors write a file beside the old one, and put it in its place.
+        changed.retain(|path, made| !*made || path.exists());
+        (!changed.is_empty()).then(|| Changes { sources: self.has_sources(changed.keys()) })
+    }
+
+    /// The files of interest that an event is about, and whether it made them.
+    fn relevant(&self, event: notify::Result<notify::Event>) -> (Vec<PathBuf>, bool) {
+        // An event that was lost may have been anything.
+        let Ok(event) = event else { return (vec![self.root.join(MANIFEST)], false) };
+        if matches!(event.kind, EventKind::Access(_)) {
+            return (vec![], false);
+        }
+        for path in event.paths.iter().filter(|path| path.parent() == Some(&self.root)) {
+            // A folder that is gone again need not be watched.
+            let _ = self.add_folder(path);
+        }
+        let made = matches!(event.kind, EventKind::Create(_));
+        (event.paths.into_iter().filter(|path| self.is_written_by_people(path)).collect(), made)
+    }
+
+    fn is_written_by_people(&self, path: &Path) -> bool {
+        let Ok(below) = path.strip_prefix(&self.root) else { return false };
+        let is_made = |name: &str| name.starts_with('.') || BUILD_FOLDERS.contains(&name) || name.ends_with('~');
+        path != self.component && !below.iter().any(|part| is_made(&part.to_string_lossy()))
+    }
+
+    /// Files of the package alone need no build: they are read at deploy.
+    fn has_sources<'p>(&self, mut changed: impl Iterator<Item = &'p PathBuf>) -> bool {
+        let Ok(Some(project)) = Project::open(&self.root) else { return true };
+        let package: BTreeSet<PathBuf> = project.package_files().iter().map(|name| self.root.join(name)).collect();
+        !changed.all(|path| package.contains(path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn sources_package_files_and_what_builds_make_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("tessera.toml", "component = 'c.wasm'\nassets = ['data/labels.txt']\n[build]\nlanguage = 'rust'\n");
+        write("src/lib.rs", "");
+        write("data/labels.txt", "");
+        write("target/debug/x", "");
+        let project = Project::open(&dir.path().canonicalize().unwrap()).unwrap().unwrap();
+        let watch = Watch::start(&project).unwrap();
+        let mut changes = std::iter::repeat_with(|| watch.changes(Duration::from_millis(100))).take(200).flatten();
+
+        // As an editor does: a new file in the place of the old one.
+        write("data/labels.new", "a");
+        fs::rename(dir.path().join("data/labels.new"), dir.path().join("data/labels.txt")).unwrap();
+        assert_eq!(changes.next(), Some(Changes { sources: false }));
+        // What builds make comes before, and would be told before.
+        for made in ["target/debug/x", "c.wasm", ".tessera/x", "src/lib.rs~"] {
+            write(made, "x");
+        }
+        write("data/labels.txt", "b");
+        assert_eq!(changes.next(), Some(Changes { sources: false }));
+        write("src/lib.rs", "fn f() {}");
+        assert!(changes.any(|change| change.sources));
+    }
+}
