@@ -188,8 +188,7 @@ mod tests {
 
     fn call_with(content_type: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
         let model = Model { name: "m".to_owned(), version: "3".to_owned() };
-        let echo =
-            |feeds: &[Feed<'_>]| Ok(feeds.iter().take(2).map(|feed| feed.tensor.clone().into_owned()).collect());
+        let echo = |feeds: &[Feed<'_>]| Ok(feeds.iter().take(2).map(|feed| feed.tensor.clone().into_owned()).collect());
         let response = infer(&model, &graph(), &Request::new("v2/infer", content_type, body), &echo).unwrap();
         let (status, content_type, body) = response.parts().unwrap();
         (status, content_type.to_owned(), body.to_vec())
@@ -254,7 +253,9 @@ mod tests {
                 "unexpected inference output 'q'",
             ),
             (
-                format!(r#"{{"inputs": [{X}, {MASK}, {IDS}], "outputs": [{{"name": "y", "parameters": {{"classification": 2}}}}]}}"#),
+                format!(
+                    r#"{{"inputs": [{X}, {MASK}, {IDS}], "outputs": [{{"name": "y", "parameters": {{"classification": 2}}}}]}}"#
+                ),
                 "asks for 'classification', which this server does not have",
             ),
             (

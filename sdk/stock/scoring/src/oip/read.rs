@@ -212,7 +212,11 @@ fn read_data(data: &List<'_>, shape: &[usize], element: ElementType) -> Result<V
         },
     };
     let nested = matches!(data.get(0), Some(Cell::List(_)));
-    if nested { reader.add_nested(data, shape)? } else { reader.add_flat(data)? }
+    if nested {
+        reader.add_nested(data, shape)?
+    } else {
+        reader.add_flat(data)?
+    }
     Ok(reader.values)
 }
 
