@@ -5,15 +5,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::json;
 
-use super::invocations::Wanted;
-use super::{Answer, Call, invocations, json, respond};
-use crate::access::Level;
+use super::{Answer, Call, json, respond};
 use crate::error::{ApiError, ErrorCode};
 use crate::observe::metrics::Observed;
 
 use super::routes::{Access, Route, handler};
-
-const VIEW: Access = Access::Endpoint(Level::View);
 
 pub(super) const ROUTES: &[Route] = &[
     Route::get("health", "/health", Access::Anyone, "Whether the process is alive", handler!(health)),
@@ -26,43 +22,23 @@ pub(super) const ROUTES: &[Route] = &[
         "What the Databricks SDK asks a host for",
         handler!(databricks_config),
     ),
-    Route::get("v2.server", "/v2", Access::Anyone, "Open Inference: the server", handler!(v2_server)),
-    Route::get("v2.live", "/v2/health/live", Access::Anyone, "Open Inference: alive", handler!(v2_live)),
-    Route::get("v2.ready", "/v2/health/ready", Access::Anyone, "Open Inference: ready", handler!(ready)),
-    Route::get("v2.model", "/v2/models/{name}", QUERY, "Open Inference: a model's metadata", handler!(v2_model)),
-    Route::get(
-        "v2.model_version",
-        "/v2/models/{name}/versions/{version}",
-        QUERY,
-        "Open Inference: a version's metadata",
-        handler!(v2_model),
-    ),
-    Route::get(
-        "v2.model_ready",
-        "/v2/models/{name}/ready",
-        VIEW,
-        "Open Inference: model ready",
-        handler!(v2_model_ready),
-    ),
-    Route::get(
-        "v2.model_version_ready",
-        "/v2/models/{name}/versions/{version}/ready",
-        VIEW,
-        "Open Inference: version ready",
-        handler!(v2_model_ready),
-    ),
 ];
-
-/// Metadata is answered by the guest.
-const QUERY: Access = Access::Endpoint(Level::Query);
 
 /// The process is alive.
 async fn health(_call: &Call) -> Result<Answer, ApiError> {
     json(&json!({ "status": "ok" }))
 }
 
-/// New work is taken, and changes can be kept.
 async fn ready(call: &Call) -> Result<Answer, ApiError> {
+    check_ready(call)?;
+    json(&json!({ "status": "ready" }))
+}
+
+/// New work is taken, and changes can be kept.
+///
+/// # Errors
+/// 503 with what is in the way.
+pub(super) fn check_ready(call: &Call) -> Result<(), ApiError> {
     let not_ready = |why: &str| Err(ApiError::new(ErrorCode::TemporarilyUnavailable, why));
     if !call.app.accepting.load(Relaxed) {
         return not_ready("The server is starting or shutting down.");
@@ -70,7 +46,7 @@ async fn ready(call: &Call) -> Result<Answer, ApiError> {
     if call.app.control.store_health().is_err() {
         return not_ready("The state store has failed; the server must be restarted.");
     }
-    json(&json!({ "status": "ready" }))
+    Ok(())
 }
 
 /// All series. They name every endpoint of every workspace.
@@ -99,34 +75,4 @@ async fn databricks_config(call: &Call) -> Result<Answer, ApiError> {
         config["workspace_id"] = json!(only.id.to_string());
     }
     json(&config)
-}
-
-/// What this server is, to clients of the Open Inference Protocol.
-async fn v2_server(_call: &Call) -> Result<Answer, ApiError> {
-    json(&json!({ "name": "tessera", "version": env!("CARGO_PKG_VERSION"), "extensions": [] }))
-}
-
-async fn v2_live(_call: &Call) -> Result<Answer, ApiError> {
-    json(&json!({ "live": true }))
-}
-
-async fn v2_model(call: &Call) -> Result<Answer, ApiError> {
-    invocations::ask(call, wanted_version(call), "v2").await
-}
-
-async fn v2_model_ready(call: &Call) -> Result<Answer, ApiError> {
-    let endpoint = call.endpoint().await?;
-    let ready = endpoint.serving.is_some();
-    if ready {
-        invocations::choose(&endpoint, wanted_version(call))?;
-    }
-    let body = json!({ "name": endpoint.record.name, "ready": ready }).to_string();
-    Ok(respond(if ready { 200 } else { 503 }, "application/json", body))
-}
-
-fn wanted_version(call: &Call) -> Wanted<'_> {
-    match call.parameter("version") {
-        "" => Wanted::Any,
-        version => Wanted::Version(version),
-    }
 }

@@ -16,14 +16,16 @@ use crate::access::Level;
 use crate::error::ApiError;
 
 /// All routes, by module.
-static ALL: [&[Route]; 20] = [
+static ALL: [&[Route]; 22] = [
     super::discovery::ROUTES,
     super::endpoint_reports::ROUTES,
     super::endpoint_settings::ROUTES,
     super::endpoints::ROUTES,
+    super::grpc::ROUTES,
     super::invocations::ROUTES,
     super::keys::ROUTES,
     super::oauth::ROUTES,
+    super::open_inference::ROUTES,
     super::openapi::ROUTES,
     super::permissions::ROUTES,
     super::registry::files::ROUTES,
@@ -54,6 +56,9 @@ pub(crate) struct Route {
     pub(crate) body: Option<Schema>,
     handler: Handler,
 }
+
+/// What methods of gRPC are about.
+const GRPC: &str = "A method of gRPC";
 
 /// Makes the schema of a type.
 type Schema = fn(&mut SchemaGenerator) -> schemars::Schema;
@@ -150,6 +155,17 @@ impl Route {
         std::mem::forget(std::mem::replace(&mut self.method, method));
         self.effect = Effect::Change;
         self
+    }
+
+    /// A method of gRPC, which has its path by the protocol.
+    pub(super) const fn grpc(name: &'static str, path: &'static str, access: Access, handler: Handler) -> Route {
+        let effect = Effect::Invoke;
+        Route { name, method: Method::POST, path, access, effect, about: GRPC, body: None, handler }
+    }
+
+    /// Whether this is a method of gRPC.
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.about == GRPC
     }
 
     /// The same route, which only reads although its method does not say so.
