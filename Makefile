@@ -39,6 +39,7 @@ run: dist ## Build, serve on TESSERA_LISTEN (127.0.0.1:8080), deploy three model
 test: setup build ## Run all tests: native, over HTTP, through real Python clients
 	cargo test --release -p tessera
 	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings -p filetype
+	@tests/python/open-inference.sh
 	cargo test --release -p tessera-tests
 	@tests/conformance/run.sh 60
 

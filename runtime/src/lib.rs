@@ -6,7 +6,8 @@
 //! An invocation meets the modules in this order:
 //!
 //! - [`http`]: sockets, TLS, event loops, limits of connections and bodies.
-//! - [`api`]: the route table, the wire's JSON, error bodies. The only place that knows both HTTP and the domain.
+//! - [`api`]: the route table, the wire's JSON and gRPC messages, errors. The only place that knows both HTTP and the
+//!   domain.
 //! - [`access`]: a token becomes a principal; who may do what, and how much of it.
 //! - [`gateway`]: rate limits, counted without a lock.
 //! - [`catalog`]: endpoint → traffic → served entity. An endpoint that nobody calls is a name here, and wakes from its

@@ -85,7 +85,20 @@ pub(crate) fn tessera() -> Command {
 
 /// A script of `tests/python`, with the clients and oracles that `make setup` installed.
 pub(crate) fn python(script: &str) -> Command {
-    let mut command = Command::new(installed("TESSERA_PYTHON"));
+    script_with(installed("TESSERA_PYTHON"), script)
+}
+
+/// The same with clients that do not go together with those, from another environment in the cache.
+pub(crate) fn python_with(environment: &str, script: &str) -> Command {
+    let usual = installed("TESSERA_PYTHON");
+    let cache = usual.ancestors().nth(3).unwrap_or_else(|| panic!("{} is not in a cache", usual.display()));
+    let interpreter = cache.join(environment).join("bin/python");
+    assert!(interpreter.exists(), "{} is not there: run `make test`", interpreter.display());
+    script_with(interpreter, script)
+}
+
+fn script_with(interpreter: PathBuf, script: &str) -> Command {
+    let mut command = Command::new(interpreter);
     command.arg(repository("tests/python").join(script)).env("PYTHONDONTWRITEBYTECODE", "1");
     command
 }

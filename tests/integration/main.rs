@@ -17,6 +17,7 @@
 //! - [`crash`]: `kill -9` at any moment.
 //! - [`sealed`]: nothing readable on disk, wrong keys, key rotation.
 //! - [`models`]: real models, compared with the Python libraries they come from.
+//! - [`open_inference`]: the Open Inference Protocol with tritonclient and kserve, over REST and gRPC.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
 //! - [`registry`]: models, versions, aliases, uploads; logging models with MLflow.
 //! - [`cli`]: the command line.
@@ -41,6 +42,7 @@ mod identities;
 mod isolation;
 mod mlflow;
 mod models;
+mod open_inference;
 mod permissions;
 mod projects;
 mod registry;

@@ -65,15 +65,15 @@ impl Pair {
 }
 
 /// A server with TLS, and the files that it reads.
-struct Tls {
-    server: Server,
+pub(crate) struct Tls {
+    pub(crate) server: Server,
     ca: Ca,
     pair: Pair,
     folder: TempDir,
 }
 
 impl Tls {
-    fn start(flags: &[&str]) -> Tls {
+    pub(crate) fn start(flags: &[&str]) -> Tls {
         Tls::with_client(flags, |client| client)
     }
 
@@ -94,12 +94,12 @@ impl Tls {
         write_pair(&self.folder, pair);
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// `host:port`.
-    fn socket(&self) -> &str {
+    pub(crate) fn socket(&self) -> &str {
         self.server.address.strip_prefix("https://").expect("the address says that there is TLS")
     }
 

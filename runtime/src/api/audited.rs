@@ -20,6 +20,13 @@ pub(super) async fn record(call: &Call, route: &Route, outcome: Result<Answer, A
     outcome
 }
 
+/// Records that one of the requests on a stream was denied.
+pub(super) fn denied(call: &Call, error: &ApiError) {
+    if let (401 | 403, Some(route)) = (error.status, call.route) {
+        call.app.audit.denied(event(call, route, error.status, Some(error.code.name())));
+    }
+}
+
 fn event(call: &Call, route: &Route, status: u16, error_code: Option<&str>) -> Event {
     let who = call.principal.as_ref().map(|principal| Who {
         id: principal.id,

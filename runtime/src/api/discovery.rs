@@ -3,19 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use hyper::StatusCode;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::invocations::Wanted;
-use super::{Answer, Call, ErrorBody, OpenInferenceError, invocations, json, respond};
-use crate::access::Level;
+use super::{Answer, Call, ErrorBody, json, respond};
 use crate::error::{ApiError, ErrorCode};
 use crate::observe::metrics::Observed;
 
 use super::routes::{Access, Route, handler};
-
-const VIEW: Access = Access::Endpoint(Level::View);
 
 pub(super) const ROUTES: &[Route] = &[
     Route::get("health", "/health", Access::Anyone, "Whether the process is alive", handler!(health))
@@ -33,45 +28,7 @@ pub(super) const ROUTES: &[Route] = &[
         handler!(databricks_config),
     )
     .answers::<DatabricksConfig>(),
-    Route::get("v2.server", "/v2", Access::Anyone, "Open Inference: the server", handler!(v2_server))
-        .answers::<InferenceServer>(),
-    Route::get("v2.live", "/v2/health/live", Access::Anyone, "Open Inference: alive", handler!(v2_live))
-        .answers::<InferenceServerLive>(),
-    Route::get("v2.ready", "/v2/health/ready", Access::Anyone, "Open Inference: ready", handler!(ready))
-        .answers::<ServerStatus>()
-        .or::<OpenInferenceError>(&[503]),
-    Route::get("v2.model", "/v2/models/{name}", QUERY, "Open Inference: a model's metadata", handler!(v2_model))
-        .gives_model_output(),
-    Route::get(
-        "v2.model_version",
-        "/v2/models/{name}/versions/{version}",
-        QUERY,
-        "Open Inference: a version's metadata",
-        handler!(v2_model),
-    )
-    .gives_model_output(),
-    Route::get(
-        "v2.model_ready",
-        "/v2/models/{name}/ready",
-        VIEW,
-        "Open Inference: model ready",
-        handler!(v2_model_ready),
-    )
-    .answers::<InferenceModelReady>()
-    .or::<InferenceModelReady>(&[503]),
-    Route::get(
-        "v2.model_version_ready",
-        "/v2/models/{name}/versions/{version}/ready",
-        VIEW,
-        "Open Inference: version ready",
-        handler!(v2_model_ready),
-    )
-    .answers::<InferenceModelReady>()
-    .or::<InferenceModelReady>(&[503]),
 ];
-
-/// Metadata is answered by the guest.
-const QUERY: Access = Access::Endpoint(Level::Query);
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -85,8 +42,16 @@ async fn health(_call: &Call) -> Result<Answer, ApiError> {
     json(&ServerStatus { status: "ok" })
 }
 
-/// New work is taken, and changes can be kept.
 async fn ready(call: &Call) -> Result<Answer, ApiError> {
+    check_ready(call)?;
+    json(&ServerStatus { status: "ready" })
+}
+
+/// New work is taken, and changes can be kept.
+///
+/// # Errors
+/// 503 with what is in the way.
+pub(super) fn check_ready(call: &Call) -> Result<(), ApiError> {
     let not_ready = |why: &str| Err(ApiError::new(ErrorCode::TemporarilyUnavailable, why));
     if !call.app.accepting.load(Relaxed) {
         return not_ready("The server is starting or shutting down.");
@@ -94,7 +59,7 @@ async fn ready(call: &Call) -> Result<Answer, ApiError> {
     if call.app.control.store_health().is_err() {
         return not_ready("The state store has failed; the server must be restarted.");
     }
-    json(&ServerStatus { status: "ready" })
+    Ok(())
 }
 
 /// All series. They name every endpoint of every workspace.
@@ -132,55 +97,4 @@ async fn databricks_config(call: &Call) -> Result<Answer, ApiError> {
         _ => None,
     };
     json(&DatabricksConfig { oidc_endpoint: format!("{}/oidc", call.origin()), cloud: "AWS", workspace_id })
-}
-
-#[derive(Serialize, JsonSchema)]
-struct InferenceServer {
-    name: &'static str,
-    version: &'static str,
-    extensions: &'static [&'static str],
-}
-
-#[derive(Serialize, JsonSchema)]
-struct InferenceServerLive {
-    live: bool,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct InferenceModelReady {
-    name: String,
-    ready: bool,
-}
-
-/// What this server is, to clients of the Open Inference Protocol.
-async fn v2_server(_call: &Call) -> Result<Answer, ApiError> {
-    json(&InferenceServer { name: "tessera", version: env!("CARGO_PKG_VERSION"), extensions: &[] })
-}
-
-async fn v2_live(_call: &Call) -> Result<Answer, ApiError> {
-    json(&InferenceServerLive { live: true })
-}
-
-async fn v2_model(call: &Call) -> Result<Answer, ApiError> {
-    invocations::ask(call, wanted_version(call), "v2").await
-}
-
-async fn v2_model_ready(call: &Call) -> Result<Answer, ApiError> {
-    let endpoint = call.endpoint().await?;
-    let ready = endpoint.serving.is_some();
-    if ready {
-        invocations::choose(&endpoint, wanted_version(call))?;
-    }
-    let mut answer = json(&InferenceModelReady { name: endpoint.record.name.clone(), ready })?;
-    if !ready {
-        *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    }
-    Ok(answer)
-}
-
-fn wanted_version(call: &Call) -> Wanted<'_> {
-    match call.parameter("version") {
-        "" => Wanted::Any,
-        version => Wanted::Version(version),
-    }
 }

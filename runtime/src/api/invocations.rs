@@ -4,19 +4,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use super::accounting::{Account, Asked, CLIENT_CLOSED_REQUEST, OPEN_INFERENCE, Output};
+use super::accounting::{Account, Asked, CLIENT_CLOSED_REQUEST, Output};
 use super::routes::{Route, handler};
 use super::{Answer, Call, respond};
-use crate::admission::Place;
+use crate::admission::{BodyRoom, Place};
 use crate::catalog::served::{ColdStart, Rung, ServedEntity};
 use crate::catalog::{Endpoint, Suspend, WorkspaceId};
 use crate::clock;
 use crate::deploy::package::RequestBodyMode;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{AbortOnDrop, ResponseBody};
+use crate::http::compression::Packing;
 use crate::observe::metrics::Times;
 use crate::sandbox::{
     self, FailureKind, Finished, Invocation, InvocationBody, InvokeError, RequestLog, StreamError, Tail,
@@ -44,13 +45,6 @@ pub(super) const ROUTES: &[Route] = &[
         "Send a request to one served entity, whatever the traffic split",
         handler!(invoke),
     ),
-    Route::invoke("invocations.v2_infer", "/v2/models/{name}/infer", "Open Inference: infer", handler!(infer)),
-    Route::invoke(
-        "invocations.v2_infer_version",
-        "/v2/models/{name}/versions/{version}/infer",
-        "Open Inference: infer with a version",
-        handler!(infer),
-    ),
     Route::invoke("invocations.chat", "/serving-endpoints/chat/completions", OPENAI, handler!(openai)),
     Route::invoke("invocations.completions", "/serving-endpoints/completions", OPENAI, handler!(openai)),
     Route::invoke("invocations.embeddings", "/serving-endpoints/embeddings", OPENAI, handler!(openai)),
@@ -67,32 +61,31 @@ async fn invoke(call: &mut Call) -> Result<Answer, ApiError> {
         "" => choose(&endpoint, Wanted::Any)?,
         entity => choose(&endpoint, Wanted::Named(entity))?,
     };
-    invoke_entity(call, endpoint, entity, "invocations").await
-}
-
-async fn infer(call: &mut Call) -> Result<Answer, ApiError> {
-    let endpoint = call.endpoint().await?;
-    let entity = match call.parameter("version") {
-        "" => choose(&endpoint, Wanted::Any)?,
-        version => choose(&endpoint, Wanted::Version(version))?,
-    };
-    invoke_entity(call, endpoint, entity, OPEN_INFERENCE).await
+    let content_type = header(call, &CONTENT_TYPE);
+    invoke_entity(call, endpoint, entity, "invocations", content_type).await
 }
 
 /// `path` is the guest's name for the API.
-async fn invoke_entity(
+pub(super) async fn invoke_entity(
     call: &mut Call,
     endpoint: Arc<Endpoint>,
     entity: Arc<ServedEntity>,
     path: &str,
+    content_type: String,
 ) -> Result<Answer, ApiError> {
-    let content_type = header(call, &CONTENT_TYPE);
     let app = Arc::clone(&call.app);
     let mut room = app.admission.body_room();
-    let headers = Arc::new(std::mem::take(&mut call.head.headers));
-    let body = match entity.plan.request_body {
-        RequestBodyMode::Full => InvocationBody::Full(call.read_body(app.body_limits, |bytes| room.grow(bytes)).await?),
-        RequestBodyMode::Chunks => {
+    let body = match (entity.plan.request_body, packing(call)?) {
+        (RequestBodyMode::Full, packing) => InvocationBody::Full(read_whole(call, packing, &mut room).await?),
+        (RequestBodyMode::Chunks, Some(packing)) => {
+            let message = format!(
+                "'{}' reads its request as it arrives; send it without {}.",
+                entity.config.name,
+                packing.name()
+            );
+            return Err(ApiError::new(ErrorCode::BadRequest, message).with_status(415));
+        }
+        (RequestBodyMode::Chunks, None) => {
             let closed = |error: ApiError| match error.status {
                 413 => StreamError::TooLarge,
                 _ => StreamError::Closed,
@@ -100,10 +93,32 @@ async fn invoke_entity(
             InvocationBody::Chunks(call.body_chunks(app.body_limits, closed)?)
         }
     };
+    let headers = Arc::new(std::mem::take(&mut call.head.headers));
     let request = Prepared { path: path.to_owned(), content_type, headers, body };
     let result = run(call, &endpoint, &entity, request).await;
     drop(room);
     result
+}
+
+/// How the request's body is packed.
+fn packing(call: &Call) -> Result<Option<Packing>, ApiError> {
+    match call.head.headers.get(CONTENT_ENCODING) {
+        None => Ok(None),
+        Some(encoding) => Packing::of_body(encoding.to_str().unwrap_or("(not text)")),
+    }
+}
+
+/// The whole body as its sender had it before it was packed. What is unpacked is charged too: both are in memory.
+async fn read_whole(call: &mut Call, packing: Option<Packing>, room: &mut BodyRoom<'_>) -> Result<Vec<u8>, ApiError> {
+    let limits = call.app.body_limits;
+    let body = call.read_body(limits, |bytes| room.grow(bytes)).await?;
+    match packing {
+        None => Ok(body),
+        Some(packing) => {
+            call.head.headers.remove(CONTENT_ENCODING);
+            packing.unpack(&body, limits.bytes_max, |bytes| room.grow(bytes)).await
+        }
+    }
 }
 
 /// The OpenAI paths: the endpoint's name is the body's `model`.
@@ -116,8 +131,9 @@ async fn openai(call: &mut Call) -> Result<Answer, ApiError> {
     let app = Arc::clone(&call.app);
     let mut room = app.admission.body_room();
     let content_type = header(call, &CONTENT_TYPE);
+    let packing = packing(call)?;
+    let body = read_whole(call, packing, &mut room).await?;
     let headers = Arc::new(std::mem::take(&mut call.head.headers));
-    let body = call.read_body(app.body_limits, |bytes| room.grow(bytes)).await?;
     let Model { model } = serde_json::from_slice(&body).map_err(|error| {
         ApiError::new(
             ErrorCode::BadRequest,
@@ -136,8 +152,8 @@ async fn openai(call: &mut Call) -> Result<Answer, ApiError> {
 }
 
 /// Runs a request without a body, for metadata that the guest answers.
-pub(super) async fn ask(call: &Call, wanted: Wanted<'_>, path: &str) -> Result<Answer, ApiError> {
-    let endpoint = call.endpoint().await?;
+pub(super) async fn ask(call: &Call, name: &str, wanted: Wanted<'_>, path: &str) -> Result<Answer, ApiError> {
+    let endpoint = call.endpoint_named(name).await?;
     let entity = choose(&endpoint, wanted)?;
     let headers = Arc::new(call.head.headers.clone());
     let body = InvocationBody::of(Vec::new(), entity.plan.request_body);
@@ -146,14 +162,14 @@ pub(super) async fn ask(call: &Call, wanted: Wanted<'_>, path: &str) -> Result<A
 }
 
 /// A request as the guest will see it.
-struct Prepared {
-    path: String,
-    content_type: String,
-    headers: Arc<hyper::HeaderMap>,
-    body: InvocationBody,
+pub(super) struct Prepared {
+    pub(super) path: String,
+    pub(super) content_type: String,
+    pub(super) headers: Arc<hyper::HeaderMap>,
+    pub(super) body: InvocationBody,
 }
 
-async fn run(
+pub(super) async fn run(
     call: &Call,
     endpoint: &Arc<Endpoint>,
     entity: &Arc<ServedEntity>,
@@ -183,7 +199,8 @@ async fn run_admitted(
 ) -> Result<Answer, ApiError> {
     let (app, started) = (&call.app, call.started);
     let host = &app.control.host;
-    let limits = &entity.plan.limits;
+    let mut limits = entity.plan.limits.clone();
+    limits.wall_ms = call.wall_ms(limits.wall_ms);
     let deadline = started + Duration::from_millis(limits.wall_ms);
     let want_cold_start = request.headers.contains_key(WANT_COLD_START);
     let waiting = Instant::now();
@@ -202,7 +219,7 @@ async fn run_admitted(
     let invocation = Invocation {
         package: Arc::clone(&entity.plan.guest),
         init_assets: entity.plan.init_assets.clone(),
-        limits: limits.clone(),
+        limits,
         graphs: ready.graphs,
         executor: Arc::clone(&host.executor),
         tenant: entity.plan.tenant,

@@ -7,10 +7,12 @@ mod discovery;
 mod endpoint_reports;
 mod endpoint_settings;
 mod endpoints;
+mod grpc;
 mod invocations;
 mod keys;
 mod model_schema;
 mod oauth;
+mod open_inference;
 mod openapi;
 mod permissions;
 mod registry;
@@ -119,6 +121,30 @@ pub(crate) struct Call {
     scheme: Scheme,
     id: String,
     started: Instant,
+    /// Until when the caller waits, where it says so.
+    deadline: Option<Instant>,
+}
+
+/// How errors are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    /// The Databricks API's, and everywhere that has none of its own.
+    Databricks,
+    /// The Open Inference Protocol's over REST.
+    OpenInference,
+    /// In headers.
+    Grpc,
+}
+
+impl Dialect {
+    fn of(head: &Parts) -> Dialect {
+        let path = head.uri.path();
+        match path {
+            _ if grpc::is_asked(&head.headers) => Dialect::Grpc,
+            _ if path == "/v2" || path.starts_with("/v2/") => Dialect::OpenInference,
+            _ => Dialect::Databricks,
+        }
+    }
 }
 
 type Answer = Response<ResponseBody>;
@@ -142,8 +168,9 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr,
         scheme,
         id: id.clone(),
         started,
+        deadline: None,
     };
-    let open_inference = path.starts_with(OPEN_INFERENCE);
+    let dialect = Dialect::of(&call.head);
     // A panic here is our bug; it costs one request, and the log says where.
     let outcome = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(dispatch(&mut call))).await;
     if let (Ok(Err(_)), Some(body)) = (&outcome, &mut call.body) {
@@ -151,11 +178,11 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr,
     }
     let mut response = match outcome {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => render_error(&error, &id, open_inference),
+        Ok(Err(error)) => render_error(&error, &id, dialect),
         Err(_) => {
             tracing::error!(request_id = id, %method, path, "a handler panicked");
             let error = ApiError::new(ErrorCode::InternalError, "the server failed on this request; its log says why");
-            render_error(&error, &id, open_inference)
+            render_error(&error, &id, dialect)
         }
     };
     if let Ok(value) = HeaderValue::from_str(&id) {
@@ -202,11 +229,14 @@ async fn dispatch(call: &mut Call) -> Result<Answer, ApiError> {
             let allowed = allowed.join(", ");
             let message = format!("{path} does not understand {method}; it understands {allowed}.");
             let error = ApiError::new(ErrorCode::BadRequest, message).with_status(405);
-            let mut answer = render_error(&error, &call.id, false);
+            let mut answer = render_error(&error, &call.id, Dialect::of(&call.head));
             if let Ok(allowed) = HeaderValue::from_str(&allowed) {
                 answer.headers_mut().insert(ALLOW, allowed);
             }
             Ok(answer)
+        }
+        Found::Nothing if grpc::is_asked(&call.head.headers) => {
+            Err(ApiError::new(ErrorCode::NotImplemented, format!("There is no method of gRPC at {path}.")))
         }
         Found::Nothing => Err(nothing_at(method, path)),
     }
@@ -269,6 +299,30 @@ impl Call {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The same call for another request of the same caller, whose body comes from elsewhere.
+    fn without_body(&self) -> Call {
+        Call {
+            app: Arc::clone(&self.app),
+            head: self.head.clone(),
+            route: self.route,
+            parameters: self.parameters.clone(),
+            principal: self.principal.clone(),
+            object: OnceLock::new(),
+            body: None,
+            peer: self.peer,
+            scheme: self.scheme,
+            id: self.id.clone(),
+            started: self.started,
+            deadline: self.deadline,
+        }
+    }
+
+    /// The time that its answer may take, of at most `wall_ms`, in ms.
+    fn wall_ms(&self, wall_ms: u64) -> u64 {
+        let waits = self.deadline.map(|deadline| deadline.saturating_duration_since(self.started));
+        waits.map_or(wall_ms, |waits| wall_ms.min(waits.as_millis() as u64))
     }
 
     /// Whether the caller is on this machine. A proxy on this machine speaks for somebody else.
@@ -462,13 +516,13 @@ struct OpenInferenceError<'a> {
 }
 
 /// The one place where an error becomes a response.
-fn render_error(error: &ApiError, request_id: &str, open_inference: bool) -> Answer {
+fn render_error(error: &ApiError, request_id: &str, dialect: Dialect) -> Answer {
     let r#type = "type.googleapis.com/google.rpc.RequestInfo";
     let (error_code, message) = (error.code, error.message.as_str());
-    let body = if open_inference {
-        serde_json::to_vec(&OpenInferenceError { error: message })
-    } else {
-        serde_json::to_vec(&ErrorBody {
+    let body = match dialect {
+        Dialect::Grpc => return grpc::failed(error),
+        Dialect::OpenInference => serde_json::to_vec(&OpenInferenceError { error: message }),
+        Dialect::Databricks => serde_json::to_vec(&ErrorBody {
             error_code,
             message,
             details: [RequestInfo { r#type, request_id, serving_data: "" }],
@@ -478,7 +532,7 @@ fn render_error(error: &ApiError, request_id: &str, open_inference: bool) -> Ans
                 detail: message,
                 status: error.status.to_string(),
             }),
-        })
+        }),
     };
     // Text and numbers can always be written.
     let mut response = respond(error.status, "application/json", body.unwrap_or_default());

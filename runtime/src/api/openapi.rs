@@ -56,7 +56,8 @@ fn of_routes(origin: &str) -> Value {
         .with(|settings| settings.definitions_path = "/components/schemas".into())
         .into_generator();
     let mut paths = Map::new();
-    for route in routes::all() {
+    // OpenAPI has no words for gRPC.
+    for route in routes::all().filter(|route| !route.is_grpc()) {
         let path = route.path.replace("{*path}", "{path}");
         let methods = paths.entry(path).or_insert_with(|| json!({}));
         methods[route.method.as_str().to_lowercase()] = operation(route, &mut schemas);

@@ -19,14 +19,16 @@ use crate::access::Level;
 use crate::error::{ApiError, ErrorCode};
 
 /// All routes, by module.
-static ALL: [&[Route]; 20] = [
+static ALL: [&[Route]; 22] = [
     super::discovery::ROUTES,
     super::endpoint_reports::ROUTES,
     super::endpoint_settings::ROUTES,
     super::endpoints::ROUTES,
+    super::grpc::ROUTES,
     super::invocations::ROUTES,
     super::keys::ROUTES,
     super::oauth::ROUTES,
+    super::open_inference::ROUTES,
     super::openapi::ROUTES,
     super::permissions::ROUTES,
     super::registry::files::ROUTES,
@@ -65,6 +67,9 @@ pub(crate) struct Route {
     pub(crate) other: Option<(&'static [u16], Shape)>,
     handler: Handler,
 }
+
+/// What methods of gRPC are about.
+const GRPC: &str = "A method of gRPC";
 
 /// A body.
 #[derive(Clone, Copy)]
@@ -205,6 +210,18 @@ impl Route {
         let mut route = Route::get(name, path, access, about, handler).reads(Method::POST);
         (route.effect, route.body, route.answer) = (Effect::Invoke, Content::Model, Content::Model);
         route
+    }
+
+    /// A method of gRPC, which has its path by the protocol.
+    pub(super) const fn grpc(name: &'static str, path: &'static str, access: Access, handler: Handler) -> Route {
+        let mut route = Route::invoke(name, path, GRPC, handler);
+        route.access = access;
+        route
+    }
+
+    /// Whether this is a method of gRPC.
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.about == GRPC
     }
 
     /// The same route, which only reads although its method does not say so.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -27,6 +28,13 @@ pub enum ResponseBody {
         complete: Arc<AtomicBool>,
         /// Ends whoever makes them when the client is gone.
         _maker: Option<AbortOnDrop>,
+    },
+    /// With headers behind it, which is how gRPC ends.
+    Trailed {
+        /// What comes first.
+        body: Box<ResponseBody>,
+        /// None once sent.
+        trailers: Option<Box<HeaderMap>>,
     },
 }
 
@@ -65,6 +73,10 @@ impl Body for ResponseBody {
                 None if complete.load(Acquire) => None,
                 None => Some(Err(StreamBroken)),
             }),
+            ResponseBody::Trailed { body, trailers } => {
+                let frame = std::task::ready!(Pin::new(&mut **body).poll_frame(context));
+                Poll::Ready(frame.or_else(|| trailers.take().map(|trailers| Ok(Frame::trailers(*trailers)))))
+            }
         }
     }
 
@@ -75,7 +87,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             ResponseBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            ResponseBody::Stream { .. } => SizeHint::default(),
+            ResponseBody::Stream { .. } | ResponseBody::Trailed { .. } => SizeHint::default(),
         }
     }
 }

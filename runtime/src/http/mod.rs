@@ -3,6 +3,7 @@
 //! Knows sockets and HTTP, nothing of endpoints: each request goes to [`crate::api::answer`].
 
 pub mod body;
+pub mod compression;
 pub mod tls;
 
 use std::convert::Infallible;

@@ -290,6 +290,26 @@ impl Collector for Entities {
 
 const CLASSES: [&str; 3] = ["2xx", "4xx", "5xx"];
 
+impl Metrics {
+    /// What was counted of an entity: nothing where nobody called it, or where it shares its series with others.
+    pub fn totals(&self, workspace: WorkspaceId, endpoint: &str, entity: &str) -> Totals {
+        let named = self.entities.lock();
+        let Some(series) = named.iter().find(|series| series.is(workspace, endpoint, entity)) else {
+            return Totals::default();
+        };
+        let [answered, client, server] = [0, 1, 2].map(|class| series.requests[class].get());
+        let failed_ns = series.failed_ns.load(Relaxed);
+        Totals {
+            answered,
+            failed: client + server,
+            answered_ns: series.duration.sum_ns().saturating_sub(failed_ns),
+            failed_ns,
+            queued_ns: series.queued.sum_ns(),
+            predicted_ns: series.predicted.sum_ns(),
+        }
+    }
+}
+
 /// What is counted of one served entity.
 #[derive(Debug)]
 struct Series {
@@ -302,6 +322,8 @@ struct Series {
     recent: [LastMinute; CLASSES.len()],
     /// Processor time of the last minute, in microseconds.
     recent_cpu_us: LastMinute,
+    /// Of `duration`, what requests took that failed.
+    failed_ns: AtomicU64,
     duration: Histogram,
     /// Of it, waiting for memory and for a place.
     queued: Histogram,
@@ -321,6 +343,7 @@ impl Series {
             requests: Default::default(),
             recent: Default::default(),
             recent_cpu_us: LastMinute::default(),
+            failed_ns: AtomicU64::new(0),
             duration: Histogram::new(&REQUEST_SECONDS),
             queued: Histogram::new(&REQUEST_SECONDS),
             predicted: Histogram::new(&REQUEST_SECONDS),
@@ -357,6 +380,23 @@ pub struct EntityMetrics {
     series: OnceLock<Arc<Series>>,
 }
 
+/// What was counted of a served entity since the server's start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Requests that were answered.
+    pub answered: u64,
+    /// Requests that failed, for whatever reason.
+    pub failed: u64,
+    /// Time of those that were answered, in nanoseconds.
+    pub answered_ns: u64,
+    /// Time of those that failed, in nanoseconds.
+    pub failed_ns: u64,
+    /// Of both, waiting for memory and for a place.
+    pub queued_ns: u64,
+    /// Of both, in the guest.
+    pub predicted_ns: u64,
+}
+
 /// What an invocation took.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
@@ -387,6 +427,9 @@ impl EntityMetrics {
         let second = last_minute::second();
         series.recent[class].add(second, 1);
         series.recent_cpu_us.add(second, u32::try_from(times.cpu.as_micros()).unwrap_or(u32::MAX));
+        if class > 0 {
+            series.failed_ns.fetch_add(times.total.as_nanos() as u64, Relaxed);
+        }
         series.duration.observe(times.total);
         series.queued.observe(times.queued);
         series.predicted.observe(times.predicted);

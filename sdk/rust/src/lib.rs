@@ -36,6 +36,7 @@
 //! - [`Tensor`], [`Graph`], [`Outputs`]: compute on the host, with shapes and types checked before the call. Programs that
 //!   bring `wasi:nn` with them can use that instead, through [`bindings`].
 //! - [`Response`], [`StreamingResponse`]: the answer, whole or in chunks.
+//! - [`open_inference`]: bodies of the Open Inference Protocol, whose tensors may be bytes behind the JSON.
 //! - [`Error`]: a kind (which decides the HTTP status) and a message for the caller.
 //! - [`log`]: lines for `tessera logs`.
 //!
@@ -56,6 +57,7 @@ mod endpoint;
 mod error;
 mod graph;
 pub mod log;
+pub mod open_inference;
 mod package;
 mod request;
 mod response;

@@ -135,7 +135,7 @@ impl Collector for OfEndpoint {
 mod tests {
     use std::time::Duration;
 
-    use super::super::Times;
+    use super::super::{Times, Totals};
     use super::*;
 
     #[test]
@@ -146,6 +146,9 @@ mod tests {
         metrics.entity(ours, "e", "m").finished(200, times);
         metrics.entity(ours, "e", "m").finished(404, times);
         metrics.entity(theirs, "e", "m").finished(500, times);
+        let totals = metrics.totals(ours, "e", "m");
+        assert_eq!((totals.answered, totals.failed, totals.answered_ns), (1, 1, 150_000_000));
+        assert_eq!((totals.failed_ns, metrics.totals(ours, "e", "other")), (150_000_000, Totals::default()));
         let now = || vec![EntityNow { name: "m".to_owned(), concurrency: 4, memory_percent: 1.5 }];
         let text = metrics.endpoint_text(ours, "e", now());
         for line in [

@@ -29,6 +29,11 @@ impl Histogram {
         self.sum_ns.fetch_add(duration.as_nanos() as u64, Relaxed);
     }
 
+    /// All durations together, in nanoseconds.
+    pub(super) fn sum_ns(&self) -> u64 {
+        self.sum_ns.load(Relaxed)
+    }
+
     /// Writes it in a unit of which a second has `per_second`.
     pub(super) fn encode(&self, mut encoder: MetricEncoder<'_>, per_second: f64) -> fmt::Result {
         let bounds = self.bounds.iter().map(|bound| bound * per_second).chain([f64::MAX]);

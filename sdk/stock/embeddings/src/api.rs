@@ -83,16 +83,7 @@ impl EmbeddingsRequest {
                 ));
             }
         };
-        if texts.is_empty() {
-            return Err(Error::invalid_input("`input` is an empty list; give at least one string"));
-        }
-        if texts.len() > INPUTS_MAX {
-            let given = texts.len();
-            return Err(Error::invalid_input(format!("`input` has {given} strings; at most {INPUTS_MAX} are allowed")));
-        }
-        if let Some(index) = texts.iter().position(|text| text.is_empty()) {
-            return Err(Error::invalid_input(format!("`input` {index} is an empty string")));
-        }
+        checked(&texts)?;
         Ok(texts)
     }
 
@@ -121,6 +112,21 @@ impl EmbeddingsRequest {
         };
         Ok(Datum { object: "embedding", index, embedding })
     }
+}
+
+/// Texts as every API takes them: some, not too many, none of them empty.
+pub(crate) fn checked<'t>(texts: &'t [&'t str]) -> Result<&'t [&'t str], Error> {
+    if texts.is_empty() {
+        return Err(Error::invalid_input("`input` is an empty list; give at least one string"));
+    }
+    if texts.len() > INPUTS_MAX {
+        let given = texts.len();
+        return Err(Error::invalid_input(format!("`input` has {given} strings; at most {INPUTS_MAX} are allowed")));
+    }
+    if let Some(index) = texts.iter().position(|text| text.is_empty()) {
+        return Err(Error::invalid_input(format!("`input` {index} is an empty string")));
+    }
+    Ok(texts)
 }
 
 /// The first `dimensions` values, scaled back to length 1.

@@ -1,4 +1,5 @@
-//! Stock endpoint `stock:embeddings`: text embeddings over the OpenAI API, from a sentence encoder in ONNX.
+//! Stock endpoint `stock:embeddings`: text embeddings over the OpenAI API and the Open Inference Protocol, from a sentence
+//! encoder in ONNX.
 //!
 //! Asset: `tokenizer.json`. Settings, all optional:
 //!
@@ -7,11 +8,12 @@
 //! | `graph` | `model` | the graph of the package |
 //! | `max_tokens` | 256 | longer texts are cut here, as sentence-transformers does |
 //!
-//! A request is parsed ([`api`]), its texts are tokenized, the graph embeds them batch by batch ([`model`]), and the
+//! A request is parsed ([`api`], [`oip`]), its texts are tokenized, the graph embeds them batch by batch ([`model`]), and the
 //! vectors are rendered as the request asked. The tokenizer is built in `init`, and so is part of the frozen image.
 
 mod api;
 mod model;
+mod oip;
 #[cfg(target_arch = "wasm32")]
 mod randomness;
 
@@ -20,6 +22,7 @@ use tokenizers::{Encoding, Tokenizer, TruncationParams};
 
 use crate::api::EmbeddingsRequest;
 use crate::model::Model;
+use crate::oip::Asked;
 
 tessera_sdk::export!(Embeddings);
 
@@ -44,20 +47,34 @@ impl Endpoint for Embeddings {
     }
 
     fn handle(&self, request: Request) -> Result<Response, Error> {
-        if !matches!(request.path(), "invocations" | "embeddings") {
-            return Err(Error::not_found(format!(
-                "this endpoint makes embeddings: call `embeddings` or `invocations`, not `{}`",
-                request.path()
-            )));
+        match request.path() {
+            "invocations" | "embeddings" => self.embeddings(&request.json()?),
+            "v2" => oip::metadata(&name_of(&request), self.model.width()),
+            "v2/infer" => {
+                let asked = Asked::read(&request)?;
+                let texts: Vec<&str> = asked.texts.iter().map(String::as_str).collect();
+                let vectors = self.model.embed(&self.tokenize(api::checked(&texts)?)?)?;
+                asked.respond(&name_of(&request), &vectors)
+            }
+            other => Err(Error::not_found(format!(
+                "this endpoint makes embeddings: call `embeddings`, `invocations` or `v2/infer`, not `{other}`"
+            ))),
         }
-        let request: EmbeddingsRequest = request.json()?;
+    }
+}
+
+/// How clients of the Open Inference Protocol know the model: by the endpoint they called.
+fn name_of(request: &Request) -> oip::Name {
+    oip::Name { model: request.endpoint(), version: request.model_version() }
+}
+
+impl Embeddings {
+    fn embeddings(&self, request: &EmbeddingsRequest) -> Result<Response, Error> {
         let encodings = self.tokenize(&request.texts()?)?;
         let vectors = self.model.embed(&encodings)?;
         request.respond(self.model.graph_name(), vectors, token_count(&encodings))
     }
-}
 
-impl Embeddings {
     fn tokenize(&self, texts: &[&str]) -> Result<Vec<Encoding>, Error> {
         let encode = |(index, text): (usize, &&str)| {
             let encoding = self.tokenizer.encode_fast(*text, true);

@@ -42,6 +42,8 @@ enum Width {
 #[derive(Debug)]
 struct Output {
     name: String,
+    /// The length of a vector, where the model file says it.
+    width: Option<u32>,
     pooling: Pooling,
 }
 
@@ -69,6 +71,11 @@ impl Model {
     /// The name of the graph in the package.
     pub(crate) fn graph_name(&self) -> &str {
         &self.graph
+    }
+
+    /// The length of a vector, where the model file says it.
+    pub(crate) fn width(&self) -> Option<u32> {
+        self.output.width
     }
 
     /// The sequence length that the graph insists on, if it does.
@@ -161,7 +168,8 @@ impl Output {
             3 => Pooling::Mean,
             rank => return Err(Error::model(format!("its output `{}` has rank {rank}, not 2 or 3", output.name))),
         };
-        Ok(Self { name: output.name.clone(), pooling })
+        let width = output.dimensions.last().copied().flatten();
+        Ok(Self { name: output.name.clone(), width, pooling })
     }
 
     fn vectors(&self, outputs: &Outputs, lengths: &[usize], shape: &Shape) -> Result<Vec<Vec<f32>>, Error> {

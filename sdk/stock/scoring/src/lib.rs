@@ -7,7 +7,7 @@
 //! Settings: `graph`, the graph's name (`model`); `mlflow.signature.inputs` and `mlflow.signature.params`, the JSON strings
 //! of the `MLmodel` file. `mlflow.signature.outputs` is not looked at: MLflow's server does not check outputs either.
 //!
-//! Deliberately absent: strings in tensors (`wasi:nn` has none), parquet, the protocol's binary tensors.
+//! Deliberately absent: strings in tensors (`wasi:nn` has none), parquet.
 
 #[cfg(test)]
 mod goldens;
@@ -56,7 +56,7 @@ impl Scoring {
             "invocations" => {
                 mlflow::invoke(&self.signature, &self.graph, request.content_type(), request.bytes()?, compute)
             }
-            "v2/infer" => oip::infer(&model_of(request), &self.graph, request.bytes()?, compute),
+            "v2/infer" => oip::infer(&model_of(request), &self.graph, request, compute),
             "v2" => Ok(oip::metadata(&model_of(request), &self.graph)),
             other => Err(Error::not_found(format!(
                 "this endpoint answers `invocations`, `v2` and `v2/infer`, not `{other}`"

@@ -157,7 +157,7 @@ pub(crate) fn narrow_float(value: f64, dtype: Dtype) -> f64 {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Feed<'a> {
     pub(crate) name: &'a str,
-    pub(crate) tensor: Tensor<'static>,
+    pub(crate) tensor: Tensor<'a>,
 }
 
 /// One output of the graph.
@@ -234,7 +234,7 @@ impl<'a> Output<'a> {
     }
 }
 
-fn element_bytes(element: ElementType) -> usize {
+pub(crate) fn element_bytes(element: ElementType) -> usize {
     match element {
         ElementType::U8 | ElementType::Bool | ElementType::Int8 => 1,
         ElementType::Fp16 | ElementType::Bf16 => 2,
