@@ -17,6 +17,7 @@
 //! - [`crash`]: `kill -9` at any moment.
 //! - [`sealed`]: nothing readable on disk, wrong keys, key rotation.
 //! - [`models`]: real models, compared with the Python libraries they come from.
+//! - [`packaging`]: models of other frameworks, by the Python package and by MLflow's deployment target.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
 //! - [`registry`]: models, versions, aliases, uploads; logging models with MLflow.
 //! - [`cli`]: the command line.
@@ -40,6 +41,7 @@ mod identities;
 mod isolation;
 mod mlflow;
 mod models;
+mod packaging;
 mod permissions;
 mod registry;
 mod sealed;
