@@ -22,6 +22,7 @@ from sklearn.ensemble import (
     HistGradientBoostingRegressor,
     IsolationForest,
     RandomForestClassifier,
+    RandomForestRegressor,
 )
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -30,6 +31,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
 
 ROWS = 1000
 
@@ -149,6 +151,10 @@ TABULAR: dict[str, Callable[[], Trained]] = {
     "mixed_ridge": lambda: _mixed(Ridge(), lambda price: price),
     "mixed_logistic": lambda: _mixed(LogisticRegression(max_iter=500), _dear, OneHotEncoder()),
     "mixed_imputed": lambda: _mixed(LogisticRegression(max_iter=500), _dear, numbers=make_pipeline(SimpleImputer(), StandardScaler())),
+    "mixed_forest": lambda: _mixed(RandomForestClassifier(30, random_state=0), _dear),
+    "forest_proba": lambda: _of(load_wine, RandomForestClassifier(30, random_state=0), predict_fn="predict_proba"),
+    "forest_numbers": lambda: _of(load_diabetes, RandomForestRegressor(30, random_state=0)),
+    "tree": lambda: _of(load_wine, DecisionTreeClassifier(max_depth=3, random_state=0), lambda y: y * 5),
     "mixed_lightgbm": lambda: _mixed(lightgbm.LGBMClassifier(n_jobs=1, n_estimators=20, verbose=-1), _dear),
     "mixed_xgboost": lambda: _mixed(xgboost.XGBRegressor(n_jobs=1, n_estimators=20), lambda price: price),
     "mixed_histogram": lambda: _mixed(

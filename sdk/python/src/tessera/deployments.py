@@ -190,7 +190,7 @@ def _request(inputs: Any) -> dict[str, Any]:
 
 
 class _as_mlflow:  # noqa: N801 (a context manager that reads like a word)
-    """Our errors as MLflow's, whose command line shows them without a stack trace."""
+    """Our errors as MLflow's, which its callers know."""
 
     def __enter__(self) -> None:
         return None

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from ..errors import ConversionError, MissingDependencyError
 from ..graph import OPSETS, Builder, has_text_input, texts_of
 from ..signature import Signature
-from . import Categories, Converted, histogram, lightgbm, xgboost
+from . import Categories, Converted, forest, histogram, lightgbm, xgboost
 from .trees import TreeModel
 
 #: Takes the place of a text that is no category; nobody's category is called so.
@@ -28,6 +28,8 @@ def tree_reader(model: Any) -> Callable[[Any], TreeModel] | None:
     package = type(model).__module__.split(".")[0]
     if histogram.is_histogram(model):
         return histogram.read
+    if forest.is_forest(model):
+        return forest.read
     return {"xgboost": xgboost.read, "lightgbm": lightgbm.read}.get(package)
 
 
@@ -40,7 +42,7 @@ def candidates(model: Any, signature: Signature, predict_fn: str, example: np.nd
     reader = tree_reader(model)
     numeric = all(column.type != "string" for column in signature.columns)
     if reader is not None and numeric:
-        yield lambda: _trees(reader(model), signature, predict_fn)
+        yield lambda: _trees(reader(model), predict_fn)
         return
     for precision in (np.float64, np.float32):
         if numeric:
@@ -51,7 +53,7 @@ def candidates(model: Any, signature: Signature, predict_fn: str, example: np.nd
         yield partial(_convert, model, _columns(signature, None), signature, predict_fn, example)
 
 
-def _trees(model: TreeModel, signature: Signature, predict_fn: str) -> Converted:
+def _trees(model: TreeModel, predict_fn: str) -> Converted:
     """Trees that see the rows as they are."""
     builder = Builder()
     rows = builder.input("X", np.dtype(np.float64), [None, model.ensemble.features])

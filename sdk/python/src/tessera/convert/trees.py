@@ -18,7 +18,10 @@ from ..graph import Builder
 
 @dataclass
 class Tree:
-    """Nodes as arrays; node 0 is the root. ``left`` is where a row goes for which the comparison holds."""
+    """Nodes as arrays; node 0 is the root. ``left`` is where a row goes for which the comparison holds.
+
+    ``value`` is what a leaf adds: a number for the tree's target, or one for each target.
+    """
 
     feature: np.ndarray
     threshold: np.ndarray
@@ -42,6 +45,8 @@ class Ensemble:
     #: In which the library compares: float32 or float64.
     precision: Any
     features: int
+    #: In which the library sees the rows, if it rounds them first.
+    sees: Any = None
 
     def probes(self, limit: int = 200) -> dict[int, np.ndarray]:
         """For each feature the values at which rows change sides, and their neighbours: where conversions go wrong."""
@@ -79,7 +84,7 @@ class Ensemble:
                 attributes[name] = exact.astype(float).tolist()
         return builder.add(
             "TreeEnsembleRegressor",
-            builder.cast(rows, self.precision),
+            builder.cast(rows if self.sees is None else builder.cast(rows, self.sees), self.precision),
             domain="ai.onnx.ml",
             n_targets=len(self.base),
             aggregate_function="SUM",
@@ -101,10 +106,17 @@ class Ensemble:
             columns["falsenodeids"].append(0 if leaf else int(tree.right[node]))
             columns["missing_value_tracks_true"].append(int(not leaf and bool(tree.missing_left[node])))
             if leaf:
-                leaves["treeids"].append(number)
-                leaves["nodeids"].append(node)
-                leaves["ids"].append(target)
-                leaves["weights"].append(float(tree.value[node]))
+                self._add_leaf(leaves, number, node, np.atleast_1d(tree.value[node]), target)
+
+    def _add_leaf(self, leaves: dict[str, list[Any]], number: int, node: int, values: np.ndarray, target: int) -> None:
+        for place, value in enumerate(values):
+            # Most classes have no share in a leaf.
+            if value == 0.0 and len(values) > 1:
+                continue
+            leaves["treeids"].append(number)
+            leaves["nodeids"].append(node)
+            leaves["ids"].append(target + place)
+            leaves["weights"].append(float(value))
 
 
 _NODE_COLUMNS = (
@@ -124,9 +136,9 @@ class TreeModel:
     """An ensemble, and what its library makes of the sums."""
 
     ensemble: Ensemble
-    #: ``identity``, ``sigmoid``, ``softmax``, ``exp``, ``signed_square``, ``log1p_exp``, ``step`` or ``argmax``.
+    #: ``identity``, ``scaled``, ``sigmoid``, ``softmax``, ``exp``, ``signed_square``, ``log1p_exp``, ``step`` or ``argmax``.
     link: str
-    #: Factor before the sigmoid.
+    #: Factor of ``scaled``, and before the sigmoid.
     scale: float = 1.0
     #: The classes, if ``predict`` returns one of them; their place is what the graph gives.
     classes: list[Any] | None = field(default=None)
@@ -138,7 +150,7 @@ class TreeModel:
         if self.classes is not None and predict_fn == "predict":
             return self._label(builder, sums, targets), np.int64, 1
         values = self._linked(builder, sums)
-        if self.classes is not None and targets == 1:
+        if self.classes is not None and targets == 1 and self.link == "sigmoid":
             one = builder.constant(np.array(1, dtype=np.float32))
             return builder.add("Concat", builder.add("Sub", one, values), values, axis=1), np.float32, 2
         if self.link == "argmax" or targets == 1:
@@ -156,6 +168,8 @@ class TreeModel:
             case "sigmoid":
                 scale = builder.constant(np.array(self.scale, dtype=np.float32))
                 return builder.add("Sigmoid", sums if self.scale == 1.0 else builder.add("Mul", sums, scale))
+            case "scaled":
+                return builder.add("Mul", sums, builder.constant(np.array(self.scale, dtype=np.float32)))
             case "softmax":
                 return builder.add("Softmax", sums, axis=1)
             case "exp":
