@@ -46,6 +46,11 @@ def _cases() -> dict[str, tuple[Any, Any, str]]:
             "categorical_features=None",
         ),
         "no model": (object(), numbers, "no model of a framework that can be packaged"),
+        "a classifier of text": (
+            type("Pipeline", (), {"__module__": "transformers.pipelines.text_classification"})(),
+            numbers,
+            "text and token classification have none yet. Left are",
+        ),
         "an estimator that predicts nothing": (OneHotEncoder().fit(table[["city"]]), table[["city"]], "has no 'predict'"),
     }
 
