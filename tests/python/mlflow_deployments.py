@@ -21,6 +21,7 @@ os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
 import lightgbm
 import mlflow
 import numpy as np
+import tessera.deployments
 import xgboost
 from mlflow.deployments import get_deploy_client
 from mlflow.models import infer_signature
@@ -116,9 +117,12 @@ Path(body).write_text(json.dumps(request_of(rows[:3])))
 seen["cli"] = [
     cli("create", "-t", target, "-m", "models:/flowers/1", "--name", "flowers"),
     cli("predict", "-t", target, "--name", "flowers", "-I", body),
-    cli("help", "-t", target),
-    cli("create", "-t", target, "-m", "models:/flowers/1", "--name", "flowers"),
-    cli("delete", "-t", target, "--name", "flowers"),
 ]
+try:
+    client.create_deployment("flowers", "models:/flowers/1")
+except mlflow.MlflowException as error:
+    seen["exists"] = str(error)
+seen["cli"].append(cli("delete", "-t", target, "--name", "flowers"))
+seen["help"] = tessera.deployments.target_help()
 seen["cli_expected"] = TABULAR["logistic"]().model.predict(rows[:3]).tolist()
 print(json.dumps(seen))
