@@ -19,6 +19,7 @@ export TESSERA_BIN := $(CARGO_TARGET_DIR)/release/tessera
 export TESSERA_GUESTS := $(CARGO_TARGET_DIR)/guests
 export TESSERA_MODELS := $(TESSERA_CACHE)/models
 export TESSERA_PYTHON := $(TESSERA_CACHE)/python/bin/python
+export TESSERA_PYTHON_SDK := $(TESSERA_CACHE)/python-sdk/bin/python
 
 SETUP := guest-examples/setup.sh
 
@@ -42,6 +43,7 @@ test: setup build ## Run all tests: native, over HTTP, through real Python clien
 	@tests/python/open-inference.sh
 	cargo test --release -p tessera-tests
 	@tests/conformance/run.sh 60
+	cd sdk/python && $(TESSERA_PYTHON_SDK) -m mypy && OMP_NUM_THREADS=1 $(TESSERA_PYTHON_SDK) -m pytest -q
 
 schema: build ## Ask a server all that its OpenAPI document allows, and more (schemathesis, about a minute)
 	@$(SETUP) python
@@ -64,6 +66,7 @@ bench: dist ## Measure speed beside bare baselines, cold starts, batching, densi
 
 setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients
 	@$(SETUP) rust onnxruntime iris minilm filetype python
+	@sdk/python/setup.sh
 
 guests: ## Build the WebAssembly components into CARGO_TARGET_DIR/guests
 	@$(SETUP) rust

@@ -103,6 +103,13 @@ fn script_with(interpreter: PathBuf, script: &str) -> Command {
     command
 }
 
+/// A script of `tests/python`, with the Python package and the frameworks that `sdk/python/setup.sh` installed.
+pub(crate) fn python_sdk(script: &str) -> Command {
+    let mut command = Command::new(installed("TESSERA_PYTHON_SDK"));
+    command.arg(repository("tests/python").join(script)).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
 /// Runs a script that reads JSON and prints JSON.
 pub(crate) fn ask_python(command: &mut Command, input: &Value) -> Value {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

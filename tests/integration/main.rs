@@ -18,6 +18,7 @@
 //! - [`sealed`]: nothing readable on disk, wrong keys, key rotation.
 //! - [`models`]: real models, compared with the Python libraries they come from.
 //! - [`open_inference`]: the Open Inference Protocol with tritonclient and kserve, over REST and gRPC.
+//! - [`packaging`]: models of other frameworks, by the Python package and by MLflow's deployment target.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
 //! - [`registry`]: models, versions, aliases, uploads; logging models with MLflow.
 //! - [`cli`]: the command line.
@@ -43,6 +44,7 @@ mod isolation;
 mod mlflow;
 mod models;
 mod open_inference;
+mod packaging;
 mod permissions;
 mod projects;
 mod registry;

@@ -510,8 +510,8 @@ fn onnx_file(mlmodel: &MlModel) -> Result<String, PackageError> {
         let flavors =
             mlmodel.flavors.keys().filter(|name| *name != "python_function").cloned().collect::<Vec<_>>().join(", ");
         return Err(PackageError(format!(
-            "the model has the flavour [{flavors}], which is not served as it is: save it with mlflow.onnx (convert it \
-             with skl2onnx, onnxmltools or torch.onnx), or add a component and a {MANIFEST}"
+            "the model has the flavour [{flavors}], which is not served as it is: make a package of it \
+             with `python -m tessera package` (sdk/python), save it with mlflow.onnx, or add a component and a {MANIFEST}"
         )));
     };
     let data = flavor.get("data").and_then(|data| data.as_str());

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tessera_sdk::{ElementType, Error, GraphInfo, Request, Tensor, TensorInfo};
 
 use crate::Scoring;
-use crate::mlflow::Signature;
+use crate::mlflow::{Flavour, Signature};
 use crate::tensor::Feed;
 
 const GOLDENS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens.jsonl");
@@ -37,6 +37,7 @@ pub(crate) fn scoring(model: &Value) -> Scoring {
     Scoring {
         graph_name: "model".to_owned(),
         graph: GraphInfo { inputs: tensors("inputs"), outputs: tensors("outputs") },
+        flavour: Flavour::default(),
         signature: Signature::parse(model["signature"]["inputs"].as_str(), model["signature"]["params"].as_str())
             .unwrap(),
     }

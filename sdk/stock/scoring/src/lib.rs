@@ -6,6 +6,8 @@
 //!
 //! Settings: `graph`, the graph's name (`model`); `mlflow.signature.inputs` and `mlflow.signature.params`, the JSON strings
 //! of the `MLmodel` file. `mlflow.signature.outputs` is not looked at: MLflow's server does not check outputs either.
+//! `predictions`, `labels` and `categories` are for graphs that stand for a model of another flavour than ONNX; see
+//! `mlflow::Flavour`.
 //!
 //! Deliberately absent: strings in tensors (`wasi:nn` has none), parquet.
 
@@ -19,7 +21,7 @@ mod tensor;
 
 use tessera_sdk::{Endpoint, Error, Graph, GraphInfo, Package, Request, Response, Tensor};
 
-use crate::mlflow::Signature;
+use crate::mlflow::{Flavour, Model, Signature};
 use crate::tensor::Feed;
 
 /// Runs the graph: its outputs, in the order of its description. A function, so that tests need no host.
@@ -31,6 +33,7 @@ pub struct Scoring {
     graph_name: String,
     graph: GraphInfo,
     signature: Signature,
+    flavour: Flavour,
 }
 
 impl Endpoint for Scoring {
@@ -40,6 +43,7 @@ impl Endpoint for Scoring {
         let params = package.setting("mlflow.signature.params");
         Ok(Self {
             graph: package.graph(&graph_name)?,
+            flavour: Flavour::parse(|name| package.setting(name)).map_err(Error::invalid_input)?,
             signature: Signature::parse(inputs.as_deref(), params.as_deref()).map_err(Error::invalid_input)?,
             graph_name,
         })
@@ -54,7 +58,8 @@ impl Scoring {
     fn answer(&self, request: &Request, compute: Compute<'_>) -> Result<Response, Error> {
         match request.path() {
             "invocations" => {
-                mlflow::invoke(&self.signature, &self.graph, request.content_type(), request.bytes()?, compute)
+                let model = Model { signature: &self.signature, flavour: &self.flavour, graph: &self.graph };
+                mlflow::invoke(&model, request.content_type(), request.bytes()?, compute)
             }
             "v2/infer" => oip::infer(&model_of(request), &self.graph, request, compute),
             "v2" => Ok(oip::metadata(&model_of(request), &self.graph)),

@@ -93,14 +93,24 @@ pub(crate) fn push_joined<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = 
 
 /// Appends an output as nested lists; as a bare number when it has no axes.
 pub(crate) fn push_nested(out: &mut Vec<u8>, output: &Output<'_>) {
-    push_axis(out, output.tensor.dims(), &mut output.scalars());
+    push_nested_with(out, output, &push_scalar);
+}
+
+/// The same, with the elements written by `push`.
+pub(crate) fn push_nested_with(out: &mut Vec<u8>, output: &Output<'_>, push: &impl Fn(&mut Vec<u8>, Scalar)) {
+    push_axis(out, output.tensor.dims(), &mut output.scalars(), push);
 }
 
 /// The rest of the elements below one axis. The depth is the rank of an output of the model, which the host bounds.
-fn push_axis(out: &mut Vec<u8>, dims: &[u32], scalars: &mut impl Iterator<Item = Scalar>) {
+fn push_axis(
+    out: &mut Vec<u8>,
+    dims: &[u32],
+    scalars: &mut impl Iterator<Item = Scalar>,
+    push: &impl Fn(&mut Vec<u8>, Scalar),
+) {
     let Some((size, inner)) = dims.split_first() else {
         if let Some(scalar) = scalars.next() {
-            push_scalar(out, scalar);
+            push(out, scalar);
         }
         return;
     };
@@ -109,7 +119,7 @@ fn push_axis(out: &mut Vec<u8>, dims: &[u32], scalars: &mut impl Iterator<Item =
         if position > 0 {
             out.push(b',');
         }
-        push_axis(out, inner, scalars);
+        push_axis(out, inner, scalars, push);
     }
     out.push(b']');
 }

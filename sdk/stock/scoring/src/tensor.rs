@@ -112,7 +112,9 @@ pub(crate) enum Values {
     /// Booleans as 0 and 1, and integers; `Uint64` by its bits.
     Ints(Vec<i64>),
     Floats(Vec<f64>),
-    /// Text, bytes, dates and objects. No graph takes them, so that only their number is kept.
+    /// Text, and what stands in its place in such a column: no graph takes it, but a model's categories do.
+    Texts(Vec<Option<String>>),
+    /// Bytes, dates and objects. No graph takes them, so that only their number is kept.
     Opaque(usize),
 }
 
@@ -139,6 +141,7 @@ impl Values {
         match self {
             Self::Ints(values) => values.len(),
             Self::Floats(values) => values.len(),
+            Self::Texts(values) => values.len(),
             Self::Opaque(count) => *count,
         }
     }
@@ -181,7 +184,7 @@ pub(crate) fn bytes_of(values: &Values, element: ElementType) -> Vec<u8> {
     match values {
         Values::Ints(values) => ints_to_bytes(values, element),
         Values::Floats(values) => floats_to_bytes(values, element),
-        Values::Opaque(_) => Vec::new(),
+        Values::Texts(_) | Values::Opaque(_) => Vec::new(),
     }
 }
 

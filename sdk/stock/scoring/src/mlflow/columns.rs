@@ -113,7 +113,7 @@ fn cast(frame: &Frame<'_>, position: usize, column: &Column) -> Result<Array, St
     let mut cells = frame.column(position);
     let opaque = |dtype| Array::column(dtype, Values::Opaque(frame.rows));
     match &column.ty {
-        Type::Scalar(ScalarType::String) => Ok(opaque(Dtype::Text)),
+        Type::Scalar(ScalarType::String) => Ok(Array::column(Dtype::Text, convert::texts(cells))),
         Type::Scalar(ScalarType::Binary) => cells.try_for_each(check_base64).map(|()| opaque(Dtype::Bytes)),
         Type::Scalar(ScalarType::Datetime) => check_dates(cells).map(|()| opaque(Dtype::Datetime)),
         Type::Scalar(scalar) => convert::cast(cells, scalar.dtype()),
@@ -300,6 +300,7 @@ fn repeat(array: &Array, rows: usize) -> Array {
     let values = match &array.values {
         Values::Ints(values) => Values::Ints(values.iter().copied().cycle().take(rows).collect()),
         Values::Floats(values) => Values::Floats(values.iter().copied().cycle().take(rows).collect()),
+        Values::Texts(values) => Values::Texts(values.iter().cloned().cycle().take(rows).collect()),
         Values::Opaque(_) => Values::Opaque(rows),
     };
     Array::column(array.dtype, values)
@@ -349,16 +350,20 @@ fn column_of_records<'j>(values: Vec<(usize, Value<'j>)>, rows: usize) -> Series
     }
     let mut dtype = Dtype::Object;
     let (mut ints, mut floats) = (Vec::with_capacity(rows), vec![f64::NAN; rows]);
+    let mut texts = vec![None; rows];
     for (row, value) in &values {
         let Value::Scalar(array) = value else { return Series::Arrays(rows) };
         dtype = array.dtype;
+        if let (Some(place), Values::Texts(text)) = (texts.get_mut(*row), &array.values) {
+            *place = text.first().cloned().flatten();
+        }
         let float = match &array.values {
             Values::Ints(values) => {
                 ints.extend(values);
                 values.first().map(|value| *value as f64)
             }
             Values::Floats(values) => values.first().copied(),
-            Values::Opaque(_) => None,
+            Values::Texts(_) | Values::Opaque(_) => None,
         };
         if let (Some(place), Some(float)) = (floats.get_mut(*row), float) {
             *place = float;
@@ -371,6 +376,7 @@ fn column_of_records<'j>(values: Vec<(usize, Value<'j>)>, rows: usize) -> Series
         }
         (dtype, false) if dtype.is_float() => Array::column(dtype, Values::Floats(floats)),
         (dtype, false) if dtype.integer().is_some() || dtype == Dtype::Bool => Array::column(dtype, Values::Ints(ints)),
+        (Dtype::Text, _) => Array::column(Dtype::Text, Values::Texts(texts)),
         (dtype, _) => Array::column(dtype, Values::Opaque(rows)),
     })
 }

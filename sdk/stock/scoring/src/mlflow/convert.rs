@@ -62,8 +62,11 @@ pub(crate) fn array_of_cells(cells: &[Cell<'_>], dtype: Option<Dtype>) -> Result
         match (&mut stacked.values, values) {
             (Values::Ints(all), Values::Ints(more)) => all.extend(more),
             (Values::Floats(all), Values::Floats(more)) => all.extend(more),
+            (Values::Texts(all), Values::Texts(more)) => all.extend(more),
             (Values::Opaque(all), more) => *all += more.len(),
-            (Values::Ints(_) | Values::Floats(_), _) => return Err("values of different types".to_owned()),
+            (Values::Ints(_) | Values::Floats(_) | Values::Texts(_), _) => {
+                return Err("values of different types".to_owned());
+            }
         }
     }
     Ok(stacked)
@@ -100,6 +103,8 @@ impl Elements {
             Values::Floats(Vec::with_capacity(size_hint))
         } else if dtype.integer().is_some() || dtype == Dtype::Bool {
             Values::Ints(Vec::with_capacity(size_hint))
+        } else if dtype == Dtype::Text {
+            Values::Texts(Vec::with_capacity(size_hint.min(1 << 16)))
         } else {
             Values::Opaque(0)
         };
@@ -129,12 +134,28 @@ impl Elements {
             Values::Floats(values) => values.push(narrow_float(python_float(leaf)?, self.dtype)),
             Values::Ints(values) if self.dtype == Dtype::Bool => values.push(i64::from(is_truthy(leaf))),
             Values::Ints(values) => values.push(in_range(python_int(leaf)?, self.dtype)?),
+            Values::Texts(values) => values.push(text(leaf)),
             Values::Opaque(count) => {
                 check_opaque(leaf, self.dtype)?;
                 *count += 1;
             }
         }
         Ok(())
+    }
+}
+
+/// A column of text, with gaps where something else stands.
+pub(crate) fn texts<'j>(cells: impl Iterator<Item = Cell<'j>>) -> Values {
+    Values::Texts(cells.map(|cell| if let Cell::Text(text) = cell { Some(text.to_owned()) } else { None }).collect())
+}
+
+/// `np.str_(value)`, as far as it can be a category.
+fn text(cell: Cell<'_>) -> Option<String> {
+    match cell {
+        Cell::Text(text) => Some(text.to_owned()),
+        Cell::Int(value) => Some(value.to_string()),
+        Cell::Bool(value) => Some(if value { "True" } else { "False" }.to_owned()),
+        _ => None,
     }
 }
 
@@ -365,7 +386,8 @@ pub(crate) fn inferred<'j>(cells: impl Iterator<Item = Cell<'j>> + Clone) -> Arr
     let values = match kind {
         Kind::Float => Values::Floats(cells.map(|cell| python_float(cell).unwrap_or(f64::NAN)).collect()),
         Kind::Bool | Kind::Int | Kind::Unsigned => Values::Ints(cells.map(wrapped_int).collect()),
-        Kind::Text | Kind::Object => Values::Opaque(cells.count()),
+        Kind::Text => texts(cells),
+        Kind::Object => Values::Opaque(cells.count()),
     };
     Array::column(kind.dtype(), values)
 }
@@ -450,7 +472,9 @@ pub(crate) fn astype(array: Array, dtype: Dtype) -> Result<Array, String> {
         Values::Floats(values) => {
             Values::Ints(values.into_iter().map(|value| truncated(value, dtype)).collect::<Result<_, _>>()?)
         }
-        Values::Opaque(_) => return Err(format!("values of type {} cannot be numbers", array.dtype.name())),
+        Values::Texts(_) | Values::Opaque(_) => {
+            return Err(format!("values of type {} cannot be numbers", array.dtype.name()));
+        }
     };
     Ok(Array { dtype, shape: array.shape, values })
 }

@@ -116,7 +116,8 @@ fn cast<'f>(fields: impl Iterator<Item = &'f str> + Clone, ty: ScalarType) -> Re
                 fields.map(|field| boolean(field).ok_or_else(|| not_a_boolean(field))).collect::<Result<_, _>>()?,
             )
         }
-        ScalarType::String | ScalarType::Binary => Values::Opaque(fields.count()),
+        ScalarType::String => Values::Texts(fields.map(|field| (!is_gap(field)).then(|| field.to_owned())).collect()),
+        ScalarType::Binary => Values::Opaque(fields.count()),
         ScalarType::Datetime => {
             return Err(
                 "the dtype datetime64[ns] is not supported for parsing, pass this column using parse_dates instead"

@@ -2,6 +2,7 @@
 
 use tessera_sdk::{ElementType, Error, GraphInfo, Tensor, TensorInfo};
 
+use super::flavour::{Answer, Flavour};
 use super::frame::Label;
 use crate::numbers::{push_joined, push_nested, push_scalar, push_text};
 use crate::tensor::{Array, Dtype, Feed, Output, Values, bytes_of, fits};
@@ -30,23 +31,40 @@ pub(crate) enum AnswerForm {
     Records,
     /// One nested list per output.
     Outputs,
+    /// The one output as a nested list.
+    Array,
 }
 
 impl ModelInput<'_> {
-    pub(crate) fn answer_form(&self) -> AnswerForm {
-        if matches!(self, Self::Table(_)) { AnswerForm::Records } else { AnswerForm::Outputs }
+    pub(crate) fn answer_form(&self, flavour: &Flavour) -> AnswerForm {
+        match (self, flavour.answer) {
+            (_, Answer::Array) => AnswerForm::Array,
+            (Self::Table(_), Answer::Outputs) => AnswerForm::Records,
+            (_, Answer::Outputs) => AnswerForm::Outputs,
+        }
     }
 
     /// The tensors for the graph; the reason says why it does not take them.
-    pub(crate) fn feeds<'g>(self, graph: &'g GraphInfo) -> Result<Vec<Feed<'g>>, String> {
+    pub(crate) fn feeds<'g>(self, graph: &'g GraphInfo, flavour: &Flavour) -> Result<Vec<Feed<'g>>, String> {
+        let feed = |input: &'g TensorInfo, array| feed(input, flavour.suited(input, array));
         match (self, graph.inputs.as_slice()) {
             (Self::Unfit(reason), _) => Err(reason),
-            (Self::Table(table), [input]) => Ok(vec![feed(input, table.into_array()?)?]),
+            (Self::Table(table), [input]) if !flavour.has_categories(input) => {
+                let table = Table {
+                    rows: table.rows,
+                    columns: table
+                        .columns
+                        .into_iter()
+                        .map(|(label, array)| (label, flavour.suited(input, array)))
+                        .collect(),
+                };
+                Ok(vec![feed(input, table.into_array()?)?])
+            }
             (Self::Table(table), inputs) => {
                 let column = |input: &'g TensorInfo| {
                     let array = table.columns.iter().find(|(label, _)| *label == Label::Name(&input.name));
                     let (_, array) = array.ok_or_else(|| format!("the model needs a column '{}'", input.name))?;
-                    feed(input, column_for(input, array.clone()))
+                    feed(input, column_for(input, flavour.encoded(input, array)?))
                 };
                 inputs.iter().map(column).collect()
             }
@@ -57,12 +75,16 @@ impl ModelInput<'_> {
                  either a dictionary or a DataFrame.",
                 inputs.len()
             )),
-            (Self::Arrays(arrays), inputs) => feeds_by_name(arrays, inputs),
+            (Self::Arrays(arrays), inputs) => feeds_by_name(arrays, inputs, feed),
         }
     }
 }
 
-fn feeds_by_name<'g>(arrays: Vec<(&str, Array)>, inputs: &'g [TensorInfo]) -> Result<Vec<Feed<'g>>, String> {
+fn feeds_by_name<'g>(
+    arrays: Vec<(&str, Array)>,
+    inputs: &'g [TensorInfo],
+    feed: impl Fn(&'g TensorInfo, Array) -> Result<Feed<'g>, String>,
+) -> Result<Vec<Feed<'g>>, String> {
     if let Some(missing) = inputs.iter().find(|input| !arrays.iter().any(|(name, _)| *name == input.name)) {
         return Err(format!("required input '{}' is missing", missing.name));
     }
@@ -176,9 +198,20 @@ fn rows_of<T: Copy>(columns: &[&[T]], rows: usize) -> Vec<T> {
 }
 
 /// The value of `predictions`; the reason says why a table cannot be made of the outputs.
-pub(crate) fn push_predictions(out: &mut Vec<u8>, outputs: &[Output<'_>], form: AnswerForm) -> Result<(), String> {
+pub(crate) fn push_predictions(
+    out: &mut Vec<u8>,
+    outputs: &[Output<'_>],
+    form: AnswerForm,
+    flavour: &Flavour,
+) -> Result<(), String> {
     match form {
         AnswerForm::Records => push_records(out, outputs),
+        AnswerForm::Array => {
+            let [output] = outputs else {
+                return Err(format!("a model that answers with an array has one output, not {}", outputs.len()));
+            };
+            flavour.push_array(out, output)
+        }
         AnswerForm::Outputs => {
             out.push(b'{');
             push_joined(out, outputs, |out, output| {

@@ -2,7 +2,8 @@
 //!
 //! In request order: content type and body ([`csv`], [`crate::json`]) → the table or arrays they hold ([`frame`],
 //! [`values`]) → the signature ([`columns`], [`tensors`], with the conversions of [`convert`] and the checks of
-//! [`enforce`], [`nested`], [`dates`], [`params`]) → feeds for the graph and the predictions ([`feed`]).
+//! [`enforce`], [`nested`], [`dates`], [`params`]) → feeds for the graph and the predictions ([`feed`]), which differ for
+//! graphs that stand for a model of another flavour ([`flavour`]).
 //!
 //! MLflow is faithful to numpy and pandas, and this to MLflow, lossy conversions included: a client must not see which of
 //! the two answers. The comparison with the real server is `tests/python/mlflow_oracle.py`.
@@ -13,6 +14,7 @@ mod csv;
 mod dates;
 mod enforce;
 mod feed;
+mod flavour;
 mod frame;
 mod nested;
 mod params;
@@ -24,6 +26,7 @@ use tessera_sdk::{Error, ErrorKind, GraphInfo, Response};
 
 use self::csv::Csv;
 use self::feed::{AnswerForm, ModelInput, Table};
+pub(crate) use self::flavour::Flavour;
 use self::frame::Frame;
 pub(crate) use self::schema::Signature;
 use self::schema::{Param, Schema};
@@ -57,17 +60,23 @@ pub(crate) enum Refusal {
     Model(String),
 }
 
+/// What a call needs to know of the model.
+pub(crate) struct Model<'m> {
+    pub(crate) signature: &'m Signature,
+    pub(crate) flavour: &'m Flavour,
+    pub(crate) graph: &'m GraphInfo,
+}
+
 /// Answers one call of `invocations`.
 pub(crate) fn invoke(
-    signature: &Signature,
-    graph: &GraphInfo,
+    model: &Model<'_>,
     content_type: &str,
     body: &[u8],
     compute: Compute<'_>,
 ) -> Result<Response, Error> {
-    match predictions(signature, graph, content_type, body, compute) {
+    match predictions(model, content_type, body, compute) {
         Ok(body) => Ok(Response::bytes(JSON, body)),
-        Err(Failure::Refused(refusal)) => Ok(refusal.response(signature.inputs.as_ref())),
+        Err(Failure::Refused(refusal)) => Ok(refusal.response(model.signature.inputs.as_ref())),
         Err(Failure::Host(error)) => Err(error),
     }
 }
@@ -93,19 +102,13 @@ impl From<Error> for Failure {
     }
 }
 
-fn predictions(
-    signature: &Signature,
-    graph: &GraphInfo,
-    content_type: &str,
-    body: &[u8],
-    compute: Compute<'_>,
-) -> Result<Vec<u8>, Failure> {
+fn predictions(model: &Model<'_>, content_type: &str, body: &[u8], compute: Compute<'_>) -> Result<Vec<u8>, Failure> {
     let media_type = check_content_type(content_type)?;
     let text = std::str::from_utf8(body).map_err(|error| not_utf8(media_type, error.valid_up_to()))?;
     if media_type == CSV {
         let csv = Csv::parse(text)?;
-        let table = csv.table(signature.inputs.as_ref())?;
-        return answer(ModelInput::Table(table), graph, Wrapper::Predictions, compute);
+        let table = csv.table(model.signature.inputs.as_ref())?;
+        return answer(ModelInput::Table(table), model, Wrapper::Predictions, compute);
     }
     let parsed = json::parse(text).map_err(|error| {
         let reason = format!("Ensure that input is a valid JSON formatted string. Error: 'JSONDecodeError('{error}')'");
@@ -118,10 +121,10 @@ fn predictions(
         Wrapper::Predictions
     };
     let input = match wrapper {
-        Wrapper::None => language_model_input(object, signature)?,
-        Wrapper::Predictions => field_input(object, signature)?,
+        Wrapper::None => language_model_input(object, model.signature)?,
+        Wrapper::Predictions => field_input(object, model.signature)?,
     };
-    answer(input, graph, wrapper, compute)
+    answer(input, model, wrapper, compute)
 }
 
 /// Whether the predictions stand alone in the answer.
@@ -133,19 +136,19 @@ enum Wrapper {
 
 fn answer(
     input: ModelInput<'_>,
-    graph: &GraphInfo,
+    model: &Model<'_>,
     wrapper: Wrapper,
     compute: Compute<'_>,
 ) -> Result<Vec<u8>, Failure> {
-    let form = input.answer_form();
-    let feeds = input.feeds(graph).map_err(Refusal::Model)?;
+    let form = input.answer_form(model.flavour);
+    let feeds = input.feeds(model.graph, model.flavour).map_err(Refusal::Model)?;
     let tensors = compute(&feeds)?;
-    let outputs = feed::outputs(graph, &tensors)?;
+    let outputs = feed::outputs(model.graph, &tensors)?;
     let mut body = Vec::with_capacity(body_bytes_hint(&outputs, form));
     if wrapper == Wrapper::Predictions {
         body.extend_from_slice(b"{\"predictions\":");
     }
-    feed::push_predictions(&mut body, &outputs, form).map_err(Refusal::Model)?;
+    feed::push_predictions(&mut body, &outputs, form, model.flavour).map_err(Refusal::Model)?;
     if wrapper == Wrapper::Predictions {
         body.push(b'}');
     }

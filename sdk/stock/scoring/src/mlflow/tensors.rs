@@ -217,7 +217,7 @@ fn reshaped(
 /// Lists of one length as an array of two axes; numbers are cast only after numpy has chosen their type.
 fn flat_lists(rows: &[Cell<'_>], dtype: Dtype) -> Option<Array> {
     let array = convert::array_of_cells(rows, None).ok().filter(|array| array.shape.len() == 2)?;
-    if matches!(array.values, Values::Opaque(_)) {
+    if matches!(array.values, Values::Texts(_) | Values::Opaque(_)) {
         return convert::array_of_cells(rows, Some(dtype)).ok();
     }
     if array.dtype == dtype {

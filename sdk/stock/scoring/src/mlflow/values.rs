@@ -249,6 +249,7 @@ pub(crate) fn array_column(array: &Array, column: usize, columns: usize) -> Arra
     let values = match &array.values {
         Values::Ints(values) => Values::Ints(values.iter().skip(column).step_by(columns).copied().collect()),
         Values::Floats(values) => Values::Floats(values.iter().skip(column).step_by(columns).copied().collect()),
+        Values::Texts(values) => Values::Texts(values.iter().skip(column).step_by(columns).cloned().collect()),
         Values::Opaque(count) => Values::Opaque(count / columns.max(1)),
     };
     Array::column(array.dtype, values)
