@@ -3,9 +3,17 @@
 use wasmparser::{ComponentExternalKind, ComponentTypeRef, Parser, Payload};
 
 /// Interfaces granted to every component, by package. WASI is there for guests whose toolchain needs it; behind it lie
-/// no files, no environment and no network.
-const GRANTED: [&str; 7] =
-    ["tessera:endpoint/", "wasi:nn/", "wasi:io/", "wasi:cli/", "wasi:clocks/", "wasi:random/", "wasi:filesystem/"];
+/// no files, no environment and no network: a guest that asks for a socket is denied one.
+const GRANTED: [&str; 8] = [
+    "tessera:endpoint/",
+    "wasi:nn/",
+    "wasi:io/",
+    "wasi:cli/",
+    "wasi:clocks/",
+    "wasi:random/",
+    "wasi:filesystem/",
+    "wasi:sockets/",
+];
 
 /// Largest component.
 pub const COMPONENT_BYTES_MAX: u64 = 64 << 20;

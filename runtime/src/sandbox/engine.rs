@@ -13,9 +13,10 @@ use wasmtime::{
 /// Hard ceiling of one linear memory; the limit of a request lies below it.
 pub const MEMORY_BYTES_CEILING: usize = 512 << 20;
 
-/// What one component may bring; a native one has one of each, one built for WASI about five instances. The pool is
-/// sized by the same numbers, so that no component can take its neighbours' places.
-const CORE_INSTANCES_PER_COMPONENT_MAX: u32 = 8;
+/// What one component may bring; a native one has one of each, one made of JavaScript about five instances, one made of
+/// Python, which is linked from a dozen libraries, about forty. The pool is sized by the same numbers, so that no component
+/// can take its neighbours' places; places for core instances are a count and cost nothing until they are taken.
+const CORE_INSTANCES_PER_COMPONENT_MAX: u32 = 64;
 const MEMORIES_PER_COMPONENT_MAX: u32 = 2;
 const TABLES_PER_COMPONENT_MAX: u32 = 4;
 
@@ -28,6 +29,9 @@ const DENSE_IMAGE_BYTES_MAX: u64 = 256 << 20;
 
 /// Pages an instance dirtied are cleared in place up to this size, and given back to the kernel above it.
 const KEEP_RESIDENT_BYTES: usize = 1 << 20;
+
+/// Address space by which the memory of a guest's `init` grows at a time.
+const INIT_GROWTH_BYTES: u64 = 32 << 20;
 
 /// What decides the form of compiled code: equal in the engine that compiles and the one that serves.
 fn shared() -> Config {
@@ -63,6 +67,7 @@ pub fn initializing() -> wasmtime::Result<Engine> {
         .cranelift_opt_level(OptLevel::None)
         // The worker lives under an address-space limit, so memories are reserved as they grow.
         .memory_reservation(0)
+        .memory_reservation_for_growth(INIT_GROWTH_BYTES)
         .memory_guard_size(0)
         .memory_may_move(true)
         .memory_init_cow(false)
