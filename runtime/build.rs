@@ -20,6 +20,8 @@ fn main() {
     let lists = [
         ("TEMPLATES", list(&here.join("templates"), &["."])),
         ("RUST_SDK", list(&here.join(".."), &["sdk/rust", "wit"])),
+        ("PYTHON_SDK", list(&here.join(".."), &["sdk/python-guest/tessera_guest", "wit"])),
+        ("JS_SDK", list(&here.join(".."), &["sdk/js-guest", "wit"])),
     ];
     let mut text = String::new();
     for (name, files) in lists {

@@ -251,7 +251,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", env = "TESSERA_LOG_BYTES_PER_REQUEST", hide_env = true, help_heading = "Sandbox")]
     pub log_bytes_per_request: Option<ByteSize>,
 
-    /// Time to compile one component at deploy, in milliseconds [default: 60000]
+    /// Time to compile one component at deploy, on the clock and on the processor, in milliseconds [default: 180000]
     #[arg(long, value_name = "MS", env = "TESSERA_COMPILE_TIMEOUT_MS", hide_env = true, help_heading = "Sandbox")]
     pub compile_timeout_ms: Option<u64>,
 
@@ -538,7 +538,7 @@ impl ServeArgs {
             sandbox_wall_ms: setting!(sandbox_wall_ms, 30 * SECOND_MS, 1..=HOUR_MS),
             tensor_bytes_max: size!(tensor_bytes_max, 64 * MIB, KIB, 4 * GIB),
             log_bytes_per_request: size!(log_bytes_per_request, 64 * KIB, 0, 16 * MIB),
-            compile_timeout_ms: setting!(compile_timeout_ms, 60 * SECOND_MS, 1..=HOUR_MS),
+            compile_timeout_ms: setting!(compile_timeout_ms, 180 * SECOND_MS, 1..=HOUR_MS),
             compile_memory_bytes_max: size!(compile_memory_bytes_max, 4 * GIB, 256 * MIB, TIB),
             executor_threads: setting!(executor_threads, cores.min(1024), 1..=1024),
             executor_queue_max: setting!(executor_queue_max, 1024, 1..=1_000_000),

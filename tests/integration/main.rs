@@ -21,6 +21,7 @@
 //! - [`packaging`]: models of other frameworks, by the Python package and by MLflow's deployment target.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
 //! - [`registry`]: models, versions, aliases, uploads; logging models with MLflow.
+//! - [`languages`]: guests in Python and JavaScript.
 //! - [`cli`]: the command line.
 //! - [`projects`]: models with code of their own: made, built, packed, served while they are written.
 //! - [`audit`]: the audit log and the usage table, by the command line.
@@ -41,6 +42,7 @@ mod hostile;
 mod http;
 mod identities;
 mod isolation;
+mod languages;
 mod mlflow;
 mod models;
 mod open_inference;

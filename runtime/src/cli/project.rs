@@ -31,6 +31,10 @@ const COMMON_OPTIONS: &[&str] = &["language", "include"];
 pub enum Language {
     /// Rust, with the SDK that this program carries
     Rust,
+    /// Python, with the library that this program carries; needs uv
+    Python,
+    /// JavaScript or TypeScript, with the library that this program carries; needs Node.js
+    Js,
 }
 
 impl Language {
@@ -38,6 +42,8 @@ impl Language {
     pub fn name(self) -> &'static str {
         match self {
             Language::Rust => "rust",
+            Language::Python => "python",
+            Language::Js => "js",
         }
     }
 
@@ -45,6 +51,8 @@ impl Language {
     fn options(self) -> &'static [&'static str] {
         match self {
             Language::Rust => &[],
+            Language::Python => &["module"],
+            Language::Js => &["entry"],
         }
     }
 }

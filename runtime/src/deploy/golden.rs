@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hyper::HeaderMap;
 use serde_json::Value;
 
+use super::build_log::BuildLog;
 use super::package::Golden;
 use super::{DeployError, ModelHost};
 use crate::catalog::served::{Ready, ServedEntity};
@@ -15,7 +16,7 @@ use crate::sandbox::{Answer, Invocation, InvocationBody, RequestLog};
 /// Text of a value that a message shows.
 const VALUE_BYTES_MAX: usize = 200;
 
-/// Sends the golden request through the sandbox and compares the answer.
+/// Sends the golden request through the sandbox and compares the answer. What the guest writes goes to the build log.
 ///
 /// # Errors
 /// What came instead of what was expected.
@@ -25,6 +26,7 @@ pub async fn check(
     golden: &Golden,
     dir: &Path,
     ready: Ready,
+    build_log: &mut BuildLog,
 ) -> Result<(), DeployError> {
     let read = |name: &str| fs::read(dir.join(name)).map_err(|error| DeployError::host("read a golden file", &error));
     let request = read(&golden.request)?;
@@ -41,11 +43,13 @@ pub async fn check(
         content_type: golden.content_type.clone(),
         headers: Arc::new(HeaderMap::new()),
         body: InvocationBody::of(request, entity.plan.request_body),
-        log,
+        log: log.clone(),
         transcript: None,
     };
     let failed = |what: String| DeployError::Model(format!("the golden request '{}' failed: {what}", golden.request));
-    let (status, body) = match host.sandbox.invoke(&ready.component, invocation).await.0 {
+    let (answer, _) = host.sandbox.invoke(&ready.component, invocation).await;
+    build_log.guest(&log.take());
+    let (status, body) = match answer {
         Ok(Answer::Full { status, body, .. }) => (status, body),
         Ok(Answer::Streamed { .. }) => return Err(failed("it was answered with a stream".to_owned())),
         Err(error) => return Err(failed(error.to_string())),

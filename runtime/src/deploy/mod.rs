@@ -346,7 +346,7 @@ impl ModelHost {
         if let Some(golden) = &plan.golden {
             log.step("sending the golden request");
             graphs.iter().for_each(|(_, graph)| graph.schedule().want_sample());
-            golden::check(self, entity, golden, &plan.dir, ready).await?;
+            golden::check(self, entity, golden, &plan.dir, ready, log).await?;
         }
         for ((name, graph), planned) in graphs.iter().zip(&plan.graphs) {
             let profile = self.profile(planned, graph).await?;
@@ -623,7 +623,7 @@ impl ModelHost {
             init: plan.init,
             init_ms: INIT_MS,
             memory_bytes: self.worker_memory_bytes,
-            cpu_s: 2 * self.workers.timeout.as_secs().max(1),
+            cpu_s: self.workers.timeout.as_secs().max(1),
         }
     }
 

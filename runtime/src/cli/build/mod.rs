@@ -4,7 +4,10 @@
 //! What is the same for all is here: the component is checked as a deploy would, and put where the manifest wants it only
 //! when it is good.
 
+mod javascript;
+mod python;
 mod rust;
+mod tools;
 
 use std::fs;
 use std::path::PathBuf;
@@ -45,6 +48,9 @@ pub(super) fn toolchains() -> Vec<Check> {
 pub(super) fn build(project: &Project, release: bool) -> anyhow::Result<bool> {
     let made = match project.language {
         Language::Rust => rust::build(project, release)?,
+        // Their engines are optimised builds in any case.
+        Language::Python => python::build(project)?,
+        Language::Js => javascript::build(project)?,
     };
     let component = fs::read(&made).with_context(|| format!("failed to read {}", made.display()))?;
     if let Err(reason) = capability::check(&component) {

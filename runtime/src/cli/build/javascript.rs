@@ -1,0 +1,103 @@
+//! JavaScript and TypeScript: esbuild makes one module of the project, componentize-js starts an engine, runs the module
+//! and freezes what that leaves.
+//!
+//! ```toml
+//! [build]
+//! language = "js"
+//! entry = "src/endpoint.js"  # optional: the module that exports `predict`; src/endpoint.ts works as well
+//! ```
+//!
+//! Libraries are those that npm has installed in the project's node_modules.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+use super::tools;
+use crate::cli::embedded::JS_SDK;
+use crate::cli::project::{Project, unpack};
+
+/// The tools in their versions. The lock file has digests, and leaves to npm where things come from.
+const TOOLS: [(&str, &str); 2] = [
+    ("package.json", include_str!("../../../../sdk/js-guest/tools/package.json")),
+    ("package-lock.json", include_str!("../../../../sdk/js-guest/tools/package-lock.json")),
+];
+
+const NEED_NODE: &str = "install Node.js 20 or newer, with npm";
+
+/// Where a project's module lies if its manifest does not say.
+const ENTRIES: [&str; 2] = ["src/endpoint.js", "src/endpoint.ts"];
+
+/// What the engine is built without: it would import what is behind nothing. `console` writes to the endpoint's log.
+const WITHOUT: [&str; 3] = ["stdio", "http", "fetch-event"];
+
+/// Makes a component of the project's module.
+///
+/// # Errors
+/// When the tools cannot be had, or the module cannot be bundled or run; they have said why on stderr.
+pub(super) fn build(project: &Project) -> anyhow::Result<PathBuf> {
+    let entry = entry(project)?;
+    let [(_, package), (_, lock)] = TOOLS;
+    let folder = tools::installed("componentize-js", &format!("{package}{lock}"), |folder| {
+        unpack(folder, TOOLS.map(|(name, text)| (name, text.as_bytes())))?;
+        let mut npm = Command::new("npm");
+        npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]).current_dir(folder);
+        tools::run(&mut npm, NEED_NODE)
+    })?;
+    let root = project.scratch_root();
+    unpack(&root, JS_SDK.iter().copied()).context("failed to unpack the SDK")?;
+    let made = project.scratch("build/js")?;
+    let (bundle, component) = (made.join("bundle.js"), made.join("component.wasm"));
+
+    let mut esbuild = Command::new(folder.join("node_modules/.bin/esbuild"));
+    esbuild.args(["--bundle", "--format=esm", "--platform=neutral", "--main-fields=module,main", "--target=es2023"]);
+    esbuild.args(["--external:tessera:*", "--external:wasi:*", "--log-level=warning"]);
+    esbuild.arg(format!("--alias:tessera-endpoint={}", entry.display()));
+    esbuild.arg(format!("--alias:tessera-guest={}", root.join("sdk/js-guest/src/index.js").display()));
+    esbuild.arg(format!("--outfile={}", bundle.display())).arg(root.join("sdk/js-guest/src/entry.js"));
+    tools::run(esbuild.current_dir(&project.root), NEED_NODE).context("the module was not bundled")?;
+
+    let mut node = Command::new("node");
+    node.arg(folder.join("node_modules/@bytecodealliance/componentize-js/src/cli.js")).arg(&bundle);
+    node.arg("--wit").arg(root.join("wit")).args(["--world-name", "endpoint", "--disable"]).args(WITHOUT);
+    node.arg("--out").arg(&component).current_dir(&made);
+    tools::run(&mut node, NEED_NODE).context("the component was not built")?;
+    Ok(component)
+}
+
+fn entry(project: &Project) -> anyhow::Result<PathBuf> {
+    let found = match project.options.get("entry") {
+        Some(entry) => entry.as_str().map(|entry| project.root.join(entry)).filter(|path| path.is_file()),
+        None => ENTRIES.iter().map(|entry| project.root.join(entry)).find(|path| path.is_file()),
+    };
+    let Some(path) = found else {
+        let root = project.root.display();
+        bail!("there is no module to build: make {root}/{}, or set entry in [build] to one", ENTRIES[0]);
+    };
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tools_are_pinned_by_digest_and_name_no_host() {
+        let lock: serde_json::Value = serde_json::from_str(TOOLS[1].1).unwrap();
+        let packages = lock["packages"].as_object().unwrap();
+        for (name, package) in packages.iter().filter(|(name, _)| !name.is_empty()) {
+            assert!(package["integrity"].is_string(), "{name}");
+            assert!(package.get("resolved").is_none(), "{name}");
+        }
+        let engine = &packages["node_modules/@bytecodealliance/componentize-js"]["version"];
+        assert_eq!(engine, "0.23.0");
+    }
+
+    #[test]
+    fn the_library_and_the_contract_are_on_board() {
+        for needed in ["sdk/js-guest/src/entry.js", "sdk/js-guest/types/index.d.ts", "wit/endpoint.wit"] {
+            assert!(JS_SDK.iter().any(|(name, _)| *name == needed), "{needed}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Python: componentize-py starts an interpreter, imports the project's module and freezes what that leaves.
+//!
+//! ```toml
+//! [build]
+//! language = "python"
+//! module = "endpoint"        # optional: the module in src/ with the class that is marked as the endpoint
+//! ```
+//!
+//! A `requirements.txt` beside the manifest names libraries to bring along. They must be pure Python: there is no
+//! WebAssembly in the wheels of others.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+use super::tools;
+use crate::cli::embedded::PYTHON_SDK;
+use crate::cli::project::{Project, unpack};
+
+const COMPONENTIZE_PY: &str = "componentize-py==0.25.1";
+
+const NEED_UV: &str = "install uv (`pip install uv`, or as its documentation says), which installs componentize-py";
+
+/// Name of the module that componentize-py is given; the project's own is imported by it.
+const ENTRY: &str = "tessera_entry";
+
+/// Makes a component of the project's module.
+///
+/// # Errors
+/// When componentize-py cannot be had, or the module cannot be imported; Python has said why on stderr.
+pub(super) fn build(project: &Project) -> anyhow::Result<PathBuf> {
+    let module = project.options.get("module").map_or(Some("endpoint"), toml::Value::as_str).unwrap_or_default();
+    let sources = project.root.join("src");
+    if !is_name(module) || !(sources.join(format!("{module}.py")).exists() || sources.join(module).is_dir()) {
+        bail!("there is no module '{module}' in {}: set module in [build] to one", sources.display());
+    }
+    let tool = tools::installed("componentize-py", COMPONENTIZE_PY, |folder| {
+        tools::run(uv().args(["venv", "--python", ">=3.10"]).arg(folder.join("venv")), NEED_UV)?;
+        let python = folder.join("venv/bin/python");
+        tools::run(uv().args(["pip", "install", "--python"]).arg(python).arg(COMPONENTIZE_PY), NEED_UV)
+    })?;
+    unpack(&project.scratch_root(), PYTHON_SDK.iter().copied()).context("failed to unpack the SDK")?;
+    let made = project.scratch("build/python")?;
+    install_requirements(project, &made)?;
+    let entry = made.join("entry");
+    unpack(&entry, [(format!("{ENTRY}.py").as_str(), entry_of(module).as_bytes())])?;
+
+    let component = made.join("component.wasm");
+    let wit = project.scratch_root().join("wit");
+    let mut command = Command::new(tool.join("venv/bin/componentize-py"));
+    command.arg("--quiet").arg("--wit-path").arg(wit).args(["--world", "endpoint", "componentize", ENTRY]);
+    for path in [&sources, &entry, &project.scratch_root().join("sdk/python-guest")] {
+        command.arg("--python-path").arg(path);
+    }
+    // Where componentize-py looks for libraries: here, and not in whatever Python is on the PATH.
+    command.env("VIRTUAL_ENV", &made).env("PYTHONDONTWRITEBYTECODE", "1").arg("--output").arg(&component);
+    tools::run(&mut command, "remove the folder of tools in the cache, and build again")
+        .context("the component was not built")?;
+    Ok(component)
+}
+
+/// What the interpreter imports: the project's module, then what answers the host.
+fn entry_of(module: &str) -> String {
+    format!(
+        "import {module}\nfrom tessera_guest import component\n\ncomponent.prepare()\nWitWorld = component.WitWorld\n"
+    )
+}
+
+fn is_name(module: &str) -> bool {
+    let mut chars = module.chars();
+    chars.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && module != ENTRY
+}
+
+/// Installs the project's libraries, unless that was done for these very requirements.
+fn install_requirements(project: &Project, made: &Path) -> anyhow::Result<()> {
+    let (site, stamp) = (made.join("site-packages"), made.join("requirements.txt"));
+    let path = project.root.join("requirements.txt");
+    let wanted = match fs::read(&path) {
+        Ok(wanted) => wanted,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).with_context(|| format!("failed to read {}", path.display())),
+    };
+    if site.exists() && fs::read(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    let _ = fs::remove_dir_all(&site);
+    fs::create_dir_all(&site).with_context(|| format!("failed to make {}", site.display()))?;
+    if !wanted.is_empty() {
+        let mut install = uv();
+        install.args(["pip", "install", "--python-version", "3.14", "--only-binary", ":all:", "--target"]);
+        tools::run(install.arg(&site).arg("--requirement").arg(&path), NEED_UV)?;
+    }
+    fs::write(&stamp, wanted).with_context(|| format!("failed to write {}", stamp.display()))
+}
+
+fn uv() -> Command {
+    Command::new("uv")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_has_a_name_that_python_can_import() {
+        assert!(is_name("endpoint") && is_name("_a1"));
+        for bad in ["", "1a", "a-b", "a.b", "a;b", "tessera_entry"] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_library_and_the_contract_are_on_board() {
+        for needed in ["sdk/python-guest/tessera_guest/component.py", "wit/endpoint.wit"] {
+            assert!(PYTHON_SDK.iter().any(|(name, _)| *name == needed), "{needed}");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+"""The class that is the endpoint."""
+
+_marked: list[type] = []
+
+
+def endpoint(cls: type) -> type:
+    """Marks the class that answers the requests of this component: once in a project.
+
+    It has `predict(self, request)`, and may have `init(self, package)`, which runs once, at deploy. It is made without
+    arguments.
+    """
+    if not callable(getattr(cls, "predict", None)):
+        raise TypeError(f"{cls.__name__} is no endpoint: it needs a method `predict(self, request)`")
+    _marked.append(cls)
+    return cls
+
+
+def marked() -> type:
+    """The class of this component."""
+    match _marked:
+        case [cls]:
+            return cls
+        case []:
+            raise RuntimeError("no class is marked as the endpoint: put `@tessera_guest.endpoint` before it")
+        case _:
+            names = ", ".join(cls.__name__ for cls in _marked)
+            raise RuntimeError(f"more than one class is marked with `@tessera_guest.endpoint`: {names}")

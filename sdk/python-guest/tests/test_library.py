@@ -1,0 +1,92 @@
+"""The library outside a component: what needs no host. `python -m unittest discover -s sdk/python-guest`"""
+
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import tessera_guest as tessera  # noqa: E402
+from tessera_guest.endpoint import _marked, marked  # noqa: E402
+
+
+class Tensors(unittest.TestCase):
+    def test_values_come_back_as_they_went_in(self):
+        for dtype, values in [
+            ("fp16", [1.5, -2.0]),
+            ("fp32", [1.5, float("-inf")]),
+            ("fp64", [1.5, 1e300]),
+            ("u8", [0, 255]),
+            ("i32", [-(2**31), 2**31 - 1]),
+            ("i64", [-(2**63), 2**63 - 1]),
+        ]:
+            tensor = tessera.Tensor([2, 1], values, dtype)
+            self.assertEqual((tensor.values(), len(tensor)), (values, 2), dtype)
+            self.assertEqual(tessera.Tensor([2], tensor.data, dtype).values(), values, dtype)
+
+    def test_rows_make_a_matrix(self):
+        tensor = tessera.Tensor.of_rows([[1, 2], [3, 4], [5, 6]])
+        self.assertEqual((tensor.dims, tensor.rows()), ([3, 2], [[1, 2], [3, 4], [5, 6]]))
+        with self.assertRaisesRegex(tessera.InvalidInput, "row 1 has 1 values, row 0 has 2"):
+            tessera.Tensor.of_rows([[1, 2], [3]])
+
+    def test_what_does_not_fit_is_refused(self):
+        for dims, values, dtype, words in [
+            ([2, 3], [0] * 5, "fp32", r"shape \[2, 3\] needs 6 values, but 5 values \(20 bytes of fp32\)"),
+            ([1], ["1"], "fp32", "not all values are numbers that fit fp32"),
+            ([1], [256], "u8", "not all values are numbers that fit u8"),
+            ([1], [1.5], "i64", "not all values are numbers that fit i64"),
+            ([2], b"abc", "fp16", "needs 2 values"),
+        ]:
+            with self.assertRaisesRegex(tessera.InvalidInput, words):
+                tessera.Tensor(dims, values, dtype)
+        with self.assertRaisesRegex(tessera.ModelError, "there is no element type 'float'; there are fp16"):
+            tessera.Tensor([1], [1], "float")
+
+
+class Requests(unittest.TestCase):
+    def test_a_body_is_read_as_what_it_is(self):
+        request = tessera.Request("invocations", "Application/JSON; charset=utf-8", '{"a": [1]}')
+        self.assertEqual((request.media_type, request.json()), ("application/json", {"a": [1]}))
+        self.assertEqual(list(request.chunks()), [b'{"a": [1]}'])
+
+    def test_a_mistake_is_reported_with_its_place(self):
+        for body, words in [
+            (b"", "the body is empty"),
+            (b"a\xff", "not UTF-8 text: invalid byte at offset 1"),
+            (b'{"a":\n [1, 2', "failed to parse the JSON body: .* line 2 column"),
+            (b"[" * 100_000, "failed to parse the JSON body"),
+        ]:
+            with self.assertRaisesRegex(tessera.InvalidInput, words):
+                tessera.Request(body=body).json()
+
+
+class Answers(unittest.TestCase):
+    def test_what_json_cannot_express_is_an_error(self):
+        for value in [object(), float("nan")]:
+            with self.assertRaises(tessera.ModelError):
+                tessera.Response.json(value)
+
+
+class Endpoints(unittest.TestCase):
+    def test_one_class_is_the_endpoint(self):
+        _marked.clear()
+        with self.assertRaisesRegex(RuntimeError, "no class is marked"):
+            marked()
+
+        @tessera.endpoint
+        class One:
+            def predict(self, request):
+                return request
+
+        self.assertIs(marked(), One)
+        with self.assertRaisesRegex(TypeError, "needs a method `predict"):
+            tessera.endpoint(object)
+
+    def test_the_host_is_missed_by_name(self):
+        with self.assertRaisesRegex(RuntimeError, "assets.read asks the host"):
+            tessera.Package().asset("labels.txt")
+
+
+if __name__ == "__main__":
+    unittest.main()
