@@ -37,7 +37,9 @@ fn build(project: &Path) -> Package {
     }
     printed(command.arg("build").arg(project).output().unwrap());
     let mut package = Package::default();
-    for name in ["tessera.toml", "component.wasm", "model.onnx", "labels.txt", "golden/request.json", "golden/response.json"] {
+    for name in
+        ["tessera.toml", "component.wasm", "model.onnx", "labels.txt", "golden/request.json", "golden/response.json"]
+    {
         package = package.with(name, fs::read(project.join(name)).unwrap());
     }
     package
@@ -58,7 +60,8 @@ fn project(language: &str, build_table: &str, tested: &str) -> TempDir {
     fs::copy(source, folder.path().join("src").join(tested)).unwrap();
     let manifest = folder.path().join("tessera.toml");
     let text = fs::read_to_string(&manifest).unwrap();
-    let written = text.replace("[build]\n", &format!("[build]\n{build_table}\n")).replace("cpu_ms = 2000", "cpu_ms = 10000");
+    let written =
+        text.replace("[build]\n", &format!("[build]\n{build_table}\n")).replace("cpu_ms = 2000", "cpu_ms = 10000");
     assert_ne!(written, text);
     fs::write(manifest, written).unwrap();
     folder
@@ -109,7 +112,8 @@ fn same_as_native(predictions: impl Iterator<Item = Value>, what: &str) {
 }
 
 fn records() -> Value {
-    let record = |row: &[f64; 4]| COLUMNS.iter().zip(row).map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+    let record =
+        |row: &[f64; 4]| COLUMNS.iter().zip(row).map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
     Value::Array(FLOWERS.iter().map(record).map(Value::Object).collect())
 }
 
@@ -144,8 +148,16 @@ fn contract(server: &Server, name: &str) {
     }
 
     // what the library refuses has its own status
-    ask(json!({ "do": "graph" })).is_error(400, "BAD_REQUEST", &["failed to compute graph `other`", "no graph 'other'"]);
-    post(server, name, "application/json", "{".to_owned()).is_error(400, "BAD_REQUEST", &["failed to parse the JSON body"]);
+    ask(json!({ "do": "graph" })).is_error(
+        400,
+        "BAD_REQUEST",
+        &["failed to compute graph `other`", "no graph 'other'"],
+    );
+    post(server, name, "application/json", "{".to_owned()).is_error(
+        400,
+        "BAD_REQUEST",
+        &["failed to parse the JSON body"],
+    );
 
     // a guest that does not end, or takes all the memory, is stopped; recursion without an end harms nobody
     ask(json!({ "do": "loop" })).is_error(400, "BAD_REQUEST", &["limits.cpu_ms"]);
@@ -192,8 +204,11 @@ fn a_guest_in_python_keeps_the_contract() {
     let rows = FLOWERS.map(|row| row.map(|value| value.to_string()).join(","));
     let csv = format!("{}\n{}\n", COLUMNS.join(","), rows.join("\n"));
     same_as_native(of(post(&server, "py", "text/csv", csv.clone())), "CSV");
-    post(&server, "py", "text/csv", csv.replace("5.1", "five"))
-        .is_error(400, "BAD_REQUEST", &["row 1: sepal_length is no number: five"]);
+    post(&server, "py", "text/csv", csv.replace("5.1", "five")).is_error(
+        400,
+        "BAD_REQUEST",
+        &["row 1: sepal_length is no number: five"],
+    );
     post(&server, "py", "text/plain", csv).is_error(415, "", &["send text/csv or application/json"]);
 
     contract(&server, "py");
