@@ -1,5 +1,5 @@
 import { TesseraError } from './errors.js';
-import { errorOf, host } from './host.js';
+import { errorOf, host, own } from './host.js';
 import { describe, isError, log, takeConsole } from './log.js';
 import { Package } from './package.js';
 import { Request, streamError } from './request.js';
@@ -41,7 +41,8 @@ function failed(payload) {
 }
 
 function requestOf({ path, contentType, body }) {
-  return new Request(body.tag === 'full' ? { path, contentType, body: body.val } : { path, contentType, source: body.val });
+  const content = body.tag === 'full' ? { body: own(body.val) } : { source: body.val };
+  return new Request({ path, contentType, ...content });
 }
 
 function reply(answer) {

@@ -1,5 +1,5 @@
 import { InvalidInput, ModelError, TimedOut, TooLarge } from './errors.js';
-import { errorOf, host } from './host.js';
+import { errorOf, host, own } from './host.js';
 import { Tensor } from './tensor.js';
 
 // An invalid argument is a tensor the graph does not take, hence the caller's input. All others mean that the model failed,
@@ -28,7 +28,7 @@ export class Graph {
     }
     return new Outputs(
       this.name,
-      outputs.map(({ name, dimensions, ty, data }) => [name, new Tensor(dimensions, data, ty.toLowerCase())]),
+      outputs.map(({ name, dimensions, ty, data }) => [name, new Tensor(dimensions, own(data), ty.toLowerCase())]),
     );
   }
 }

@@ -18,3 +18,8 @@ export function errorOf(thrown) {
   if (thrown !== null && typeof thrown === 'object' && 'payload' in thrown) return thrown.payload;
   throw thrown;
 }
+
+/** Bytes of the host as an array of this realm: the engine's own part has another, so that `instanceof` would not know it. */
+export function own(bytes) {
+  return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}

@@ -1,11 +1,11 @@
 import { InvalidInput, ModelError } from './errors.js';
-import { errorOf, host } from './host.js';
+import { errorOf, host, own } from './host.js';
 
 /** What `init` may read. */
 export class Package {
   asset(name) {
     try {
-      return host.assets.read(name);
+      return own(host.assets.read(name));
     } catch (thrown) {
       throw new ModelError(`failed to read asset \`${name}\`: ${errorOf(thrown)}`);
     }

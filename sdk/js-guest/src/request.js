@@ -1,5 +1,5 @@
 import { InvalidInput, ModelError, TooLarge, Unavailable } from './errors.js';
-import { errorOf, host } from './host.js';
+import { errorOf, host, own } from './host.js';
 import { textOf } from './package.js';
 
 // Large enough that the cost of the call vanishes, small enough that a guest which works chunk by chunk stays small.
@@ -75,7 +75,7 @@ export class Request {
 
   #read() {
     try {
-      return this.#source.read(CHUNK_BYTES);
+      return own(this.#source.read(CHUNK_BYTES));
     } catch (thrown) {
       throw streamError('read the request body', errorOf(thrown));
     }

@@ -31,7 +31,6 @@ draw anew. Outside Tessera the library can be imported, so that the logic of an 
 asks the host raises there.
 """
 
-from .endpoint import endpoint
 from .errors import (
     Error,
     InvalidInput,
@@ -43,6 +42,7 @@ from .errors import (
     UnsupportedMediaType,
 )
 from .graph import Graph, Outputs
+from .marking import endpoint
 from .package import GraphInfo, Package, TensorInfo
 from .request import Request
 from .response import Response

@@ -9,8 +9,8 @@ import wit_world
 from componentize_py_types import Err
 
 from . import host
-from .endpoint import marked
 from .errors import Error
+from .marking import marked
 from .package import Package
 from .request import Request, stream_error
 from .response import Response

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import tessera_guest as tessera  # noqa: E402
-from tessera_guest.endpoint import _marked, marked  # noqa: E402
+from tessera_guest.marking import _marked, marked  # noqa: E402
 
 
 class Tensors(unittest.TestCase):
@@ -80,6 +80,12 @@ class Endpoints(unittest.TestCase):
                 return request
 
         self.assertIs(marked(), One)
+
+        @tessera.endpoint
+        class Other(One):
+            pass
+
+        self.assertIs(marked(), Other)
         with self.assertRaisesRegex(TypeError, "needs a method `predict"):
             tessera.endpoint(object)
 

@@ -7,10 +7,6 @@ import socket
 
 import endpoint
 import tessera_guest as tessera
-import tessera_guest.endpoint
-
-# The example's class is not the endpoint here.
-tessera_guest.endpoint._marked.clear()
 
 requests_seen = 0
 print("printed while the component was built")

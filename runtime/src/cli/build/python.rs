@@ -55,7 +55,12 @@ pub(super) fn build(project: &Project) -> anyhow::Result<PathBuf> {
         command.arg("--python-path").arg(path);
     }
     // Where componentize-py looks for libraries: here, and not in whatever Python is on the PATH.
-    command.env("VIRTUAL_ENV", &made).env("PYTHONDONTWRITEBYTECODE", "1").arg("--output").arg(&component);
+    command
+        .env("VIRTUAL_ENV", &made)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("RUST_BACKTRACE", "0")
+        .arg("--output")
+        .arg(&component);
     tools::run(&mut command, "remove the folder of tools in the cache, and build again")
         .context("the component was not built")?;
     Ok(component)
@@ -77,7 +82,7 @@ fn is_name(module: &str) -> bool {
 
 /// Installs the project's libraries, unless that was done for these very requirements.
 fn install_requirements(project: &Project, made: &Path) -> anyhow::Result<()> {
-    let (site, stamp) = (made.join("site-packages"), made.join("requirements.txt"));
+    let (site, stamp) = (made.join("lib/python3.14/site-packages"), made.join("requirements.txt"));
     let path = project.root.join("requirements.txt");
     let wanted = match fs::read(&path) {
         Ok(wanted) => wanted,

@@ -7,11 +7,11 @@ def endpoint(cls: type) -> type:
     """Marks the class that answers the requests of this component: once in a project.
 
     It has `predict(self, request)`, and may have `init(self, package)`, which runs once, at deploy. It is made without
-    arguments.
+    arguments. A class that is derived from a marked one and marked itself takes its place.
     """
     if not callable(getattr(cls, "predict", None)):
         raise TypeError(f"{cls.__name__} is no endpoint: it needs a method `predict(self, request)`")
-    _marked.append(cls)
+    _marked[:] = [other for other in _marked if not issubclass(cls, other)] + [cls]
     return cls
 
 
