@@ -237,7 +237,7 @@ fn a_guest_in_javascript_keeps_the_contract() {
 
     contract(&server, "js");
     let log = server.guest_log("js");
-    assert!(log.contains("TypeError: ") && log.contains("predict@"), "the stack is there: {log}");
+    assert!(log.contains("TypeError: ") && log.contains("raise@"), "the stack is there: {log}");
 }
 
 #[test]

@@ -25,8 +25,7 @@
  * library decides the HTTP status; of any other the caller learns the name, and the endpoint's log has the stack. It returns
  * no promise: there is nothing in an instance to wait for.
  *
- * There are no files, no network and no timers. What `Math.random` draws is decided when the component is built, and the
- * same in every request; `crypto.getRandomValues` draws anew.
+ * There are no files, no network and no timers.
  */
 
 /** What the project's module exports. */

@@ -10,6 +10,7 @@ from componentize_py_types import Err
 
 from . import host
 from .errors import Error
+from .log_writer import LogWriter
 from .marking import marked
 from .package import Package
 from .request import Request, stream_error
@@ -33,6 +34,8 @@ class WitWorld(wit_world.WitWorld):
         except Exception as error:
             # Whoever deploys a package reads the reason; it is theirs.
             raise Err("".join(_traceback(error)).rstrip()) from None
+        finally:
+            _flush()
         _state = state
 
     def handle(self, request):
@@ -45,6 +48,8 @@ class WitWorld(wit_world.WitWorld):
             host.logging.log(host.logging.Level.ERROR, "".join(_traceback(error)).rstrip())
             name = type(error).__name__
             raise Err(_failure("MODEL", f"the endpoint's code raised {name}; its log has the traceback")) from None
+        finally:
+            _flush()
 
 
 def _request(request) -> Request:
@@ -65,6 +70,11 @@ def _reply(answer):
     except Err as error:
         raise stream_error("write the response", error.value) from None
     return host.types.Reply_Streamed()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
 
 
 def _failure(kind: str, message: str):
@@ -92,6 +102,8 @@ def prepare() -> None:
     """What is done when the component is built, after the endpoint's module was imported."""
     marked()
     logging.basicConfig(level=logging.DEBUG, format="%(message)s", handlers=[_HostHandler()])
+    # The library of C would keep its handle of the output in the frozen memory, where the next instance finds nothing.
+    sys.stdout, sys.stderr = LogWriter("INFO"), LogWriter("ERROR")
     # The lines that tracebacks show are read while there are files. One without a time is never looked for again.
     for module in list(sys.modules.values()):
         name = getattr(module, "__file__", None) or ""

@@ -3,10 +3,12 @@
 import sys
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import tessera_guest as tessera  # noqa: E402
+from tessera_guest import log_writer  # noqa: E402
 from tessera_guest.marking import _marked, marked  # noqa: E402
 
 
@@ -66,6 +68,22 @@ class Answers(unittest.TestCase):
         for value in [object(), float("nan")]:
             with self.assertRaises(tessera.ModelError):
                 tessera.Response.json(value)
+
+
+class Output(unittest.TestCase):
+    def test_what_is_printed_becomes_lines_of_the_log(self):
+        lines = []
+        absent = log_writer.host.logging
+        log_writer.host.logging = SimpleNamespace(Level={"INFO": "info"}, log=lambda *line: lines.append(line))
+        try:
+            writer = log_writer.LogWriter("INFO")
+            print("one", 1, file=writer)
+            print("two\nthree", end="", file=writer)
+            self.assertEqual(lines, [("info", "one 1"), ("info", "two")])
+            writer.flush()
+            self.assertEqual(lines[2:], [("info", "three")])
+        finally:
+            log_writer.host.logging = absent
 
 
 class Endpoints(unittest.TestCase):
