@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tessera::cli::{self, Cli, Command};
 use tessera::config::ServeArgs;
-use tessera::{deploy, observe, server};
+use tessera::{deploy, memory, observe, server};
 
 // Small blocks from many threads are what requests allocate; glibc's allocator costs 5 to 20 % of the throughput here.
 #[global_allocator]
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    memory::large_blocks_from_the_system();
     let config = args.resolve()?;
     observe::log::init(config.log_format, config.log_level)?;
     server::serve(&config, |_| {})

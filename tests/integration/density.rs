@@ -160,6 +160,46 @@ fn a_thousand_endpoints_are_all_reachable_after_a_restart() {
 }
 
 #[test]
+fn endpoints_that_were_called_and_sleep_give_their_memory_back() {
+    const ENDPOINTS: u64 = 300;
+    // An endpoint that is awake takes more than 10 KiB; one that was called and sleeps keeps its series, of 2 KiB.
+    const KIB_GIVEN_BACK: u64 = 5;
+    let call_all = |server: &Server| {
+        for number in 0..ENDPOINTS {
+            server.invoke(&format!("e{number}"), &json!({ "do": "compute_ok" })).ok();
+        }
+    };
+
+    // given endpoints that were all called after a start, and are awake
+    let mut server = Server::start();
+    server.push(MODEL, &Package::hostile(""));
+    for number in 0..ENDPOINTS {
+        server.create(&format!("e{number}"), &serving(MODEL, "1")).ok();
+    }
+    for number in 0..ENDPOINTS {
+        server.settled(&format!("e{number}"));
+    }
+    server.terminate();
+    server.wait();
+    server.start_again();
+    call_all(&server);
+    assert_eq!(server.metric("tessera_endpoints_awake"), ENDPOINTS as f64);
+    let awake = server.memory_kib();
+
+    // when they go to sleep in a server that did the same
+    server.terminate();
+    server.wait();
+    server.add_flags(&["--component-idle-ms", "100", "--graph-idle-ms", "100"]);
+    server.start_again();
+    call_all(&server);
+    until_awake(&server, 0.0);
+
+    // then what was theirs is given back
+    let most = awake - ENDPOINTS * KIB_GIVEN_BACK;
+    eventually(&format!("memory is below {most} KiB"), || (server.memory_kib() < most).then_some(()));
+}
+
+#[test]
 fn what_does_not_scale_to_zero_is_back_in_memory_after_a_restart() {
     let mut server = Server::start();
     server.push(MODEL, &Package::hostile(""));

@@ -364,6 +364,13 @@ impl Server {
     }
 
     /// Registers a package as the next version of a model; the answer to finalizing says whether it is a good one.
+    /// Memory of the process that is no file's page, in KiB.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     pub(crate) fn register(&self, model: &str, package: &Package) -> (String, Answer) {
         let registry = "/api/2.0/mlflow/unity-catalog";
         let made = self.post(&format!("{registry}/registered-models/create"), &json!({ "name": model }));

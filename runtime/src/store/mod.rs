@@ -7,6 +7,7 @@
 //! - [`sled`]: the embedded store. One writer, group commit, `fdatasync` before the acknowledgement.
 //! - [`sealed`]: over another store, so that it sees no values in plain.
 //! - [`memory`]: the same contract without durability: the model in the tests, and a fake for other modules' tests.
+//! - `reader`: the thread that reads for it.
 //! - [`documents`]: JSON records of any size up to 64 KB, over several values when they must.
 //! - [`blobs`]: content-addressed files.
 //!
@@ -16,6 +17,7 @@
 pub mod blobs;
 pub mod documents;
 pub mod memory;
+mod reader;
 pub mod sealed;
 pub mod sled;
 

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use sled::IVec;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::reader::Reader;
 use super::{
     Change, CommitFuture, Entry, Failure, MAX_STORED_BYTES, Revision, StateStore, StoreError, Transaction,
     WATCH_CHANGES_MAX, Watch, create_dir_durably, sync,
@@ -67,11 +68,11 @@ const SLED_FLUSH_EVERY_MS: u64 = 500;
 /// The sled-backed store of one directory, which it owns while it is open. Dropping it waits until the queued
 /// transactions are durable and answered, then closes sled: it blocks for some milliseconds.
 pub struct SledStore {
-    // Fields drop in this order: closing the queue ends the writer, then it is joined, then sled closes, and only then
-    // may another store have the directory.
+    // Fields drop in this order: closing the queue ends the writer, then it is joined and the reader, which closes sled, and
+    // only then may another store have the directory.
     requests: mpsc::Sender<Request>,
     _writer: WriterThread,
-    records: Arc<Records>,
+    reader: Reader<Records>,
     changes: broadcast::Sender<Arc<Change>>,
     failure: Arc<OnceLock<Failure>>,
     _lock: DirLock,
@@ -177,7 +178,9 @@ impl SledStore {
         };
         let thread = std::thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run(queue));
         let thread = thread.map_err(io_error("start the writer thread for", dir))?;
-        Ok(Self { requests, _writer: WriterThread(Some(thread)), records, changes, failure, _lock: lock })
+        let writer = WriterThread(Some(thread));
+        let reader = Reader::start(records).map_err(io_error("start the reader thread for", dir))?;
+        Ok(Self { requests, _writer: writer, reader, changes, failure, _lock: lock })
     }
 }
 
@@ -242,43 +245,13 @@ fn last_revision(db: &sled::Db, dir: &Path) -> Result<Revision, OpenError> {
 
 impl StateStore for SledStore {
     fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        let in_flight = self.records.in_flight();
-        let frame = match in_flight.get(key) {
-            Some(before) => before.clone(),
-            None => self.records.read(key)?,
-        };
-        self.records.settle(record_key(key).as_slice());
-        frame.map(|frame| entry(key.to_owned(), &frame)).transpose()
+        let key = key.to_owned();
+        self.reader.read(move |records| records.get(key)).ok_or(Problem::Reader)?
     }
 
     fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        let start = match after {
-            Some(after) if after >= prefix => Bound::Excluded(after),
-            _ => Bound::Included(prefix),
-        };
-        // Held throughout: no key outside it changes meanwhile, so the scan sees one moment.
-        let in_flight = self.records.in_flight();
-        let mut found = Vec::new();
-        let stored = (start.map(record_key), Bound::Unbounded);
-        for (index, record) in self.records.db.range::<Vec<u8>, _>(stored).enumerate() {
-            let (key, frame) = record.map_err(Problem::Read)?;
-            if index % SETTLE_EVERY == 0 {
-                self.records.settle(&key);
-            }
-            let key = String::from_utf8_lossy(&key[RECORD_PREFIX.len()..]).into_owned();
-            if found.len() >= limit || !key.starts_with(prefix) {
-                break;
-            }
-            if !in_flight.contains_key(&key) {
-                found.push((key, frame));
-            }
-        }
-        let before = in_flight.range::<str, _>((start, Bound::Unbounded));
-        let before = before.take_while(|(key, _)| key.starts_with(prefix));
-        found.extend(before.filter_map(|(key, frame)| Some((key.clone(), frame.clone()?))));
-        found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        found.truncate(limit);
-        found.into_iter().map(|(key, frame)| entry(key, &frame)).collect()
+        let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
+        self.reader.read(move |records| records.scan(&prefix, after.as_deref(), limit)).ok_or(Problem::Reader)?
     }
 
     fn commit(&self, transaction: Transaction) -> CommitFuture {
@@ -322,6 +295,46 @@ impl Records {
 
     fn set_in_flight(&self, before: InFlight) {
         *self.in_flight.write().unwrap_or_else(PoisonError::into_inner) = before;
+    }
+
+    fn get(&self, key: String) -> Result<Option<Entry>, StoreError> {
+        let in_flight = self.in_flight();
+        let frame = match in_flight.get(&key) {
+            Some(before) => before.clone(),
+            None => self.read(&key)?,
+        };
+        self.settle(record_key(&key).as_slice());
+        frame.map(|frame| entry(key, &frame)).transpose()
+    }
+
+    fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let start = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
+        // Held throughout: no key outside it changes meanwhile, so the scan sees one moment.
+        let in_flight = self.in_flight();
+        let mut found = Vec::new();
+        let stored = (start.map(record_key), Bound::Unbounded);
+        for (index, record) in self.db.range::<Vec<u8>, _>(stored).enumerate() {
+            let (key, frame) = record.map_err(Problem::Read)?;
+            if index % SETTLE_EVERY == 0 {
+                self.settle(&key);
+            }
+            let key = String::from_utf8_lossy(&key[RECORD_PREFIX.len()..]).into_owned();
+            if found.len() >= limit || !key.starts_with(prefix) {
+                break;
+            }
+            if !in_flight.contains_key(&key) {
+                found.push((key, frame));
+            }
+        }
+        let before = in_flight.range::<str, _>((start, Bound::Unbounded));
+        let before = before.take_while(|(key, _)| key.starts_with(prefix));
+        found.extend(before.filter_map(|(key, frame)| Some((key.clone(), frame.clone()?))));
+        found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        found.truncate(limit);
+        found.into_iter().map(|(key, frame)| entry(key, &frame)).collect()
     }
 
     fn read(&self, key: &str) -> Result<Option<IVec>, Problem> {
@@ -493,6 +506,8 @@ enum Problem {
     QueueFull,
     #[error("commit: the store's writer has stopped")]
     Stopped,
+    #[error("read: the store's reader panicked")]
+    Reader,
     #[error("read from sled")]
     Read(#[source] sled::Error),
     #[error("write to sled")]
@@ -572,6 +587,11 @@ mod tests {
 
     fn value(store: &SledStore, key: &str) -> Option<Vec<u8>> {
         store.get(key).unwrap().map(|entry| entry.value)
+    }
+
+    /// As sled has it.
+    fn frame(store: &SledStore, key: &'static str) -> Vec<u8> {
+        store.reader.read(|records| records.read(key)).unwrap().unwrap().unwrap().to_vec()
     }
 
     /// A store whose every sync says that it was reached and waits to be told its outcome.
@@ -737,7 +757,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = SledStore::open(dir.path()).unwrap();
         block_on(store.commit(put("a", "1").put("b", "22").put("c", "3"))).unwrap();
-        let good = store.records.db.get(record_key("b")).unwrap().unwrap().to_vec();
+        let good = frame(&store, "b");
         let is_damaged = |outcome| matches!(outcome, Err(StoreError::Corrupt { key }) if key == "b");
 
         let flipped = (0..good.len() * 8).map(|bit| {
@@ -746,9 +766,9 @@ mod tests {
             frame
         });
         let cut = (0..good.len()).map(|len| good[..len].to_vec());
-        let moved = store.records.db.get(record_key("a")).unwrap().unwrap().to_vec();
+        let moved = frame(&store, "a");
         for bad in flipped.chain(cut).chain([moved]) {
-            store.records.db.insert(record_key("b"), bad).unwrap();
+            store.reader.read(|records| records.db.insert(record_key("b"), bad)).unwrap().unwrap();
             assert!(is_damaged(store.get("b").map(drop)));
         }
         assert!(is_damaged(store.scan("", None, 10).map(drop)));
