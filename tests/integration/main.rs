@@ -22,6 +22,7 @@
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
 //! - [`registry`]: models, versions, aliases, uploads; logging models with MLflow.
 //! - [`languages`]: guests in Python and JavaScript.
+//! - [`signing`]: servers that run only what is signed.
 //! - [`cli`]: the command line.
 //! - [`projects`]: models with code of their own: made, built, packed, served while they are written.
 //! - [`audit`]: the audit log and the usage table, by the command line.
@@ -52,4 +53,5 @@ mod projects;
 mod registry;
 mod sealed;
 mod secrets;
+mod signing;
 mod tls;

@@ -16,6 +16,7 @@ use super::project::Project;
 use crate::deploy::package::{
     ComponentSource, FILES_MAX, MANIFEST, MLMODEL, Package, PackageFile, PackageSource, check_path,
 };
+use crate::deploy::signature::SIGNATURES;
 use crate::nn::backends::ReadSeek;
 use crate::store::blobs::Digest;
 
@@ -210,7 +211,11 @@ impl LocalFile {
         Ok(content)
     }
 
-    fn digest(&self) -> anyhow::Result<Digest> {
+    /// SHA-256 of its content.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn digest(&self) -> anyhow::Result<Digest> {
         let (mut part, mut hasher, mut chunk) = (self.open()?, Sha256::new(), vec![0; CHUNK_BYTES]);
         loop {
             match part.read(&mut chunk).with_context(|| format!("failed to read {}", self.name))? {
@@ -266,9 +271,8 @@ impl Project {
     /// What the manifest names, each once.
     pub(super) fn package_files(&self) -> BTreeSet<String> {
         let mut names = BTreeSet::from([MANIFEST.to_owned()]);
-        if self.root.join(MLMODEL).is_file() {
-            names.insert(MLMODEL.to_owned());
-        }
+        names
+            .extend([MLMODEL, SIGNATURES].into_iter().filter(|name| self.root.join(name).is_file()).map(str::to_owned));
         if let Some(ComponentSource::File(component)) = self.manifest.component() {
             names.insert(component);
         }

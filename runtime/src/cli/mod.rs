@@ -25,6 +25,7 @@ mod package;
 mod project;
 mod pull;
 mod push;
+mod sign;
 mod table;
 mod token;
 mod usage;
@@ -53,6 +54,7 @@ use key::KeyCommand;
 use model::ModelCommand;
 use new::NewArgs;
 use package::PackageArgs;
+use sign::SignCommand;
 use token::TokenCommand;
 use usage::UsageArgs;
 use workspace::WorkspaceCommand;
@@ -102,6 +104,12 @@ pub enum DeveloperCommand {
     Package(PackageArgs),
     /// Tell what a package or a component is: imports against grants, graphs, sizes, limits
     Inspect(InspectArgs),
+    /// Sign packages, for servers that run only what is signed
+    Sign {
+        /// What to do.
+        #[command(subcommand)]
+        command: SignCommand,
+    },
     /// Print a script that completes commands and options in a shell
     Completions {
         /// The shell.
@@ -245,6 +253,7 @@ pub fn develop(command: DeveloperCommand) -> ExitCode {
         DeveloperCommand::Dev(args) => dev::run(&args, out),
         DeveloperCommand::Package(args) => package::run(&args, out),
         DeveloperCommand::Inspect(args) => inspect::run(&args, out),
+        DeveloperCommand::Sign { command } => sign::run(&command, out),
         DeveloperCommand::Completions { shell } => completions(shell, out),
     };
     exit(outcome.map(|()| ExitCode::SUCCESS), Format::Human)

@@ -296,13 +296,14 @@ impl PackageSource for Blobs {
 pub fn check_path(path: &str) -> Result<(), PackageError> {
     let plain = Path::new(path).components().all(|part| match part {
         PathPart::Normal(name) => {
-            name.to_str().is_some_and(|name| !name.starts_with('.') && !name.contains(['\0', '\\']))
+            let allowed = |name: &str| !name.starts_with('.') && !name.contains(|c: char| c == '\\' || c.is_control());
+            name.to_str().is_some_and(allowed)
         }
         _ => false,
     });
     if path.is_empty() || path.len() > 512 || !plain || path.ends_with('/') {
         return Err(PackageError(format!(
-            "'{path}' is not a path that a package may hold: use a relative path without '..', links or hidden parts"
+            "'{path}' is not a path that a package may hold: use a relative path without '..', links, hidden parts or control characters"
         )));
     }
     Ok(())
