@@ -218,20 +218,20 @@ fn mistakes_are_told_with_the_way_out() {
 
 #[test]
 fn what_a_component_may_not_have_is_shown() {
-    // given a component that asks for a network
+    // given a component that asks for what nobody gives
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("c.wasm"), WANTS_SOCKETS).unwrap();
+    fs::write(folder.path().join("c.wasm"), WANTS_SECRETS).unwrap();
 
     // then it is told what is not granted
     let said = ok(run(folder.path(), &["inspect", "c.wasm"]));
     assert!(
-        said.contains("wasi:sockets/tcp@0.2.0  NOT GRANTED") && said.contains("no: the component imports"),
+        said.contains("acme:secrets/get@0.2.0  NOT GRANTED") && said.contains("no: the component imports"),
         "{said}"
     );
 }
 
-/// `(component (import "wasi:sockets/tcp@0.2.0" (instance)))`.
-const WANTS_SOCKETS: &[u8] = b"\0asm\x0d\0\x01\0\x07\x03\x01\x42\0\x0a\x1b\x01\0\x16wasi:sockets/tcp@0.2.0\x05\0";
+/// `(component (import "acme:secrets/get@0.2.0" (instance)))`.
+const WANTS_SECRETS: &[u8] = b"\0asm\x0d\0\x01\0\x07\x03\x01\x42\0\x0a\x1b\x01\0\x16acme:secrets/get@0.2.0\x05\0";
 
 #[test]
 fn shells_complete_the_commands() {
