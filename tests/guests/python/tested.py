@@ -44,7 +44,7 @@ class Tested(endpoint.Iris):
                 return recurse(0)
             case "socket":
                 try:
-                    socket.create_connection(("127.0.0.1", asked["port"]))
+                    socket.socket().connect(("127.0.0.1", asked["port"]))
                 except OSError as error:
                     return {"denied": type(error).__name__}
                 return {"denied": None}
