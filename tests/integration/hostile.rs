@@ -126,6 +126,21 @@ fn one_call_computes_what_wasi_nn_computes_in_many() {
 }
 
 #[test]
+fn a_large_output_lies_in_the_guest_once() {
+    // given a guest with 80 MiB of memory, and a computation of 32 MiB in, 32 MiB out
+    let server = Server::start();
+    server.deploy("tight", &Package::hostile("[limits]\nmemory_bytes = 83886080\n"));
+
+    // when it takes the output out, then there is room for it: no second copy is made on the way
+    let computed = server.invoke("tight", &json!({ "do": "compute_rows", "rows": 2 << 20 })).ok();
+    assert_eq!(computed["outputs"], json!([{ "dims": [2 << 20, 4], "bytes": 32 << 20 }]));
+
+    // and one that is too large for it meets the limit by its name
+    let answer = server.invoke("tight", &json!({ "do": "compute_rows", "rows": 3 << 20 }));
+    answer.is_error(400, "BAD_REQUEST", &["83886080 bytes of memory", "limits.memory_bytes"]);
+}
+
+#[test]
 fn graphs_come_from_the_package_and_nowhere_else() {
     let server = hostile_and_neighbour();
 

@@ -244,7 +244,7 @@ impl compute::Host for GuestState {
         &mut self,
         graph: String,
         inputs: Vec<compute::Input>,
-    ) -> wasmtime::Result<Result<Vec<compute::Output>, compute::ComputeError>> {
+    ) -> wasmtime::Result<Result<compute::Outputs, compute::ComputeError>> {
         let outputs = self.run_values(&graph, inputs).await;
         Ok(outputs.map_err(|error| {
             self.note_overload(&error);
@@ -255,14 +255,14 @@ impl compute::Host for GuestState {
 }
 
 impl GuestState {
-    async fn run_values(&mut self, graph: &str, inputs: Vec<compute::Input>) -> Result<Vec<compute::Output>, NnError> {
+    async fn run_values(&mut self, graph: &str, inputs: Vec<compute::Input>) -> Result<compute::Outputs, NnError> {
         let graph = self.graph(graph)?;
         // Bounded like tensors that stay on this side, though these come straight from the guest and go there.
         self.check_fits(inputs.iter().map(|input| input.data.len()).sum())?;
         let inputs = inputs.into_iter().map(from_input).collect::<Result<_, _>>()?;
         let outputs = GuestState::run(self, graph, inputs).await?;
         self.check_fits(outputs.iter().map(|(_, tensor)| tensor.data().len()).sum())?;
-        Ok(outputs.into_iter().map(to_output).collect())
+        Ok(to_outputs(outputs))
     }
 
     fn check_fits(&mut self, bytes: usize) -> Result<(), NnError> {
@@ -276,9 +276,39 @@ fn from_input(input: compute::Input) -> Result<(String, Tensor), NnError> {
     Ok((input.name, Tensor::new(from_wit(input.ty), input.dimensions, input.data)?))
 }
 
-fn to_output((name, tensor): (String, Tensor)) -> compute::Output {
-    let (ty, dimensions) = (to_wit(tensor.ty()), tensor.dims().to_vec());
-    compute::Output { name, dimensions, ty, data: tensor.into_data().into() }
+/// Where values begin in what [`to_outputs`] packs: at multiples of this, so that they can be read where they lie.
+const OUTPUT_ALIGN: usize = 16;
+
+/// As `wit/endpoint.wit` packs them. Sizes fit: the request's budget for tensors is far below 4 GiB, and so are names.
+fn to_outputs(outputs: Vec<(String, Tensor)>) -> compute::Outputs {
+    let head_len = |(name, tensor): &(String, Tensor)| 4 + tensor.dims().len() + name.len().div_ceil(4);
+    let mut heads = Vec::with_capacity(outputs.iter().map(head_len).sum());
+    for (name, tensor) in &outputs {
+        heads.extend([to_wit(tensor.ty()) as u32, tensor.data().len() as u32, tensor.dims().len() as u32]);
+        heads.extend_from_slice(tensor.dims());
+        heads.push(name.len() as u32);
+        let (numbers, rest) = name.as_bytes().as_chunks();
+        heads.extend(numbers.iter().map(|bytes| u32::from_le_bytes(*bytes)));
+        if !rest.is_empty() {
+            heads.push(rest.iter().rev().fold(0, |number, byte| (number << 8) | u32::from(*byte)));
+        }
+    }
+    compute::Outputs { heads, data: packed(outputs.into_iter().map(|(_, tensor)| tensor.into_data()).collect()) }
+}
+
+/// The values one behind the other. Those of a single output are not copied.
+fn packed(mut values: Vec<Bytes>) -> Vec<u8> {
+    if values.len() == 1
+        && let Some(only) = values.pop()
+    {
+        return only.into();
+    }
+    let mut data = Vec::with_capacity(values.iter().map(|values| values.len().next_multiple_of(OUTPUT_ALIGN)).sum());
+    for values in values {
+        data.resize(data.len().next_multiple_of(OUTPUT_ALIGN), 0);
+        data.extend_from_slice(&values);
+    }
+    data
 }
 
 impl errors::HostError for GuestState {
@@ -322,5 +352,42 @@ fn to_wit(ty: TensorType) -> tensor::TensorType {
         TensorType::U8 => tensor::TensorType::U8,
         TensorType::I32 => tensor::TensorType::I32,
         TensorType::I64 => tensor::TensorType::I64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(name: &str, ty: TensorType, dims: &[u32], values: &[u8]) -> (String, Tensor) {
+        (name.to_owned(), Tensor::new(ty, dims.to_vec(), values.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn outputs_are_packed_as_the_contract_says() {
+        let outputs = to_outputs(vec![
+            output("label", TensorType::I64, &[1], &[7, 0, 0, 0, 0, 0, 0, 0]),
+            output("none", TensorType::Fp32, &[0, 384], &[]),
+            output("", TensorType::U8, &[], &[9]),
+        ]);
+        let label = [6, 8, 1, 1, 5, u32::from_le_bytes(*b"labe"), u32::from(b'l')];
+        let none = [1, 0, 2, 0, 384, 4, u32::from_le_bytes(*b"none")];
+        assert_eq!(outputs.heads, [label.as_slice(), &none, &[4, 1, 0, 0]].concat());
+        let mut data = [0; 17];
+        (data[0], data[16]) = (7, 9);
+        assert_eq!(outputs.data, data);
+    }
+
+    #[test]
+    fn a_graph_without_outputs_gives_nothing() {
+        let outputs = to_outputs(vec![]);
+        assert!(outputs.heads.is_empty() && outputs.data.is_empty());
+    }
+
+    #[test]
+    fn the_values_of_a_single_output_are_not_copied() {
+        let output = output("y", TensorType::U8, &[3], b"abc");
+        let values = output.1.data().as_ptr();
+        assert_eq!(to_outputs(vec![output]).data.as_ptr(), values);
     }
 }

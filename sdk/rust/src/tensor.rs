@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 use crate::Error;
 /// The element types of `wasi:nn`.
@@ -14,7 +16,34 @@ pub use crate::bindings::wasi::nn::tensor::TensorType;
 pub struct Tensor<'a> {
     dims: Vec<u32>,
     ty: TensorType,
-    bytes: Cow<'a, [u8]>,
+    bytes: Values<'a>,
+}
+
+/// Where the values of a tensor lie.
+#[derive(Clone)]
+pub(crate) enum Values<'a> {
+    Borrowed(&'a [u8]),
+    Owned(Vec<u8>),
+    /// A part of what the host gave, which may have several outputs. Lies within.
+    Shared(Arc<Vec<u8>>, Range<usize>),
+}
+
+impl Deref for Values<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+            Self::Shared(data, range) => &data[range.clone()],
+        }
+    }
+}
+
+impl PartialEq for Values<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
 }
 
 impl<'a> Tensor<'a> {
@@ -25,7 +54,14 @@ impl<'a> Tensor<'a> {
 
     /// A tensor of raw bytes: for fp16 and bf16, which Rust has no type for.
     pub fn from_bytes(dims: &[u32], ty: TensorType, bytes: impl Into<Cow<'a, [u8]>>) -> Result<Self, Error> {
-        let bytes = bytes.into();
+        let values = match bytes.into() {
+            Cow::Borrowed(bytes) => Values::Borrowed(bytes),
+            Cow::Owned(bytes) => Values::Owned(bytes),
+        };
+        Self::from_values(dims, ty, values)
+    }
+
+    pub(crate) fn from_values(dims: &[u32], ty: TensorType, bytes: Values<'a>) -> Result<Self, Error> {
         let size = byte_len(dims, ty);
         if size != Some(bytes.len()) {
             let elements = bytes.len() / ty.element_bytes();
@@ -77,9 +113,14 @@ impl<'a> Tensor<'a> {
         })
     }
 
-    /// The same tensor with its own copy of the values, free of the borrow.
+    /// The same tensor, free of the borrow: with its own copy of the values if it borrowed them.
     pub fn into_owned(self) -> Tensor<'static> {
-        Tensor { dims: self.dims, ty: self.ty, bytes: Cow::Owned(self.bytes.into_owned()) }
+        let bytes = match self.bytes {
+            Values::Borrowed(bytes) => Values::Owned(bytes.to_vec()),
+            Values::Owned(bytes) => Values::Owned(bytes),
+            Values::Shared(data, range) => Values::Shared(data, range),
+        };
+        Tensor { dims: self.dims, ty: self.ty, bytes }
     }
 }
 
@@ -117,6 +158,9 @@ fn byte_len(dims: &[u32], ty: TensorType) -> Option<usize> {
 }
 
 impl TensorType {
+    /// In the order of `wasi:nn`.
+    pub(crate) const ALL: [Self; 7] = [Self::Fp16, Self::Fp32, Self::Fp64, Self::Bf16, Self::U8, Self::I32, Self::I64];
+
     /// The size of one element.
     pub fn element_bytes(self) -> usize {
         match self {
@@ -189,6 +233,11 @@ mod tests {
     fn reading_as_another_type_is_an_error() {
         let error = Tensor::new(&[1], &[1i64]).unwrap().as_slice::<f32>().unwrap_err();
         assert_eq!(error.message, "the tensor holds i64 values and was read as fp32");
+    }
+
+    #[test]
+    fn types_are_numbered_as_in_the_contract() {
+        assert!(TensorType::ALL.into_iter().zip(0..).all(|(ty, number)| ty as u32 == number));
     }
 
     #[test]

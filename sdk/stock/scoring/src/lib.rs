@@ -70,8 +70,8 @@ impl Scoring {
     }
 
     fn compute(&self, feeds: &[Feed<'_>]) -> Result<Vec<Tensor<'static>>, Error> {
-        let mut outputs = Graph::named(&self.graph_name).compute(feeds.iter().map(|feed| (feed.name, &feed.tensor)))?;
-        self.graph.outputs.iter().map(|output| outputs.take(&output.name)).collect()
+        let feeds = feeds.iter().map(|feed| (feed.name, &feed.tensor));
+        Graph::named(&self.graph_name).compute(feeds)?.into_tensors()
     }
 }
 

@@ -85,6 +85,10 @@ enum Deed {
     ComputeOk,
     /// The same through `wasi:nn`.
     ComputeByWasiNn,
+    /// Runs the graph on zeros with this many rows, and keeps all outputs; answers their sizes.
+    ComputeRows {
+        rows: u32,
+    },
     /// Answers with the status 99.
     BadStatus,
     /// Reads an asset although `init` is over; answers the refusal.
@@ -169,6 +173,7 @@ impl Endpoint for Hostile {
             }
             Deed::ComputeOk => nn::compute(self.model()?),
             Deed::ComputeByWasiNn => nn::compute_by_wasi_nn(self.model()?),
+            Deed::ComputeRows { rows } => nn::compute_rows(self.model()?, rows),
             Deed::BadStatus => Ok(Response::text("status 99").with_status(99)),
             Deed::AssetLate => Response::json(&json!({ "refusal": assets::read("tokenizer.json").err() })),
             Deed::Setting { name } => Response::json(&json!({ "setting": request.setting(&name) })),
