@@ -5,6 +5,7 @@
 //! asks for no capability it has no need of. A module built for `wasm32-wasip1` gets the preview 1 adapter; one built
 //! for `wasm32-unknown-unknown` needs none. What is a component already (`wasm32-wasip2`) is validated and handed back.
 
+mod exports;
 mod merge;
 
 use anyhow::{Context as _, Result};
@@ -23,6 +24,7 @@ pub fn componentize(wasm: Vec<u8>) -> Result<Vec<u8>> {
         Validator::new().validate_all(&wasm).context("it is a component, but not a valid one")?;
         return Ok(wasm);
     }
+    let wasm = exports::without_post_return(&wasm)?;
     let mut encoder = ComponentEncoder::default().module(&wasm)?;
     if imports_from(&wasm, WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME)? {
         encoder = encoder.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER)?;
