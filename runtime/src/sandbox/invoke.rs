@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::HeaderMap;
 use tokio::sync::{mpsc, oneshot};
-use wasmtime::component::ResourceTableError;
+use wasmtime::component::{Instance, ResourceTableError};
 use wasmtime::{Store, Trap, UpdateDeadline};
 
-use super::bindings::Endpoint;
-use super::bindings::tessera::endpoint::types::{Body, FailureKind, Reply, Request};
+use super::bindings::tessera::endpoint::types::{Body, Failure, FailureKind, Reply, Request};
 use super::guest::{GuestPackage, GuestState, HANDLES_MAX, Phase, RequestContext};
 use super::limits::{CpuMeter, RequestLimits};
 use super::log::RequestLog;
@@ -270,9 +269,10 @@ async fn call(
     let mut store = new_store(&component, state, Arc::clone(&meter));
     let instance = component.pre.instantiate_async(&mut store).await;
     let outcome = match instance {
-        Ok(instance) => match init(&instance, &mut store, then).await {
+        Ok(instance) => match init(&component, &instance, &mut store, then).await {
             Ok(Ok(())) => {
-                instance.call_handle(&mut store, &request).await.map_err(|error| explain(error, &store, &meter))
+                let reply = call_handle(&component, &instance, &mut store, &request).await;
+                reply.map_err(|error| explain(error, &store, &meter))
             }
             Ok(Err(message)) => Err(InvokeError::Init { message }),
             Err(error) => Err(explain(error, &store, &meter)),
@@ -296,17 +296,29 @@ async fn call(
 
 /// Runs `init` if it is due, and goes on to the phase after it.
 async fn init(
-    instance: &Endpoint,
+    component: &LoadedComponent,
+    instance: &Instance,
     store: &mut Store<GuestState>,
     then: Option<Phase>,
 ) -> wasmtime::Result<Result<(), String>> {
     let Some(handle) = then else { return Ok(Ok(())) };
-    let outcome = instance.call_init(&mut *store).await?;
+    let init = instance.get_typed_func::<(), (Result<(), String>,)>(&mut *store, component.init)?;
+    let (outcome,) = init.call_async(&mut *store, ()).await?;
     store.data_mut().phase = handle;
     Ok(outcome.map_err(|mut message| {
         message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
         message
     }))
+}
+
+async fn call_handle(
+    component: &LoadedComponent,
+    instance: &Instance,
+    store: &mut Store<GuestState>,
+    request: &Request,
+) -> wasmtime::Result<Result<Reply, Failure>> {
+    let handle = instance.get_typed_func::<(&Request,), (Result<Reply, Failure>,)>(&mut *store, component.handle)?;
+    Ok(handle.call_async(store, (request,)).await?.0)
 }
 
 fn new_store(component: &LoadedComponent, state: GuestState, meter: Arc<CpuMeter>) -> Store<GuestState> {
@@ -328,7 +340,7 @@ fn new_store(component: &LoadedComponent, state: GuestState, meter: Arc<CpuMeter
 }
 
 fn answer(
-    reply: Result<Reply, super::bindings::tessera::endpoint::types::Failure>,
+    reply: Result<Reply, Failure>,
     limits: &RequestLimits,
 ) -> Result<Option<(u16, String, Vec<u8>)>, InvokeError> {
     match reply {

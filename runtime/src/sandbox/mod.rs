@@ -17,9 +17,8 @@ mod streaming;
 use std::time::Duration;
 
 use wasmtime::Engine;
-use wasmtime::component::{Component, Linker};
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
-use self::bindings::EndpointPre;
 pub use self::bindings::tessera::endpoint::types::FailureKind;
 pub use self::guest::{GuestPackage, GuestState};
 pub use self::invoke::{Answer, Finished, Invocation, InvocationBody, InvokeError, Tail};
@@ -64,7 +63,12 @@ impl Sandbox {
     /// # Errors
     /// When the component imports what is not offered here or lacks an export of the world.
     pub fn load(&self, component: &Component) -> wasmtime::Result<LoadedComponent> {
-        Ok(LoadedComponent { pre: EndpointPre::new(self.linker.instantiate_pre(component)?)? })
+        let export = |name| {
+            let index = component.get_export_index(None, name);
+            index.ok_or_else(|| wasmtime::format_err!("the component has no export `{name}`"))
+        };
+        let (init, handle) = (export("init")?, export("handle")?);
+        Ok(LoadedComponent { pre: self.linker.instantiate_pre(component)?, init, handle })
     }
 }
 
@@ -73,10 +77,13 @@ pub fn prepare_thread() {
     Engine::tls_eager_initialize();
 }
 
-/// A component whose imports are resolved: `InstancePre` with its exports found.
+/// A component whose imports are resolved and whose exports are found. The generated bindings would look at the types of
+/// all exports in every instance; this way only those that are called are checked.
 #[derive(Clone)]
 pub struct LoadedComponent {
-    pre: EndpointPre<GuestState>,
+    pre: InstancePre<GuestState>,
+    init: ComponentExportIndex,
+    handle: ComponentExportIndex,
 }
 
 impl LoadedComponent {
