@@ -417,12 +417,11 @@ impl<'a> Parser<'a> {
     /// Up to the next quote, backslash or end.
     fn plain_text(&mut self) -> Parsed<&'a str> {
         let start = self.at;
-        loop {
-            match self.peek() {
-                None | Some(b'"' | b'\\') => break,
-                Some(0..0x20) => return Err("Invalid control character at"),
-                Some(_) => self.at += 1,
-            }
+        let rest = self.bytes.get(start..).unwrap_or_default();
+        let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20));
+        self.at += end.unwrap_or(rest.len());
+        if let Some(0..0x20) = self.peek() {
+            return Err("Invalid control character at");
         }
         // Quotes and backslashes are ASCII, so that this cuts between characters.
         self.text.get(start..self.at).ok_or("Expecting value")

@@ -69,15 +69,20 @@ pub(crate) fn push_int(out: &mut Vec<u8>, value: i64) {
 /// Appends text with its quotes.
 pub(crate) fn push_text(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
-    for byte in text.bytes() {
-        match byte {
-            b'"' => out.extend_from_slice(b"\\\""),
-            b'\\' => out.extend_from_slice(b"\\\\"),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            0..0x20 => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
-            _ => out.push(byte),
+    let mut rest = text;
+    // Quotes, backslashes and control characters are ASCII, so that this cuts between characters.
+    while let Some(plain) = rest.bytes().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)) {
+        let (before, after) = rest.split_at(plain);
+        out.extend_from_slice(before.as_bytes());
+        let mut characters = after.chars();
+        match characters.next() {
+            Some('\n') => out.extend_from_slice(b"\\n"),
+            Some(special @ ('"' | '\\')) => out.extend_from_slice(&[b'\\', special as u8]),
+            control => out.extend_from_slice(format!("\\u{:04x}", control.map_or(0, u32::from)).as_bytes()),
         }
+        rest = characters.as_str();
     }
+    out.extend_from_slice(rest.as_bytes());
     out.push(b'"');
 }
 
