@@ -1,6 +1,7 @@
 """Compute: a graph of the package runs on the host, together with the requests of other instances."""
 
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 
 from . import host
 from .errors import Error, InvalidInput, ModelError, TimedOut, TooLarge
@@ -9,6 +10,9 @@ from .tensor import Tensor
 # An invalid argument is a tensor the graph does not take, hence the caller's input. All others mean that the model failed,
 # which repeating the call does not mend.
 _ERRORS: dict[str, type[Error]] = {"INVALID_ARGUMENT": InvalidInput, "TIMEOUT": TimedOut, "TOO_LARGE": TooLarge}
+
+# The values of each output begin at a multiple of it.
+_ALIGNMENT = 16
 
 
 class Graph:
@@ -32,10 +36,23 @@ class Graph:
         except host.Err as error:
             raised = _ERRORS.get(error.value.code.name, ModelError)
             raise raised(f"failed to compute graph `{self.name}`: {error.value.message}") from None
-        return Outputs(
-            self.name,
-            {output.name: Tensor(output.dimensions, output.data, output.ty.name.lower()) for output in outputs},
-        )
+        return Outputs(self.name, dict(_unpacked(outputs.heads, outputs.data)))
+
+
+def _unpacked(heads: Sequence[int], data: bytes) -> Iterator[tuple[str, Tensor]]:
+    """All outputs, which the host packs in two lists (interface `compute` in wit/endpoint.wit)."""
+    at = end = 0
+    while at < len(heads):
+        kind, size, axes = heads[at : at + 3]
+        dims = heads[at + 3 : at + 3 + axes]
+        at += 4 + axes
+        length = heads[at - 1]
+        numbers = heads[at : at + -(-length // 4)]
+        at += len(numbers)
+        name = struct.pack(f"<{len(numbers)}I", *numbers)[:length].decode()
+        begin = -(-end // _ALIGNMENT) * _ALIGNMENT
+        end = begin + size
+        yield name, Tensor(dims, data[begin:end], host.TensorType(kind).name.lower())
 
 
 class Outputs(Mapping):

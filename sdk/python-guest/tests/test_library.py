@@ -1,14 +1,17 @@
 """The library outside a component: what needs no host. `python -m unittest discover -s sdk/python-guest`"""
 
+import struct
 import sys
 import unittest
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import tessera_guest as tessera  # noqa: E402
-from tessera_guest import log_writer  # noqa: E402
+from tessera_guest import graph, host, log_writer  # noqa: E402
 from tessera_guest.marking import _marked, marked  # noqa: E402
 
 
@@ -68,6 +71,20 @@ class Answers(unittest.TestCase):
         for value in [object(), float("nan")]:
             with self.assertRaises(tessera.ModelError):
                 tessera.Response.json(value)
+
+
+class OfGraphs(unittest.TestCase):
+    def test_outputs_are_unpacked_from_the_two_lists_of_the_host(self):
+        # fp32 [1, 1] "y" and i64 [1] "label", whose values begin at a multiple of 16
+        heads = [1, 4, 2, 1, 1, 1, ord("y"), 6, 8, 1, 1, 5, int.from_bytes(b"labe", "little"), ord("l")]
+        data = struct.pack("<f12xq", 0.5, -7)
+        types = Enum("TensorType", "FP16 FP32 FP64 BF16 U8 I32 I64", start=0)
+        with mock.patch.object(host, "TensorType", types):
+            outputs = dict(graph._unpacked(heads, data))
+        self.assertEqual(list(outputs), ["y", "label"])
+        self.assertEqual((outputs["y"].dims, outputs["y"].dtype, outputs["y"].data), ([1, 1], "fp32", data[:4]))
+        self.assertEqual((outputs["label"].dims, outputs["label"].dtype), ([1], "i64"))
+        self.assertEqual(outputs["label"].data, struct.pack("<q", -7))
 
 
 class Output(unittest.TestCase):
