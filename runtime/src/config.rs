@@ -22,7 +22,7 @@ use crate::seal::source::KEY_VARIABLE;
 pub const DEFAULT_HOME: &str = ".tessera";
 
 /// Variables that begin with `TESSERA_` and are no settings of the server: the command line's and the Makefile's.
-const OTHER_VARIABLES: [&str; 11] = [
+const OTHER_VARIABLES: [&str; 13] = [
     KEY_VARIABLE,
     "TESSERA_HOST",
     "TESSERA_TOKEN",
@@ -34,6 +34,8 @@ const OTHER_VARIABLES: [&str; 11] = [
     "TESSERA_GUESTS",
     "TESSERA_MODELS",
     "TESSERA_PYTHON",
+    "TESSERA_PYTHON_SDK",
+    "TESSERA_SIGNING_KEY",
 ];
 
 const SECOND_MS: u64 = 1000;

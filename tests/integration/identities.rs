@@ -169,6 +169,31 @@ fn administrators_of_the_server_are_made_and_removed_and_the_audit_log_tells() {
 }
 
 #[test]
+fn the_secrets_of_a_servers_administrator_are_not_for_administrators_of_a_workspace() {
+    // given a service principal that administrates the server, with a secret, and somebody who administrates its workspace
+    let server = Server::start();
+    let made = server.post(&format!("{SCIM}/ServicePrincipals"), &json!({ "displayName": "operator" }));
+    let id = made.json()["id"].as_str().unwrap().to_owned();
+    let role = json!({ "Operations": [{ "op": "add", "path": "roles", "value": [{ "value": "account_admin" }] }] });
+    let account = format!("/api/2.0/accounts/any/scim/v2/ServicePrincipals/{id}");
+    send(server.request(Method::PATCH, &account).json(&role)).ok();
+    let secrets = format!("/api/2.0/accounts/servicePrincipals/{id}/credentials/secrets");
+    let secret = server.post(&secrets, &json!({})).ok()["id"].as_str().unwrap().to_owned();
+    let (ann, token) = user(&server, "ann", None);
+    let groups = server.get(&format!("{SCIM}/Groups?filter=displayName%20eq%20admins")).ok();
+    let admins = groups["Resources"][0]["id"].as_str().unwrap();
+    let join = json!({ "Operations": [{ "op": "add", "path": "members", "value": [{ "value": ann }] }] });
+    assert!(send(server.request(Method::PATCH, &format!("{SCIM}/Groups/{admins}")).json(&join)).status < 300);
+
+    // then the latter neither makes a secret for it nor deletes one
+    let token = token["token_value"].as_str().unwrap();
+    let made = send(server.request_as(token, Method::POST, &secrets).json(&json!({})));
+    made.is_error(403, "PERMISSION_DENIED", &["administrates the server"]);
+    let deleted = send(server.request_as(token, Method::DELETE, &format!("{secrets}/{secret}")));
+    deleted.is_error(403, "PERMISSION_DENIED", &["administrates the server"]);
+}
+
+#[test]
 fn a_revoked_token_is_refused_under_constant_requests() {
     // given a user whose token four clients use without a pause
     let server = Server::start();

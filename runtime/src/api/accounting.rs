@@ -122,12 +122,14 @@ impl Account {
             endpoint_name: record.name.clone(),
             execution_duration_us: 0,
         };
-        match app.gate.admit(principal, record, estimate(characters)) {
+        let counts_tokens = entity.plan.may_count_tokens() && asked.path != OPEN_INFERENCE;
+        // Tensors are no text.
+        let tokens = if counts_tokens { estimate(characters) } else { 0 };
+        match app.gate.admit(principal, record, tokens) {
             Ok(admitted) => {
                 let sampling_fraction = record.inference_table().map_or(0.0, |table| table.sampling_fraction());
                 let payload = sampled(asked.id, sampling_fraction)
                     .then(|| Kept { request: Bytes::copy_from_slice(asked.body), sampling_fraction });
-                let counts_tokens = entity.plan.may_count_tokens() && asked.path != OPEN_INFERENCE;
                 let wanted = Wanted { payload: payload.is_some(), tokens: counts_tokens };
                 Ok(Account {
                     app: Arc::clone(app),

@@ -151,12 +151,8 @@ type Answer = Response<ResponseBody>;
 
 /// Answers one request. Never fails: what goes wrong becomes an error body.
 pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr, scheme: Scheme) -> Answer {
-    let id = request_id();
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
     let (head, body) = request.into_parts();
-    let started = Instant::now();
-    let mut call = Call {
+    let call = Call {
         app,
         head,
         route: None,
@@ -166,13 +162,25 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr,
         body: Some(body),
         peer,
         scheme,
-        id: id.clone(),
-        started,
+        id: request_id(),
+        started: Instant::now(),
         deadline: None,
     };
-    let dialect = Dialect::of(&call.head);
+    let found = routes::find(&call.head.method, call.head.uri.path());
+    if !matches!(&found, Found::Route(route, _) if route.effect == Effect::Change) {
+        return answer_call(call, found).await;
+    }
+    // A change that has begun goes on when its caller goes: what is on disk must be in memory and in the audit log, too.
+    let (id, dialect) = (call.id.clone(), Dialect::of(&call.head));
+    let changed = tokio::spawn(answer_call(call, found)).await;
+    changed.unwrap_or_else(|error| render_error(&ApiError::internal("finish a change", &error), &id, dialect))
+}
+
+async fn answer_call(mut call: Call, found: Found) -> Answer {
+    let (id, started, dialect) = (call.id.clone(), call.started, Dialect::of(&call.head));
+    let (method, path) = (call.head.method.clone(), call.head.uri.path().to_owned());
     // A panic here is our bug; it costs one request, and the log says where.
-    let outcome = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(dispatch(&mut call))).await;
+    let outcome = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(dispatch(&mut call, found))).await;
     if let (Ok(Err(_)), Some(body)) = (&outcome, &mut call.body) {
         body::discard(body).await;
     }
@@ -200,15 +208,15 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr,
     response
 }
 
-/// Finds the route, asks who calls, and answers.
-async fn dispatch(call: &mut Call) -> Result<Answer, ApiError> {
+/// Asks who calls, and answers as the route does.
+async fn dispatch(call: &mut Call, found: Found) -> Result<Answer, ApiError> {
     let uri = &call.head.uri;
     if uri.path_and_query().is_some_and(|text| text.as_str().len() > URI_BYTES_MAX) {
         let message = format!("The request's path exceeds {URI_BYTES_MAX} bytes.");
         return Err(ApiError::new(ErrorCode::BadRequest, message).with_status(414));
     }
     let (method, path) = (&call.head.method, uri.path());
-    match routes::find(method, path) {
+    match found {
         Found::Route(route, parameters) => {
             call.route = Some(route);
             call.parameters = decoded(parameters)?;

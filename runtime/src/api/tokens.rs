@@ -424,6 +424,8 @@ async fn create_secret(call: &mut Call) -> Result<Answer, ApiError> {
     let (app, principal, input) = call.json::<NewSecretInput>().await?;
     refuse_scopes(&input.scopes)?;
     let owner = service_principal(call)?;
+    // Its secret is as good as its role.
+    check_rank(&principal, &owner)?;
     let seconds = match &input.lifetime {
         None => SECRET_LIFETIME_S,
         Some(text) => text
@@ -452,6 +454,7 @@ async fn list_secrets(call: &Call) -> Result<Answer, ApiError> {
 
 async fn delete_secret(call: &Call) -> Result<Answer, ApiError> {
     let (owner, id) = (service_principal(call)?, call.parameter("secret"));
+    check_rank(&*call.principal()?, &owner)?;
     let secret = call.app.directory.token(owner.workspace, TokenKind::ClientSecret, id).ok();
     let secret = secret.filter(|secret| secret.principal == owner.id);
     let secret = secret.ok_or_else(|| ApiError::missing(format!("Secret with id '{id}' does not exist.")))?;

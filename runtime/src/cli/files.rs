@@ -116,6 +116,12 @@ impl PackageFiles {
                 "{} names the file '{name}', which is not there",
                 project.root.join(MANIFEST).display()
             );
+            let real = fs::canonicalize(&path).with_context(|| format!("failed to open {}", path.display()))?;
+            ensure!(
+                real.starts_with(&project.root),
+                "{} leads out of the project: put the file itself there",
+                path.display()
+            );
             self.add_plain(path, name)?;
         }
         Ok(())

@@ -19,7 +19,7 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 
-use super::package::PackageFile;
+use super::package::{PackageFile, check_path};
 use crate::store::blobs::Blobs;
 
 /// Name of the file with the signatures, at the top of a package.
@@ -84,6 +84,8 @@ impl Trust {
     /// A sentence that says what is missing.
     pub fn check(&self, files: &BTreeMap<String, PackageFile>, blobs: &Blobs) -> Result<(), String> {
         let Some(keys) = &self.keys else { return Ok(()) };
+        // A version of an older server may have names that make the list of files ambiguous.
+        files.keys().try_for_each(|path| check_path(path)).map_err(|error| error.to_string())?;
         let unsigned = "this server runs only packages that are signed by a key that it trusts, and this one";
         let file = files.get(SIGNATURES).filter(|file| file.bytes <= SIGNATURES_BYTES_MAX);
         let file =

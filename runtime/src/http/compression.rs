@@ -3,13 +3,17 @@
 use std::io::{Read, Write};
 
 use flate2::Compression;
-use flate2::read::{MultiGzDecoder, ZlibDecoder};
+use flate2::bufread::GzDecoder;
+use flate2::read::ZlibDecoder;
 use flate2::write::{GzEncoder, ZlibEncoder};
 
 use crate::error::{ApiError, ErrorCode};
 
 /// What is worked on before the event loop may turn to others: a fraction of a millisecond.
 const PIECE_BYTES: usize = 64 << 10;
+
+/// Most files of gzip in one body.
+const MEMBERS_MAX: usize = 1024;
 
 /// How a body is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,19 +74,37 @@ impl Packing {
         bytes_max: u64,
         mut grow: impl FnMut(u64) -> Result<(), ApiError>,
     ) -> Result<Vec<u8>, ApiError> {
-        let mut reader: Box<dyn Read + Send + '_> = match self {
-            Packing::Gzip => Box::new(MultiGzDecoder::new(packed)),
-            Packing::Deflate => Box::new(ZlibDecoder::new(packed)),
-        };
-        let mut piece = vec![0; PIECE_BYTES];
         let mut whole = Vec::new();
+        if self == Packing::Deflate {
+            self.unpack_into(&mut whole, &mut ZlibDecoder::new(packed), bytes_max, &mut grow).await?;
+            return Ok(whole);
+        }
+        // A body may be several files of gzip, one after the other. Empty ones give nothing that could be limited.
+        let mut rest = packed;
+        for _ in 0..MEMBERS_MAX {
+            let mut member = GzDecoder::new(rest);
+            self.unpack_into(&mut whole, &mut member, bytes_max, &mut grow).await?;
+            rest = member.into_inner();
+            if rest.is_empty() {
+                return Ok(whole);
+            }
+        }
+        let message = format!("The body is more than {MEMBERS_MAX} files of gzip, one after the other.");
+        Err(ApiError::new(ErrorCode::BadRequest, message))
+    }
+
+    async fn unpack_into(
+        self,
+        whole: &mut Vec<u8>,
+        reader: &mut (dyn Read + Send),
+        bytes_max: u64,
+        grow: &mut impl FnMut(u64) -> Result<(), ApiError>,
+    ) -> Result<(), ApiError> {
+        let mut piece = vec![0; PIECE_BYTES];
         loop {
             let read = reader.read(&mut piece).map_err(|error| {
                 ApiError::new(ErrorCode::BadRequest, format!("The body is not {} as it says: {error}.", self.name()))
             })?;
-            if read == 0 {
-                return Ok(whole);
-            }
             if (whole.len() + read) as u64 > bytes_max {
                 let message = format!("The request body unpacks to more than the limit of {bytes_max} bytes.");
                 return Err(ApiError::new(ErrorCode::BadRequest, message).with_status(413));
@@ -90,6 +112,9 @@ impl Packing {
             grow(read as u64)?;
             whole.extend_from_slice(&piece[..read]);
             tokio::task::yield_now().await;
+            if read == 0 {
+                return Ok(());
+            }
         }
     }
 
@@ -122,6 +147,15 @@ mod tests {
 
     fn body() -> Vec<u8> {
         (0..200_000u32).flat_map(|number| (number / 7).to_le_bytes()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_body_may_be_some_files_of_gzip_but_not_any_number() {
+        let unpack = async |packed: Vec<u8>| Packing::Gzip.unpack(&packed, 100, |_| Ok(())).await;
+        let (one, none) = (Packing::Gzip.pack(b"one").await, Packing::Gzip.pack(b"").await);
+        assert_eq!(unpack([one.clone(), none.clone(), one].concat()).await.unwrap(), b"oneone");
+        assert_eq!(unpack(none.repeat(MEMBERS_MAX)).await.unwrap(), b"");
+        assert_eq!(unpack(none.repeat(MEMBERS_MAX + 1)).await.unwrap_err().status, 400);
     }
 
     #[tokio::test]

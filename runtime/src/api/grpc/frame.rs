@@ -3,7 +3,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
+use prost::{DecodeError, Message};
 
 use crate::api::{Answer, respond};
 use crate::error::{ApiError, ErrorCode};
@@ -77,25 +78,53 @@ impl Framed {
     ///
     /// # Errors
     /// 400 when it is no such message, 413 when it unpacks to more than `bytes_max`.
-    pub(super) async fn read<M: Message + Default>(
+    pub(super) async fn unpack(
         self,
         encoding: &str,
         bytes_max: u64,
         grow: impl FnMut(u64) -> Result<(), ApiError>,
-    ) -> Result<M, ApiError> {
-        let content = match self.compressed {
-            false => self.content,
+    ) -> Result<Bytes, ApiError> {
+        match self.compressed {
+            false => Ok(self.content),
             true => {
                 let packing = Packing::of_body(encoding)?.ok_or_else(|| {
                     let message = "The message is compressed, but grpc-encoding does not say how.";
                     ApiError::new(ErrorCode::BadRequest, message)
                 })?;
-                packing.unpack(&self.content, bytes_max, grow).await?.into()
+                Ok(packing.unpack(&self.content, bytes_max, grow).await?.into())
             }
-        };
-        M::decode(content)
-            .map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("The gRPC message is damaged: {error}.")))
+        }
     }
+}
+
+/// Reads a message.
+///
+/// # Errors
+/// 400 when it is damaged.
+pub(super) fn read<M: Message + Default>(content: Bytes) -> Result<M, ApiError> {
+    M::decode(content).map_err(|error| damaged(&error))
+}
+
+/// At least what a request for inference takes in memory once it is read: two bytes of a message can be a tensor, which is
+/// hundreds. Raw contents, where clients have their bulk, are not copied.
+///
+/// # Errors
+/// 400 when it is damaged.
+pub(super) fn read_bytes(mut content: &[u8]) -> Result<u64, ApiError> {
+    const RAW_CONTENTS: u32 = 7;
+    let mut bytes = 0;
+    while !content.is_empty() {
+        let (field, wire_type) = decode_key(&mut content).map_err(|error| damaged(&error))?;
+        let before = content.len();
+        skip_field(wire_type, field, &mut content, DecodeContext::default()).map_err(|error| damaged(&error))?;
+        let size = (before - content.len()) as u64;
+        bytes += if field == RAW_CONTENTS { 64 } else { 1024 + 16 * size };
+    }
+    Ok(bytes)
+}
+
+fn damaged(error: &DecodeError) -> ApiError {
+    ApiError::new(ErrorCode::BadRequest, format!("The gRPC message is damaged: {error}."))
 }
 
 /// A message with its length in front of it.
@@ -203,6 +232,19 @@ mod tests {
         ModelRequest { name: "iris".to_owned(), version: "1".to_owned() }
     }
 
+    async fn read_packed<M: Message + Default>(framed: Framed, encoding: &str, bytes_max: u64) -> Result<M, ApiError> {
+        read(framed.unpack(encoding, bytes_max, |_| Ok(())).await?)
+    }
+
+    #[test]
+    fn what_is_small_on_the_wire_and_large_in_memory_is_known_before_it_is_read() {
+        let tensors = [0x2a, 0].repeat(1000);
+        assert!(read_bytes(&tensors).unwrap() >= 1000 * 312);
+        let raw = [&[0x3a, 0x80, 0x08][..], &[0; 1024]].concat();
+        assert_eq!(read_bytes(&raw).unwrap(), 64);
+        assert_eq!(read_bytes(&[0x2a, 5]).unwrap_err().status, 400);
+    }
+
     #[tokio::test]
     async fn a_message_comes_back_whole_however_it_arrives() {
         let sent = frame(&request());
@@ -214,7 +256,7 @@ mod tests {
             arrived.extend_from_slice(b"more");
             let message = Framed::take(&mut arrived, 100).unwrap().unwrap();
             assert_eq!(
-                (message.read::<ModelRequest>("", 100, |_| Ok(())).await.unwrap(), &arrived[..]),
+                (read_packed::<ModelRequest>(message, "", 100).await.unwrap(), &arrived[..]),
                 (request(), &b"more"[..])
             );
         }
@@ -225,10 +267,10 @@ mod tests {
     async fn compressed_messages_are_unpacked_within_bounds() {
         let content = Packing::Gzip.pack(&request().encode_to_vec()).await;
         let message = || Framed { compressed: true, content: content.clone().into() };
-        assert_eq!(message().read::<ModelRequest>("gzip", 100, |_| Ok(())).await.unwrap(), request());
-        assert_eq!(message().read::<ModelRequest>("gzip", 3, |_| Ok(())).await.unwrap_err().status, 413);
-        assert_eq!(message().read::<ModelRequest>("", 100, |_| Ok(())).await.unwrap_err().status, 400);
-        assert_eq!(message().read::<ModelRequest>("br", 100, |_| Ok(())).await.unwrap_err().status, 415);
+        assert_eq!(read_packed::<ModelRequest>(message(), "gzip", 100).await.unwrap(), request());
+        assert_eq!(read_packed::<ModelRequest>(message(), "gzip", 3).await.unwrap_err().status, 413);
+        assert_eq!(read_packed::<ModelRequest>(message(), "", 100).await.unwrap_err().status, 400);
+        assert_eq!(read_packed::<ModelRequest>(message(), "br", 100).await.unwrap_err().status, 415);
     }
 
     #[tokio::test]
@@ -243,7 +285,7 @@ mod tests {
                 (random >> 40) as u8
             });
             let message = Framed { compressed: false, content: noise.collect() };
-            if let Err(error) = message.read::<ModelIndex>("", 100, |_| Ok(())).await {
+            if let Err(error) = read_packed::<ModelIndex>(message, "", 100).await {
                 assert_eq!(error.status, 400);
             }
         }

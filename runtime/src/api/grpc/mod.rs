@@ -193,7 +193,9 @@ async fn infer_once(call: &Call, framed: Framed, room: &mut BodyRoom<'_>) -> Res
         return Err(ApiError::new(ErrorCode::DeadlineExceeded, "The time of grpc-timeout was over before it began."));
     }
     let bytes_max = call.app.body_limits.bytes_max;
-    let request: ModelInferRequest = framed.read(encoding(call), bytes_max, |bytes| room.grow(bytes)).await?;
+    let content = framed.unpack(encoding(call), bytes_max, |bytes| room.grow(bytes)).await?;
+    room.grow(frame::read_bytes(&content)?)?;
+    let request: ModelInferRequest = frame::read(content)?;
     let endpoint = call.endpoint_named(&request.model_name).await?;
     let entity = invocations::choose(&endpoint, wanted(&request.model_version))?;
     let guest = convert::to_guest(&request)?;
@@ -218,7 +220,7 @@ async fn message<M: Message + Default>(call: &mut Call) -> Result<M, ApiError> {
     let limits = BodyLimits { bytes_max: CONTROL_BODY_BYTES_MAX, ..call.app.body_limits };
     // Small, so it is not charged to anybody.
     let body = call.read_body(limits, |_| Ok(())).await?;
-    Framed::only(body, limits.bytes_max)?.read(encoding(call), limits.bytes_max, |_| Ok(())).await
+    frame::read(Framed::only(body, limits.bytes_max)?.unpack(encoding(call), limits.bytes_max, |_| Ok(())).await?)
 }
 
 /// Checks that gRPC is spoken, and notes until when the caller waits.

@@ -64,7 +64,10 @@ impl Stream {
                     ModelStreamInferResponse { error_message: error.message, infer_response: None }
                 }
             };
-            if answers.send(frame(&answer)).await.is_err() || !goes_on {
+            // Whoever does not read answers holds up nobody else.
+            drop(room);
+            let sent = tokio::time::timeout(IDLE_TIME_MAX, answers.send(frame(&answer))).await;
+            if !matches!(sent, Ok(Ok(()))) || !goes_on {
                 return;
             }
         }
@@ -73,13 +76,15 @@ impl Stream {
     /// The next message; none at the end of the stream.
     async fn next(&mut self, room: &mut BodyRoom<'_>) -> Result<Option<Framed>, ApiError> {
         let limits = self.call.app.body_limits;
+        // As for a body, the time is that of the whole message.
+        let mut begun = (!self.arrived.is_empty()).then(Instant::now);
         loop {
             if let Some(framed) = Framed::take(&mut self.arrived, limits.bytes_max)? {
                 return Ok(Some(framed));
             }
-            let patience = if self.arrived.is_empty() { IDLE_TIME_MAX } else { limits.timeout };
+            let patience = begun.map_or(IDLE_TIME_MAX, |begun| limits.timeout.saturating_sub(begun.elapsed()));
             let arrived = tokio::time::timeout(patience, self.body.frame()).await.map_err(|_| {
-                let message = format!("Nothing came on the stream within {} s.", patience.as_secs());
+                let message = "The next message did not come in time.";
                 ApiError::new(ErrorCode::DeadlineExceeded, message)
             })?;
             let broken = |why: &str| ApiError::new(ErrorCode::BadRequest, format!("The stream broke off: {why}."));
@@ -91,6 +96,7 @@ impl Stream {
                     if let Ok(data) = frame.into_data() {
                         room.grow(data.len() as u64)?;
                         self.arrived.extend_from_slice(&data);
+                        begun.get_or_insert_with(Instant::now);
                     }
                 }
             }

@@ -62,6 +62,8 @@ class Client:
         catalog, schema, model = _model_name(name)
         root = Path(directory)
         files = sorted(path for path in root.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(root)))
+        if link := next((path for path in files if path.is_symlink()), None):
+            raise TesseraError(f"'{link}' is a symbolic link, and may point anywhere: put the file itself there")
         if not any((root / manifest).is_file() for manifest in ("tessera.toml", "MLmodel")):
             raise TesseraError(f"'{root}' is no package: it holds neither tessera.toml nor MLmodel")
         try:
