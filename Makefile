@@ -14,6 +14,9 @@ endif
 override CARGO_TARGET_DIR := $(abspath $(CARGO_TARGET_DIR))
 export CARGO_TARGET_DIR
 
+# Where the set-up puts uv if there is none: `tessera build` wants it too.
+export PATH := $(PATH):$(TESSERA_CACHE)/uv/bin
+
 # Where the tests and benches find what was built and installed.
 export TESSERA_BIN := $(CARGO_TARGET_DIR)/release/tessera
 export TESSERA_GUESTS := $(CARGO_TARGET_DIR)/guests
