@@ -272,7 +272,8 @@ struct Meta {
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "ScimQuery")]
 struct ListQuery {
-    /// `userName eq "ada"`: one of userName, displayName, applicationId, externalId and id by eq, ne, co or sw.
+    /// `userName sw "ada" and active eq true`: id, userName, applicationId, displayName, externalId, emails and active by
+    /// eq, ne, co, sw, ew and pr, joined by `and`, `or`, `not` and parentheses.
     filter: Option<String>,
     /// Number of the first result; the first of all is 1.
     start_index: Option<usize>,
