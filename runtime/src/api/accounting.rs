@@ -19,8 +19,8 @@ use crate::usage::rows::{Missing, PayloadRow, UsageRow, sampled, served_entity_i
 use crate::usage::tokens::Tokens;
 use crate::usage::transcript::{self, Transcript, Wanted, characters};
 
-/// The path whose answers hold tensors.
-pub(super) const OPEN_INFERENCE: &str = "v2/infer";
+/// The guest's name for the API whose answers hold tensors.
+pub(super) const INFER: &str = "v2/infer";
 
 /// Status under which a request is counted whose client went away before its answer.
 pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -122,7 +122,7 @@ impl Account {
             endpoint_name: record.name.clone(),
             execution_duration_us: 0,
         };
-        let counts_tokens = entity.plan.may_count_tokens() && asked.path != OPEN_INFERENCE;
+        let counts_tokens = entity.plan.may_count_tokens() && asked.path != INFER;
         // Tensors are no text.
         let tokens = if counts_tokens { estimate(characters) } else { 0 };
         match app.gate.admit(principal, record, tokens) {
@@ -232,7 +232,9 @@ fn said(body: &[u8]) -> Said {
     if !says(b"\"client_request_id\"") && !says(b"\"usage_context\"") {
         return Said::default();
     }
-    serde_json::from_slice(body).unwrap_or_default()
+    // Only the first value: tensors may follow as bytes.
+    let said = serde_json::Deserializer::from_slice(body).into_iter().next();
+    said.and_then(Result::ok).unwrap_or_default()
 }
 
 fn context(said: serde_json::Map<String, Value>) -> Vec<(String, String)> {
@@ -264,5 +266,7 @@ mod tests {
         let kept = context((0..100).map(|n| (format!("{n}"), json!("\u{20ac}".repeat(1000)))).collect());
         assert_eq!((kept.len(), kept[0].1.len()), (20, 255));
         assert!(super::said(b"not json \"usage_context\"").client_request_id.is_none());
+        let with_tensors = super::said(b"{\"client_request_id\":\"mine\"}\0\x01\xff");
+        assert_eq!(with_tensors.client_request_id.as_deref(), Some("mine"));
     }
 }

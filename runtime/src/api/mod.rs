@@ -64,9 +64,6 @@ const URI_BYTES_MAX: usize = 8 << 10;
 /// Largest body of a control-plane request.
 const CONTROL_BODY_BYTES_MAX: u64 = 1 << 20;
 
-/// Paths whose errors have the form of the Open Inference Protocol.
-const OPEN_INFERENCE: &str = "/v2/";
-
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Everything that a request may need.
@@ -141,10 +138,15 @@ impl Dialect {
         let path = head.uri.path();
         match path {
             _ if grpc::is_asked(&head.headers) => Dialect::Grpc,
-            _ if path == "/v2" || path.starts_with("/v2/") => Dialect::OpenInference,
+            _ if is_open_inference(path) => Dialect::OpenInference,
             _ => Dialect::Databricks,
         }
     }
+}
+
+/// Whether errors of this path have the form of the Open Inference Protocol.
+fn is_open_inference(path: &str) -> bool {
+    path.strip_prefix("/v2").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 type Answer = Response<ResponseBody>;

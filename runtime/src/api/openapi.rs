@@ -5,7 +5,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::routes::{self, Access, Content, Effect, Route, Shape, handler};
-use super::{Answer, Call, ErrorBody, OPEN_INFERENCE, OpenInferenceError, json};
+use super::{Answer, Call, ErrorBody, OpenInferenceError, is_open_inference, json};
 use crate::error::ApiError;
 
 pub(super) const ROUTES: &[Route] =
@@ -166,7 +166,8 @@ fn inlined(shape: Shape) -> Schema {
 fn content(content: &Content, schemas: &mut SchemaGenerator) -> Option<Value> {
     let bytes = json!({ "schema": { "type": "string", "contentEncoding": "binary" } });
     Some(match content {
-        Content::Empty => return None,
+        // Methods of gRPC are described by its own files.
+        Content::Empty | Content::Grpc => return None,
         Content::Json(shape) => json!({ "application/json": { "schema": (shape.schema)(schemas) } }),
         Content::Form(shape) => json!({ "application/x-www-form-urlencoded": { "schema": (shape.schema)(schemas) } }),
         Content::Bytes(media_type) if media_type.starts_with("text/") => {
@@ -179,7 +180,7 @@ fn content(content: &Content, schemas: &mut SchemaGenerator) -> Option<Value> {
 }
 
 fn responses(route: &Route, schemas: &mut SchemaGenerator) -> Value {
-    let (error, usual): (_, fn(&mut SchemaGenerator) -> Schema) = match route.path.starts_with(OPEN_INFERENCE) {
+    let (error, usual): (_, fn(&mut SchemaGenerator) -> Schema) = match is_open_inference(route.path) {
         true => ("OpenInferenceError", SchemaGenerator::subschema_for::<OpenInferenceError>),
         false => ("Error", SchemaGenerator::subschema_for::<ErrorBody>),
     };

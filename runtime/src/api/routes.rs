@@ -68,9 +68,6 @@ pub(crate) struct Route {
     handler: Handler,
 }
 
-/// What methods of gRPC are about.
-const GRPC: &str = "A method of gRPC";
-
 /// A body.
 #[derive(Clone, Copy)]
 pub(crate) enum Content {
@@ -84,6 +81,8 @@ pub(crate) enum Content {
     Bytes(&'static str),
     /// What the model of an endpoint takes or gives.
     Model,
+    /// Messages of gRPC.
+    Grpc,
 }
 
 /// A type on the wire.
@@ -214,14 +213,14 @@ impl Route {
 
     /// A method of gRPC, which has its path by the protocol.
     pub(super) const fn grpc(name: &'static str, path: &'static str, access: Access, handler: Handler) -> Route {
-        let mut route = Route::invoke(name, path, GRPC, handler);
-        route.access = access;
+        let mut route = Route::invoke(name, path, "A method of gRPC", handler);
+        (route.access, route.body, route.answer) = (access, Content::Grpc, Content::Grpc);
         route
     }
 
     /// Whether this is a method of gRPC.
     pub(crate) fn is_grpc(&self) -> bool {
-        self.about == GRPC
+        matches!(self.body, Content::Grpc)
     }
 
     /// The same route, which only reads although its method does not say so.
@@ -318,7 +317,7 @@ impl Route {
         let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         match &self.answer {
             // Also its statuses are the model's.
-            Content::Model => true,
+            Content::Model | Content::Grpc => true,
             _ if status != self.status => false,
             Content::Json(shape) => wrote(answer, shape),
             Content::Bytes(declared) => *declared == media_type,

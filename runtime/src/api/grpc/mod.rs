@@ -16,7 +16,7 @@ use prost::Message;
 use self::frame::{Framed, answer};
 pub(super) use self::frame::{failed, is_asked};
 use self::messages::*;
-use super::accounting::OPEN_INFERENCE;
+use super::accounting::INFER;
 use super::discovery::check_ready;
 use super::open_inference::models::{self, Duration, TensorMetadata as Tensor};
 use super::open_inference::{EXTENSIONS, Whole, binary_content_type, wanted};
@@ -202,7 +202,7 @@ async fn infer_once(call: &Call, framed: Framed, room: &mut BodyRoom<'_>) -> Res
     drop(request);
     room.grow(guest.body.len() as u64)?;
     let request = invocations::Prepared {
-        path: OPEN_INFERENCE.to_owned(),
+        path: INFER.to_owned(),
         content_type: binary_content_type(guest.json_bytes),
         headers: Arc::new(call.head.headers.clone()),
         body: InvocationBody::of(guest.body, entity.plan.request_body),

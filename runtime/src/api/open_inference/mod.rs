@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::accounting::OPEN_INFERENCE;
+use super::accounting::INFER;
 use super::invocations::{self, Wanted};
 use super::routes::{Access, Route, handler};
 use super::{Answer, Call, OpenInferenceError, json};
@@ -225,7 +225,7 @@ async fn infer(call: &mut Call) -> Result<Answer, ApiError> {
         }
     };
     let packing = Packing::accepted(text(headers, &ACCEPT_ENCODING));
-    let answer = invocations::invoke_entity(call, endpoint, entity, OPEN_INFERENCE, content_type).await?;
+    let answer = invocations::invoke_entity(call, endpoint, entity, INFER, content_type).await?;
     Ok(packed(described(answer), packing).await)
 }
 
