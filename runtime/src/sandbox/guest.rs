@@ -100,6 +100,8 @@ impl GuestState {
     fn build_wasi(&self) -> WasiCtx {
         let mut wasi = WasiCtx::builder();
         wasi.stdout(self.log.clone()).stderr(self.log.clone()).max_random_size(RANDOM_BYTES_MAX);
+        // What wasmtime grants by itself is its own choice, of this version: no guest opens a socket.
+        wasi.allow_tcp(false).allow_udp(false).allow_ip_name_lookup(false);
         if let Phase::Init { frozen: true, .. } = self.phase {
             // What `init` draws is frozen into every instance, so it gets a fixed stream instead of real randomness,
             // and a clock that stands still: a guest that relies on either shows it in its first test.
