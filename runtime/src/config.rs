@@ -538,7 +538,7 @@ impl ServeArgs {
             sandbox_memory_bytes_max: size!(sandbox_memory_bytes_max, 128 * MIB, MIB, 512 * MIB),
             sandbox_cpu_ms: setting!(sandbox_cpu_ms, SECOND_MS, 1..=HOUR_MS),
             sandbox_wall_ms: setting!(sandbox_wall_ms, 30 * SECOND_MS, 1..=HOUR_MS),
-            tensor_bytes_max: size!(tensor_bytes_max, 64 * MIB, KIB, 4 * GIB),
+            tensor_bytes_max: size!(tensor_bytes_max, 64 * MIB, KIB, 2 * GIB),
             log_bytes_per_request: size!(log_bytes_per_request, 64 * KIB, 0, 16 * MIB),
             compile_timeout_ms: setting!(compile_timeout_ms, 180 * SECOND_MS, 1..=HOUR_MS),
             compile_memory_bytes_max: size!(compile_memory_bytes_max, 4 * GIB, 256 * MIB, TIB),

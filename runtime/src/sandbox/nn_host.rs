@@ -279,7 +279,7 @@ fn from_input(input: compute::Input) -> Result<(String, Tensor), NnError> {
 /// Where values begin in what [`to_outputs`] packs: at multiples of this, so that they can be read where they lie.
 const OUTPUT_ALIGN: usize = 16;
 
-/// As `wit/endpoint.wit` packs them. Sizes fit: the request's budget for tensors is far below 4 GiB, and so are names.
+/// As `wit/endpoint.wit` packs them. Sizes fit: the budget of a request for tensors is at most 2 GiB, and so are names.
 fn to_outputs(outputs: Vec<(String, Tensor)>) -> compute::Outputs {
     let head_len = |(name, tensor): &(String, Tensor)| 4 + tensor.dims().len() + name.len().div_ceil(4);
     let mut heads = Vec::with_capacity(outputs.iter().map(head_len).sum());

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int32Type, Int64Type, TimestampMillisecondType};
-use arrow_array::{Array, RecordBatch};
+use arrow_array::{Array, Int64Array, RecordBatch};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -167,9 +167,13 @@ fn count(groups: &mut BTreeMap<String, Group>, filter: &Filter, rows: &RecordBat
         }
         let group = groups.get_mut(key)?;
         group.errors += u64::from(status.value(row) >= 400);
-        // A null is 0 in the values.
-        group.input_tokens += if input.is_null(row) { 0 } else { input.value(row) as u64 };
-        group.output_tokens += if output.is_null(row) { 0 } else { output.value(row) as u64 };
+        // A guest said how many.
+        let add = |sum: &mut u64, tokens: &Int64Array| {
+            // A null is 0 in the values.
+            *sum = sum.saturating_add(if tokens.is_null(row) { 0 } else { tokens.value(row).max(0) as u64 });
+        };
+        add(&mut group.input_tokens, input);
+        add(&mut group.output_tokens, output);
         group.durations.count((duration.value(row) * 1e3) as u64);
     }
     Some(())
