@@ -12,23 +12,18 @@ cd "$(dirname "$0")/.."
 examples=${1:-8}
 PATH="$TESSERA_CACHE/uv/bin:$PATH"
 venv=$TESSERA_CACHE/schemathesis
-home=$(mktemp -d)
-trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true; rm -rf "$home"' EXIT
+scratch=$(mktemp -d)
+source tests/server.sh
+trap 'stop; rm -rf "$scratch"' EXIT
 
 [ -x "$venv/bin/schemathesis" ] || uv venv --quiet "$venv"
 uv pip install --quiet --python "$venv" --requirement tests/python/schemathesis.txt
 
-"$TESSERA_BIN" serve --home "$home" --listen 127.0.0.1:0 --log-level error &
-server=$!
-for _ in $(seq 300); do
-    [ -s "$home/address" ] && break
-    kill -0 "$server"
-    sleep 0.1
-done
-curl --silent --fail "http://$(cat "$home/address")/openapi.json" | "$venv/bin/openapi-spec-validator" -
+start home
+curl --silent --fail "$url/openapi.json" | "$venv/bin/openapi-spec-validator" -
 checks=not_a_server_error,unsupported_method,status_code_conformance,content_type_conformance,response_schema_conformance
 ask() {
-    timeout 400 "$venv/bin/schemathesis" run "http://$(cat "$home/address")/openapi.json" \
+    timeout 400 "$venv/bin/schemathesis" run "$url/openapi.json" \
         --header "Authorization: Bearer $(cat "$home/admin.token")" --checks "$checks" \
         --phases examples,coverage,fuzzing --max-examples "$examples" --request-timeout 10 "$@"
 }

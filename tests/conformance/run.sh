@@ -15,34 +15,17 @@ scratch=$(mktemp -d)
 # What the backends say of the cases that they refuse.
 log=$CARGO_TARGET_DIR/conformance.log
 : >"$log"
+source tests/server.sh
 trap 'stop; rm -rf "$scratch"' EXIT
 
 [ -x "$venv/bin/python" ] || uv venv --quiet --python '>=3.11' "$venv"
 uv pip install --quiet --python "$venv" --requirement tests/conformance/requirements.txt
 
-# start NAME: a server with an empty home; sets `server` and `home`.
-start() {
-    home=$scratch/$1
-    mkdir "$home"
-    "$TESSERA_BIN" serve --home "$home" --listen 127.0.0.1:0 --log-level error 2>>"$log" &
-    server=$!
-    for _ in $(seq 300); do
-        [ -s "$home/address" ] && return
-        kill -0 "$server"
-        sleep 0.1
-    done
-}
-
-stop() {
-    kill "$server" 2>/dev/null || true
-    wait "$server" 2>/dev/null || true
-}
-
 # check BACKEND ARGUMENT...
 check() {
     start "$1"
-    timeout 3600 "$venv/bin/python" tests/conformance/nodes.py --url "http://$(cat "$home/address")" \
-        --token "$(cat "$home/admin.token")" --guest "$TESSERA_GUESTS/passthrough.wasm" --backend "$@" --every "$every"
+    timeout 3600 "$venv/bin/python" tests/conformance/nodes.py --url "$url" --token "$(cat "$home/admin.token")" \
+        --guest "$TESSERA_GUESTS/passthrough.wasm" --backend "$@" --every "$every"
     stop
 }
 

@@ -105,9 +105,7 @@ fn script_with(interpreter: PathBuf, script: &str) -> Command {
 
 /// A script of `tests/python`, with the Python package and the frameworks that `sdk/python/setup.sh` installed.
 pub(crate) fn python_sdk(script: &str) -> Command {
-    let mut command = Command::new(installed("TESSERA_PYTHON_SDK"));
-    command.arg(repository("tests/python").join(script)).env("PYTHONDONTWRITEBYTECODE", "1");
-    command
+    script_with(installed("TESSERA_PYTHON_SDK"), script)
 }
 
 /// Runs a script that reads JSON and prints JSON.

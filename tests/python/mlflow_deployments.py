@@ -17,6 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "sdk/python/tests"))
 scratch = tempfile.mkdtemp()
 os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
+# Where MLflow leaves its artifacts.
+os.chdir(scratch)
 
 import lightgbm
 import mlflow
