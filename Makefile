@@ -44,6 +44,7 @@ test: setup build ## Run all tests: native, over HTTP, through real Python clien
 	cargo test --release -p tessera
 	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings -p filetype
 	@tests/python/open-inference.sh
+	@tests/wasmtime.sh
 	cargo test --release -p tessera-tests
 	@tests/conformance/run.sh 60
 	cd sdk/python && $(TESSERA_PYTHON_SDK) -m mypy && OMP_NUM_THREADS=1 $(TESSERA_PYTHON_SDK) -m pytest -q

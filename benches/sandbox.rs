@@ -26,8 +26,8 @@ use tessera::nn::{
     Profile, Schedule, Tenant, Tensor,
 };
 use tessera::sandbox::{
-    Answer, GuestPackage, Invocation, InvocationBody, LoadedComponent, RequestLimits, RequestLog, Sandbox,
-    prepare_thread,
+    Answer, GuestPackage, GuestRequest, Invocation, InvocationBody, LoadedComponent, RequestLimits, RequestLog,
+    Sandbox, World, prepare_thread,
 };
 
 #[global_allocator]
@@ -101,9 +101,12 @@ impl Host<'_> {
             graphs: Arc::clone(&graphs),
             executor: Arc::clone(&executor),
             tenant: Tenant(1),
-            path: "invocations".to_owned(),
-            content_type: "application/json".to_owned(),
-            headers: Arc::clone(&headers),
+            grant: None,
+            request: GuestRequest::Endpoint {
+                path: "invocations".to_owned(),
+                content_type: "application/json".to_owned(),
+                headers: Arc::clone(&headers),
+            },
             body: InvocationBody::Full(body.as_bytes().to_vec()),
             log: RequestLog::new(LIMITS.log_bytes),
             transcript: None,
@@ -145,6 +148,7 @@ impl Host<'_> {
         let graph = GraphFile { path: model.to_owned(), external_files: vec![] };
         let job = Job {
             component: file,
+            world: World::Endpoint,
             artifact: artifacts.staging_path(key),
             settings,
             assets: tokenizer.into_iter().map(|path| ("tokenizer.json".to_owned(), path)).collect(),

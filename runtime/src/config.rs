@@ -16,6 +16,7 @@ use serde::{Deserialize, Deserializer};
 use crate::access::Limits;
 use crate::http::tls::{ClientAuth, ClientCertificates, TlsFiles};
 use crate::observe::log::{LogFormat, LogLevel};
+use crate::outbound::HostPatterns;
 use crate::seal::source::KEY_VARIABLE;
 
 /// Where a server keeps its state, and where the command line looks for one, when nothing else is said.
@@ -253,6 +254,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", env = "TESSERA_LOG_BYTES_PER_REQUEST", hide_env = true, help_heading = "Sandbox")]
     pub log_bytes_per_request: Option<ByteSize>,
 
+    /// Hosts that packages may ask to call, separated by commas, in the file a list: api.example.com, *.example.org:8443,
+    /// * for every name; an IP address by itself, which may be in your own network, as names may not [default: none]
+    #[arg(long, value_name = "HOSTS", env = "TESSERA_OUTBOUND_HOSTS", hide_env = true, help_heading = "Sandbox")]
+    pub outbound_hosts: Option<HostPatterns>,
+
     /// Time to compile one component at deploy, on the clock and on the processor, in milliseconds [default: 180000]
     #[arg(long, value_name = "MS", env = "TESSERA_COMPILE_TIMEOUT_MS", hide_env = true, help_heading = "Sandbox")]
     pub compile_timeout_ms: Option<u64>,
@@ -391,6 +397,7 @@ pub struct ServeConfig {
     pub sandbox_wall_ms: u64,
     pub tensor_bytes_max: u64,
     pub log_bytes_per_request: u64,
+    pub outbound_hosts: HostPatterns,
     pub compile_timeout_ms: u64,
     pub compile_memory_bytes_max: u64,
 
@@ -540,6 +547,7 @@ impl ServeArgs {
             sandbox_wall_ms: setting!(sandbox_wall_ms, 30 * SECOND_MS, 1..=HOUR_MS),
             tensor_bytes_max: size!(tensor_bytes_max, 64 * MIB, KIB, 2 * GIB),
             log_bytes_per_request: size!(log_bytes_per_request, 64 * KIB, 0, 16 * MIB),
+            outbound_hosts: self.outbound_hosts.or(file.outbound_hosts).unwrap_or_default(),
             compile_timeout_ms: setting!(compile_timeout_ms, 180 * SECOND_MS, 1..=HOUR_MS),
             compile_memory_bytes_max: size!(compile_memory_bytes_max, 4 * GIB, 256 * MIB, TIB),
             executor_threads: setting!(executor_threads, cores.min(1024), 1..=1024),
@@ -722,12 +730,13 @@ mod tests {
     #[test]
     fn a_file_sets_every_kind_of_value() {
         let text = "home = '/srv'\nlisten = '0.0.0.0:80'\nallow_plain_http = true\nupload_bytes_max = '1GiB'\n\
-                    tensor_bytes_max = 4096\nlog_format = 'json'\nlog_level = 'debug'";
+                    tensor_bytes_max = 4096\nlog_format = 'json'\nlog_level = 'debug'\noutbound_hosts = ['a.test', '*.b.test:81']";
         let config = ServeArgs::default().lower(file(text)).unwrap();
         assert_eq!(config.home, Path::new("/srv"));
         assert_eq!(config.listen, "0.0.0.0:80".parse().unwrap());
         assert_eq!((config.upload_bytes_max, config.tensor_bytes_max), (GIB, 4096));
         assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LogLevel::Debug));
+        assert_eq!(config.outbound_hosts, flags(&["--outbound-hosts", "a.test,*.b.test:81"]).outbound_hosts.unwrap());
     }
 
     #[test]
@@ -740,6 +749,7 @@ mod tests {
             ("tensor_bytes_max = '16 elephants'", "16 elephants"),
             ("tensor_bytes_max = -1", "-1"),
             ("log_level = 'loud'", "loud"),
+            ("outbound_hosts = ['http://a.test']", "http://a.test"),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = format!("{:#}", anyhow::Error::from(read_file(&path).unwrap_err()));

@@ -13,7 +13,9 @@
 //! - [`catalog`]: endpoint → traffic → served entity. An endpoint that nobody calls is a name here, and wakes from its
 //!   record; [`catalog::served`] is the ladder from disk to memory.
 //! - [`admission`]: a place for an instance, or a bounded wait for one.
-//! - [`sandbox`]: a fresh instance with its limits; the host's side of the guest contract in `wit/`.
+//! - [`sandbox`]: a fresh instance with its limits; the host's side of the guest contract in `wit/`, and of
+//!   `wasi:http/proxy`.
+//! - [`outbound`]: to which other hosts guests may send requests, and the connections.
 //! - [`nn`]: tensors, graphs, backends, and the executor that runs them.
 //!
 //! A deploy meets:
@@ -40,11 +42,12 @@
 //! - An idle endpoint costs its name and some hundred bytes; restart, list and sweep read records one after the other.
 //! - An instance answers one request and is gone. What `init` left in memory is the only thing requests share.
 //! - wasmtime is known to [`sandbox`] and [`deploy`] alone, ML libraries to [`nn::backends`], sled to [`store`], HTTP to
-//!   [`http`] and [`api`].
+//!   [`http`] and [`api`], and to [`sandbox`] for guests that speak it.
 //! - What is kept is sealed. In plain there is only what was made from it, in the cache folder, to be mapped and run; it
 //!   may be deleted while the server is stopped.
 //! - What is acknowledged is in the store; what is in the catalog is in the store.
-//! - Guests reach what the contract offers and nothing else: no files, no network, no environment.
+//! - Guests reach what their contract offers and nothing else: no files, no sockets, no environment, and no host that the
+//!   operator and the package do not both name.
 
 pub mod access;
 pub mod admission;
@@ -63,6 +66,7 @@ pub mod http;
 pub mod memory;
 pub mod nn;
 pub mod observe;
+pub mod outbound;
 pub mod registry;
 pub mod sandbox;
 pub mod seal;

@@ -30,6 +30,7 @@ use crate::http::{HttpLimits, Listeners, Servers};
 use crate::memory;
 use crate::nn::{Backends, Executor, Graphs};
 use crate::observe::metrics::Metrics;
+use crate::outbound::Outbound;
 use crate::registry::Registry;
 use crate::sandbox::{RequestLimits, Sandbox};
 use crate::seal::files::SealedFiles;
@@ -283,6 +284,7 @@ fn model_host(
         blobs: Arc::clone(blobs),
         files: Arc::clone(files),
         trust,
+        outbound: Outbound::new(config.outbound_hosts.clone()),
         artifacts: Artifacts::open(&home.cache("artifacts"), keys.artifacts).context("failed to open the artifacts")?,
         workers: Workers {
             // This very program, also after its file was replaced by another version.

@@ -59,6 +59,7 @@ const ROWS: &[Row] = &[
     ("endpoints.stop", "name={fresh_endpoint}", ""),
     ("endpoints.start", "name={fresh_endpoint}", ""),
     ("invocations.invoke", "name=e", r#"{"do":"compute_ok"}"#),
+    ("invocations.below", "name=e&path=x", r#"{"do":"compute_ok"}"#),
     ("invocations.invoke_entity", "name=e&entity=m-1", r#"{"do":"compute_ok"}"#),
     ("invocations.v2_infer", "name=e", r#"{"do":"compute_ok"}"#),
     ("invocations.v2_infer_version", "name=e&version=1", r#"{"do":"compute_ok"}"#),

@@ -67,6 +67,13 @@ pub(crate) fn model(name: &str) -> PathBuf {
     path
 }
 
+/// What is in the cache beside the models.
+pub(crate) fn installed_beside_models(name: &str) -> PathBuf {
+    let path = installed("TESSERA_MODELS").with_file_name("").join(name);
+    assert!(path.exists(), "{} is not there: run `make test`", path.display());
+    path
+}
+
 /// A folder or file of the repository.
 pub(crate) fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)

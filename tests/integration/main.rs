@@ -22,6 +22,7 @@
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
 //! - [`registry`]: models, versions, aliases, uploads; logging models with MLflow.
 //! - [`languages`]: guests in Python and JavaScript.
+//! - [`proxy`]: components of `wasi:http/proxy`, beside `wasmtime serve`, and the hosts that guests call.
 //! - [`signing`]: servers that run only what is signed.
 //! - [`cli`]: the command line.
 //! - [`projects`]: models with code of their own: made, built, packed, served while they are written.
@@ -50,6 +51,7 @@ mod open_inference;
 mod packaging;
 mod permissions;
 mod projects;
+mod proxy;
 mod registry;
 mod sealed;
 mod secrets;

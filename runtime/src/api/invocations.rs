@@ -4,24 +4,29 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hyper::body::Body;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{Method, Response, StatusCode};
 use serde::Deserialize;
 
 use super::accounting::{Account, Asked, CLIENT_CLOSED_REQUEST, Output};
 use super::routes::{Route, handler};
-use super::{Answer, Call, respond};
+use super::{Answer, Call, not_understood, nothing_at, proxied, respond};
 use crate::admission::{BodyRoom, Place};
 use crate::catalog::served::{ColdStart, Rung, ServedEntity};
 use crate::catalog::{Endpoint, Suspend, WorkspaceId};
 use crate::clock;
 use crate::deploy::package::RequestBodyMode;
 use crate::error::{ApiError, ErrorCode};
-use crate::http::body::{AbortOnDrop, ResponseBody};
+use crate::http::body::{Maker, ResponseBody};
 use crate::http::compression::Packing;
 use crate::observe::metrics::Times;
 use crate::sandbox::{
-    self, FailureKind, Finished, Invocation, InvocationBody, InvokeError, RequestLog, StreamError, Tail,
+    self, FailureKind, Finished, Invocation, InvocationBody, InvokeError, RequestLog, StreamError, Tail, World,
 };
+
+/// What the path of an endpoint's own API is called, to its guest.
+pub(super) const INVOCATIONS: &str = "invocations";
 
 /// Names the served entity that answered.
 const SERVED_MODEL_NAME: HeaderName = HeaderName::from_static("served-model-name");
@@ -30,15 +35,23 @@ const SERVED_MODEL_NAME: HeaderName = HeaderName::from_static("served-model-name
 const WANT_COLD_START: HeaderName = HeaderName::from_static("x-tessera-want-cold-start");
 
 /// What the request had to bring into memory: `rung=graph;component_us=120;graphs_us=33000`.
-const COLD_START: HeaderName = HeaderName::from_static("x-tessera-cold-start");
+pub(super) const COLD_START: HeaderName = HeaderName::from_static("x-tessera-cold-start");
 
 pub(super) const ROUTES: &[Route] = &[
     Route::invoke(
         "invocations.invoke",
         "/serving-endpoints/{name}/invocations",
-        "Send a request to an endpoint",
+        "Send a request to an endpoint; components of wasi:http/proxy take every method",
         handler!(invoke),
-    ),
+    )
+    .any_method(),
+    Route::invoke(
+        "invocations.below",
+        "/serving-endpoints/{name}/invocations/{*path}",
+        "Send a request, of any method, to a path of a component of wasi:http/proxy",
+        handler!(invoke_below),
+    )
+    .any_method(),
     Route::invoke(
         "invocations.invoke_entity",
         "/serving-endpoints/{name}/served-models/{entity}/invocations",
@@ -61,8 +74,21 @@ async fn invoke(call: &mut Call) -> Result<Answer, ApiError> {
         "" => choose(&endpoint, Wanted::Any)?,
         entity => choose(&endpoint, Wanted::Named(entity))?,
     };
+    if entity.plan.world == World::Endpoint && call.head.method != Method::POST {
+        return Ok(not_understood(call, &[&Method::POST]));
+    }
     let content_type = header(call, &CONTENT_TYPE);
-    invoke_entity(call, endpoint, entity, "invocations", content_type).await
+    invoke_entity(call, endpoint, entity, INVOCATIONS, content_type).await
+}
+
+/// A path below an endpoint, which only components of `wasi:http/proxy` have.
+async fn invoke_below(call: &mut Call) -> Result<Answer, ApiError> {
+    let endpoint = call.endpoint().await?;
+    let entity = choose(&endpoint, Wanted::Any)?;
+    if entity.plan.world == World::Endpoint {
+        return Err(nothing_at(&call.head.method, call.head.uri.path()));
+    }
+    invoke_entity(call, endpoint, entity, INVOCATIONS, String::new()).await
 }
 
 /// `path` is the guest's name for the API.
@@ -75,29 +101,40 @@ pub(super) async fn invoke_entity(
 ) -> Result<Answer, ApiError> {
     let app = Arc::clone(&call.app);
     let mut room = app.admission.body_room();
-    let body = match (entity.plan.request_body, packing(call)?) {
-        (RequestBodyMode::Full, packing) => InvocationBody::Full(read_whole(call, packing, &mut room).await?),
-        (RequestBodyMode::Chunks, Some(packing)) => {
-            let message = format!(
-                "'{}' reads its request as it arrives; send it without {}.",
-                entity.config.name,
-                packing.name()
-            );
-            return Err(ApiError::new(ErrorCode::BadRequest, message).with_status(415));
+    let body = match (entity.plan.world, entity.plan.request_body) {
+        (World::Proxy, _) if call.body.as_ref().is_none_or(Body::is_end_stream) => InvocationBody::Full(Vec::new()),
+        // Packed or not: its headers say so.
+        (World::Proxy, _) => arriving(call)?,
+        (World::Endpoint, RequestBodyMode::Full) => {
+            let packing = packing(call)?;
+            InvocationBody::Full(read_whole(call, packing, &mut room).await?)
         }
-        (RequestBodyMode::Chunks, None) => {
-            let closed = |error: ApiError| match error.status {
-                413 => StreamError::TooLarge,
-                _ => StreamError::Closed,
-            };
-            InvocationBody::Chunks(call.body_chunks(app.body_limits, closed)?)
-        }
+        (World::Endpoint, RequestBodyMode::Chunks) => match packing(call)? {
+            None => arriving(call)?,
+            Some(packing) => {
+                let message = format!(
+                    "'{}' reads its request as it arrives; send it without {}.",
+                    entity.config.name,
+                    packing.name()
+                );
+                return Err(ApiError::new(ErrorCode::BadRequest, message).with_status(415));
+            }
+        },
     };
     let headers = Arc::new(std::mem::take(&mut call.head.headers));
     let request = Prepared { path: path.to_owned(), content_type, headers, body };
     let result = run(call, &endpoint, &entity, request).await;
     drop(room);
     result
+}
+
+/// The body in chunks.
+fn arriving(call: &mut Call) -> Result<InvocationBody, ApiError> {
+    let closed = |error: ApiError| match error.status {
+        413 => StreamError::TooLarge,
+        _ => StreamError::Closed,
+    };
+    Ok(InvocationBody::Chunks(call.body_chunks(call.app.body_limits, closed)?))
 }
 
 /// How the request's body is packed.
@@ -215,6 +252,7 @@ async fn run_admitted(
     let workspace = WorkspaceId(entity.plan.tenant.0);
     let place = app.admission.place(workspace, deadline.saturating_duration_since(Instant::now())).await?;
 
+    let (guest_request, body) = proxied::guest_request(call, entity, request)?;
     let log = RequestLog::new(limits.log_bytes);
     let invocation = Invocation {
         package: Arc::clone(&entity.plan.guest),
@@ -223,10 +261,9 @@ async fn run_admitted(
         graphs: ready.graphs,
         executor: Arc::clone(&host.executor),
         tenant: entity.plan.tenant,
-        path: request.path,
-        content_type: request.content_type,
-        headers: request.headers,
-        body: request.body,
+        grant: entity.plan.grant.clone(),
+        request: guest_request,
+        body,
         log: log.clone(),
         transcript: account.as_ref().and_then(Account::transcript),
     };
@@ -275,11 +312,14 @@ fn stream(response: sandbox::StreamedResponse, tail: Tail, place: Place, mut end
                 let finished = tail.await;
                 end.record_stream(status, &finished);
             });
-            Some(AbortOnDrop(task.abort_handle()))
+            Some(Maker { task: task.abort_handle(), complete: Arc::clone(&response.complete) })
         }
     };
-    let mut streamed = respond(status, &response.content_type, "");
-    *streamed.body_mut() = ResponseBody::Stream { chunks: response.chunks, complete: response.complete, _maker: maker };
+    let body = ResponseBody::Stream { chunks: response.chunks, complete: response.complete, _maker: maker };
+    let mut streamed = Response::new(body);
+    *streamed.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *streamed.headers_mut() = response.headers;
+    proxied::restrict(streamed.headers_mut());
     streamed
 }
 

@@ -15,6 +15,7 @@ mod oauth;
 mod open_inference;
 mod openapi;
 mod permissions;
+mod proxied;
 mod registry;
 mod routes;
 mod scim;
@@ -234,22 +235,25 @@ async fn dispatch(call: &mut Call, found: Found) -> Result<Answer, ApiError> {
             let outcome = route.answer(call).await;
             audited::record(call, route, outcome).await
         }
-        Found::OtherMethods(methods) => {
-            let allowed: Vec<&str> = methods.iter().map(|method| method.as_str()).collect();
-            let allowed = allowed.join(", ");
-            let message = format!("{path} does not understand {method}; it understands {allowed}.");
-            let error = ApiError::new(ErrorCode::BadRequest, message).with_status(405);
-            let mut answer = render_error(&error, &call.id, Dialect::of(&call.head));
-            if let Ok(allowed) = HeaderValue::from_str(&allowed) {
-                answer.headers_mut().insert(ALLOW, allowed);
-            }
-            Ok(answer)
-        }
+        Found::OtherMethods(methods) => Ok(not_understood(call, &methods)),
         Found::Nothing if grpc::is_asked(&call.head.headers) => {
             Err(ApiError::new(ErrorCode::NotImplemented, format!("There is no method of gRPC at {path}.")))
         }
         Found::Nothing => Err(nothing_at(method, path)),
     }
+}
+
+/// 405, with the methods that the path understands.
+fn not_understood(call: &Call, methods: &[&Method]) -> Answer {
+    let (method, path) = (&call.head.method, call.head.uri.path());
+    let allowed = methods.iter().map(|method| method.as_str()).collect::<Vec<_>>().join(", ");
+    let message = format!("{path} does not understand {method}; it understands {allowed}.");
+    let error = ApiError::new(ErrorCode::BadRequest, message).with_status(405);
+    let mut answer = render_error(&error, &call.id, Dialect::of(&call.head));
+    if let Ok(allowed) = HeaderValue::from_str(&allowed) {
+        answer.headers_mut().insert(ALLOW, allowed);
+    }
+    answer
 }
 
 fn nothing_at(method: &Method, path: &str) -> ApiError {

@@ -105,6 +105,10 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         "parameters": path_parameters(route).chain(query_parameters(route)).collect::<Vec<_>>(),
         "responses": responses(route, schemas),
     });
+    if route.any_method {
+        // OpenAPI has no word for it.
+        operation["x-tessera-any-method"] = json!(true);
+    }
     if let Some(content) = content(&route.body, schemas) {
         // Handlers take no body for `{}`.
         let required = match route.body {

@@ -49,6 +49,8 @@ pub(crate) struct Route {
     /// What the audit log and the OpenAPI document call it: `endpoints.create`.
     pub(crate) name: &'static str,
     pub(crate) method: Method,
+    /// Whether it takes every other method, too, that has no route on this path.
+    pub(crate) any_method: bool,
     /// Parameters in braces; `{*path}` takes the rest.
     pub(crate) path: &'static str,
     pub(crate) access: Access,
@@ -176,6 +178,7 @@ impl Route {
         Route {
             name,
             method: Method::GET,
+            any_method: false,
             path,
             access,
             effect: Effect::Read,
@@ -228,6 +231,12 @@ impl Route {
         // The old method is a constant too; forgotten, because a constant function may not drop.
         std::mem::forget(std::mem::replace(&mut self.method, method));
         self.effect = Effect::Read;
+        self
+    }
+
+    /// The same route, which takes every method.
+    pub(super) const fn any_method(mut self) -> Route {
+        self.any_method = true;
         self
     }
 
@@ -396,7 +405,8 @@ static BY_PATH: LazyLock<Router<Vec<&'static Route>>> = LazyLock::new(|| {
 pub(super) fn find(method: &Method, path: &str) -> Found {
     let trimmed = if path.len() > 1 { path.trim_end_matches('/') } else { path };
     let Ok(matched) = BY_PATH.at(if trimmed.is_empty() { "/" } else { trimmed }) else { return Found::Nothing };
-    match matched.value.iter().find(|route| route.method == *method) {
+    let exact = matched.value.iter().find(|route| route.method == *method);
+    match exact.or_else(|| matched.value.iter().find(|route| route.any_method)) {
         Some(route) => {
             let parameters = matched.params.iter().map(|(name, value)| (name, value.to_owned()));
             Found::Route(route, parameters.collect())

@@ -14,10 +14,12 @@ use super::files::PackageFiles;
 use super::{json, print_bytes, table};
 use crate::deploy::capability::{self, COMPONENT_BYTES_MAX, Interfaces};
 use crate::deploy::package::{
-    BackendName, ComponentSource, Golden, GraphSpec, InitTime, LimitOverrides, Package, RequestBodyMode, TargetName,
+    BackendName, ComponentSource, Golden, Grants, GraphSpec, InitTime, LimitOverrides, Package, RequestBodyMode,
+    TargetName,
 };
 use crate::deploy::stock;
 use crate::nn::{self, GraphInfo, TensorInfo};
+use crate::sandbox::World;
 
 /// What WebAssembly begins with, in modules and components.
 const WASM: &[u8] = b"\0asm";
@@ -41,6 +43,8 @@ struct ComponentReport {
     bytes: u64,
     imports: Vec<Import>,
     exports: Vec<String>,
+    /// Whether it may call other hosts, where its package is granted some.
+    calls_hosts: bool,
     /// Why no server would deploy it; null if it would.
     problem: Option<String>,
 }
@@ -62,6 +66,7 @@ struct PackageReport {
     assets: Vec<FileReport>,
     settings: BTreeMap<String, String>,
     limits: LimitOverrides,
+    grants: Grants,
     golden: Option<Golden>,
     files: Vec<FileReport>,
     bytes: u64,
@@ -141,7 +146,8 @@ impl ComponentReport {
         };
         let import = |name: String| Import { granted: capability::is_granted(&name), name };
         ComponentReport {
-            world: world(&interfaces.exports),
+            world: interfaces.world().map(World::name),
+            calls_hosts: interfaces.calls_hosts(),
             bytes: component.len() as u64,
             imports: interfaces.imports.into_iter().map(import).collect(),
             exports: interfaces.exports,
@@ -160,18 +166,6 @@ impl ComponentReport {
             ("exports", none(&self.exports)),
             ("deployable", self.problem.as_ref().map_or_else(|| "yes".to_owned(), |problem| format!("no: {problem}"))),
         ]
-    }
-}
-
-/// The world that a component is made for, by what it exports.
-fn world(exports: &[String]) -> Option<&'static str> {
-    let has = |name: &str| exports.iter().any(|export| export == name);
-    if has("init") && has("handle") {
-        Some("tessera:endpoint/endpoint")
-    } else if exports.iter().any(|export| export.starts_with("wasi:http/incoming-handler@")) {
-        Some("wasi:http/proxy")
-    } else {
-        None
     }
 }
 
@@ -198,6 +192,7 @@ impl PackageReport {
             assets: package.assets.iter().filter_map(file).collect(),
             settings: package.settings.clone(),
             limits: package.limits.clone(),
+            grants: package.grants.clone(),
             golden: package.golden.clone(),
             files: package.files.keys().filter_map(file).collect(),
             bytes: files.bytes,
@@ -237,6 +232,12 @@ impl PackageReport {
             rows.push(("settings", settings.join("\n")));
         }
         rows.push(("limits", limits(&self.limits)));
+        if self.component.calls_hosts || self.grants != Grants::default() {
+            let hosts = &self.grants.http;
+            let allowed =
+                if hosts.is_empty() { "; requests to other hosts are denied" } else { ", where a server allows it" };
+            rows.push(("calls", format!("{hosts}{allowed}")));
+        }
         if let Some(golden) = &self.golden {
             let answer = golden.response.as_ref().map_or("any answer", String::as_str);
             rows.push(("golden", format!("{} gives {answer}", golden.request)));

@@ -1,10 +1,13 @@
 //! Which interfaces a component may import. What is not granted here does not exist for a guest.
 
-use wasmparser::{ComponentExternalKind, ComponentTypeRef, Parser, Payload};
+use wasmparser::{ComponentTypeRef, Parser, Payload};
+
+use crate::sandbox::World;
 
 /// Interfaces granted to every component, by package. WASI is there for guests whose toolchain needs it; behind it lie
-/// no files, no environment and no network: a guest that asks for a socket is denied one.
-const GRANTED: [&str; 8] = [
+/// no files, no environment and no network: a guest that asks for a socket is denied one, and one that sends a request of
+/// HTTP is denied every host that its package is not granted.
+const GRANTED: [&str; 10] = [
     "tessera:endpoint/",
     "wasi:nn/",
     "wasi:io/",
@@ -13,7 +16,12 @@ const GRANTED: [&str; 8] = [
     "wasi:random/",
     "wasi:filesystem/",
     "wasi:sockets/",
+    "wasi:http/types@0.2.",
+    OUTGOING_HANDLER,
 ];
+
+/// What a component imports that may call other hosts.
+const OUTGOING_HANDLER: &str = "wasi:http/outgoing-handler@0.2.";
 
 /// Largest component.
 pub const COMPONENT_BYTES_MAX: u64 = 64 << 20;
@@ -25,8 +33,6 @@ pub struct Interfaces {
     pub imports: Vec<String>,
     /// Names of all that it exports.
     pub exports: Vec<String>,
-    /// Names of the functions among these.
-    functions: Vec<String>,
 }
 
 /// Whether every component may import an interface.
@@ -60,6 +66,16 @@ pub fn check(component: &[u8]) -> Result<(), String> {
 }
 
 impl Interfaces {
+    /// The world that it is made for; none that is known.
+    pub fn world(&self) -> Option<World> {
+        World::of(self.exports.iter().map(String::as_str))
+    }
+
+    /// Whether it may call other hosts, where its package is granted some.
+    pub fn calls_hosts(&self) -> bool {
+        self.imports.iter().any(|import| import.starts_with(OUTGOING_HANDLER))
+    }
+
     /// Checks that only what is granted is imported, and what the world asks for is exported.
     ///
     /// # Errors
@@ -68,15 +84,14 @@ impl Interfaces {
         if let Some(import) = self.imports.iter().find(|import| !is_granted(import)) {
             return Err(format!(
                 "the component imports '{import}', which is not granted; granted are {}",
-                GRANTED.map(|package| package.trim_end_matches('/')).join(", ")
+                GRANTED.map(|package| package.trim_end_matches(['/', '.'])).join(", ")
             ));
         }
-        for needed in ["init", "handle"] {
-            if !self.functions.iter().any(|export| export == needed) {
-                return Err(format!("the component does not export '{needed}' of the world tessera:endpoint/endpoint"));
-            }
-        }
-        Ok(())
+        self.world().map(drop).ok_or_else(|| {
+            "the component does not export 'init' and 'handle' of the world tessera:endpoint/endpoint, nor \
+             wasi:http/incoming-handler@0.2 of the world wasi:http/proxy"
+                .to_owned()
+        })
     }
 }
 
@@ -99,11 +114,7 @@ fn interfaces(component: &[u8]) -> wasmparser::Result<Interfaces> {
             }
             Payload::ComponentExportSection(section) if depth == 0 => {
                 for export in section {
-                    let export = export?;
-                    found.exports.push(export.name.name.to_owned());
-                    if export.kind == ComponentExternalKind::Func {
-                        found.functions.push(export.name.name.to_owned());
-                    }
+                    found.exports.push(export?.name.name.to_owned());
                 }
             }
             _ => {}

@@ -4,14 +4,18 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use hyper::HeaderMap;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Uri};
 use serde_json::Value;
 
 use super::build_log::BuildLog;
 use super::package::Golden;
 use super::{DeployError, ModelHost};
 use crate::catalog::served::{Ready, ServedEntity};
-use crate::sandbox::{Answer, Invocation, InvocationBody, RequestLog};
+use crate::http::Scheme;
+use crate::sandbox::{
+    Answer, GuestRequest, Invocation, InvocationBody, InvokeError, RequestLog, StreamedResponse, Tail, World,
+};
 
 /// Text of a value that a message shows.
 const VALUE_BYTES_MAX: usize = 200;
@@ -32,6 +36,10 @@ pub async fn check(
     let request = read(&golden.request)?;
     let expected = golden.response.as_deref().map(read).transpose()?;
     let log = RequestLog::new(entity.plan.limits.log_bytes);
+    let body = match entity.plan.world {
+        World::Endpoint => InvocationBody::of(request, entity.plan.request_body),
+        World::Proxy => InvocationBody::Full(request),
+    };
     let invocation = Invocation {
         package: Arc::clone(&entity.plan.guest),
         init_assets: entity.plan.init_assets.clone(),
@@ -39,10 +47,9 @@ pub async fn check(
         graphs: ready.graphs,
         executor: Arc::clone(&host.executor),
         tenant: entity.plan.tenant,
-        path: "invocations".to_owned(),
-        content_type: golden.content_type.clone(),
-        headers: Arc::new(HeaderMap::new()),
-        body: InvocationBody::of(request, entity.plan.request_body),
+        grant: entity.plan.grant.clone(),
+        request: head(entity.plan.world, golden),
+        body,
         log: log.clone(),
         transcript: None,
     };
@@ -51,7 +58,9 @@ pub async fn check(
     build_log.guest(&log.take());
     let (status, body) = match answer {
         Ok(Answer::Full { status, body, .. }) => (status, body),
-        Ok(Answer::Streamed { .. }) => return Err(failed("it was answered with a stream".to_owned())),
+        Ok(Answer::Streamed { response, tail }) => {
+            (response.status, whole(response, tail).await.map_err(|error| failed(error.to_string()))?)
+        }
         Err(error) => return Err(failed(error.to_string())),
     };
     let text = String::from_utf8_lossy(&body);
@@ -64,6 +73,36 @@ pub async fn check(
     };
     differs(&parse("the expected response", &expected)?, &parse("the response", &body)?, golden.tolerance, "$")
         .map_or(Ok(()), |difference| Err(failed(difference)))
+}
+
+/// The request as the guest gets it: a `POST` to the endpoint itself.
+fn head(world: World, golden: &Golden) -> GuestRequest {
+    let content_type = golden.content_type.clone();
+    if world == World::Endpoint {
+        return GuestRequest::Endpoint { path: "invocations".to_owned(), content_type, headers: Arc::default() };
+    }
+    let (mut head, ()) = Request::new(()).into_parts();
+    (head.method, head.uri) = (Method::POST, Uri::from_static("http://localhost/"));
+    head.headers.extend(HeaderValue::try_from(content_type).map(|value| (CONTENT_TYPE, value)));
+    GuestRequest::Http(Box::new(head), Scheme::Http)
+}
+
+/// A streamed answer to its end, which is that of its guest.
+async fn whole(response: StreamedResponse, tail: Tail) -> Result<Vec<u8>, InvokeError> {
+    let mut chunks = response.chunks;
+    let reading = async {
+        let mut body = Vec::new();
+        // As many bytes as the limit of answers allows.
+        while let Some(chunk) = chunks.recv().await {
+            body.extend_from_slice(&chunk);
+        }
+        body
+    };
+    let (body, finished) = match tail {
+        Tail::Running(tail) => tokio::join!(reading, tail),
+        Tail::Ended(finished) => (reading.await, *finished),
+    };
+    finished.result.map(|_| body)
 }
 
 /// The first place where two values differ, numbers by more than the tolerance (relative to the larger, above 1).

@@ -40,7 +40,8 @@ use crate::nn::{
     Backend, Backends, Cancel, ExecutionTarget, Executor, Graph, GraphKey, GraphSource, Graphs, Inputs, NnError,
     NnErrorKind, Profile, Tenant, Threads, batcher,
 };
-use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits, Sandbox};
+use crate::outbound::{Grant, Outbound};
+use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits, Sandbox, World};
 use crate::seal::files::SealedFiles;
 use crate::secrets::is_reference;
 use crate::store::blobs::Blobs;
@@ -118,6 +119,8 @@ pub struct ModelHost {
     pub files: Arc<SealedFiles>,
     /// Whose packages run here.
     pub trust: Arc<Trust>,
+    /// Whom guests may call.
+    pub outbound: Outbound,
     converted: Arc<ConvertedGraphs>,
     home: Home,
     /// Held while a package is laid out, so that it is laid out once.
@@ -147,8 +150,12 @@ pub struct Plan {
     pub limits: RequestLimits,
     /// Whose computations these are.
     pub tenant: Tenant,
+    /// The world that the component is made for.
+    pub world: World,
     /// How the guest wants bodies.
     pub request_body: RequestBodyMode,
+    /// Whom the guest may call.
+    pub grant: Option<Grant>,
     /// The assets by their paths, where `init` runs in every request.
     pub init_assets: Option<Arc<BTreeMap<String, PathBuf>>>,
     init: InitTime,
@@ -184,6 +191,7 @@ impl ModelHost {
             limits: parts.limits,
             files: parts.files,
             trust: parts.trust,
+            outbound: parts.outbound,
             converted: Arc::new(ConvertedGraphs::new(&parts.home)),
             home: parts.home,
             laying_out: Mutex::new(()),
@@ -201,7 +209,7 @@ impl ModelHost {
     ///
     /// # Errors
     /// When nobody who is trusted has signed the package, a backend or target is not available here, a limit is over the
-    /// server's, or the files cannot be laid out.
+    /// server's, a host may not be called from here, or the files cannot be laid out.
     pub fn plan(
         &self,
         owner: &EndpointRecord,
@@ -210,6 +218,7 @@ impl ModelHost {
         secrets: BTreeMap<String, String>,
     ) -> Result<Plan, DeployError> {
         self.trust.check(&package.files, &self.blobs).map_err(DeployError::Model)?;
+        let grant = self.outbound.grant(&package.grants.http).map_err(DeployError::Model)?;
         let dir = self.lay_out(package)?;
         let mut settings = settings(entity, package);
         let graphs = self.plan_graphs(owner.workspace, entity, package, &dir)?;
@@ -227,7 +236,9 @@ impl ModelHost {
             graphs,
             limits,
             tenant: Tenant(owner.workspace.0),
+            world: package.world,
             request_body: package.request_body,
+            grant,
             init_assets: (package.init == InitTime::Request)
                 .then(|| Arc::new(package.assets.iter().map(|name| (name.clone(), dir.join(name))).collect())),
             init: package.init,
@@ -321,9 +332,10 @@ impl ModelHost {
         if self.artifacts.contains(plan.artifact) {
             log.step("the component is compiled already");
         } else {
-            log.step(match plan.init {
-                InitTime::Deploy => "running init, freezing its memory, compiling",
-                InitTime::Request => {
+            log.step(match (plan.world, plan.init) {
+                (World::Proxy, _) => "starting it to try it, compiling",
+                (World::Endpoint, InitTime::Deploy) => "running init, freezing its memory, compiling",
+                (World::Endpoint, InitTime::Request) => {
                     "running init to try it, compiling; every request will run init, as the package asks"
                 }
             });
@@ -600,9 +612,10 @@ impl ModelHost {
             }
         };
         log.guest(&report.log);
+        let init = report.init_ms.map(|ms| format!("init took {ms:.1} ms, ")).unwrap_or_default();
         log.step(&format!(
-            "init took {:.1} ms, compiling {:.0} ms; the component with its memory has {} bytes",
-            report.init_ms, report.compile_ms, report.snapshot_bytes
+            "{init}compiling took {:.0} ms; the component with its memory has {} bytes",
+            report.compile_ms, report.snapshot_bytes
         ));
         self.artifacts.insert(plan.artifact).map_err(|error| DeployError::host("keep a compiled component", &error))?;
         Ok(log.text().to_owned())
@@ -615,6 +628,7 @@ impl ModelHost {
         };
         Job {
             component: component.to_owned(),
+            world: plan.world,
             artifact: self.artifacts.staging_path(plan.artifact),
             settings: plan.init_settings.clone(),
             assets: plan.assets.iter().map(|name| (name.clone(), plan.dir.join(name))).collect(),
@@ -743,6 +757,8 @@ pub struct HostParts {
     pub executor: Executor,
     /// Whose packages run here.
     pub trust: Arc<Trust>,
+    /// Whom guests may call.
+    pub outbound: Outbound,
     /// Files of packages.
     pub blobs: Arc<Blobs>,
     /// Small files, sealed.

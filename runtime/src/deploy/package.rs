@@ -6,9 +6,11 @@ use std::path::{Component as PathPart, Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::capability::COMPONENT_BYTES_MAX;
+use super::capability::{self, COMPONENT_BYTES_MAX};
 use crate::nn::backends::ReadSeek;
 use crate::nn::{self, BackendChoice, BatchSpec, ExecutionTarget, NnError, NnErrorKind};
+use crate::outbound::HostPatterns;
+use crate::sandbox::World;
 use crate::store::blobs::{Blobs, Digest};
 
 /// Name of the manifest in a package.
@@ -36,6 +38,9 @@ pub struct Package {
     pub files: BTreeMap<String, PackageFile>,
     /// The component that answers requests.
     pub component: ComponentSource,
+    /// The world that the component is made for: found when the package was checked.
+    #[serde(default)]
+    pub world: World,
     /// When the guest's `init` runs.
     #[serde(default)]
     pub init: InitTime,
@@ -54,6 +59,9 @@ pub struct Package {
     /// Limits that differ from the server's.
     #[serde(default)]
     pub limits: LimitOverrides,
+    /// What the guest asks for beyond what every guest has.
+    #[serde(default, skip_serializing_if = "Grants::is_empty")]
+    pub grants: Grants,
     /// A request that must succeed before the package serves.
     pub golden: Option<Golden>,
 }
@@ -164,6 +172,21 @@ pub struct LimitOverrides {
     pub wall_ms: Option<u64>,
 }
 
+/// What a package asks for, and gets where the server allows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grants {
+    /// Hosts that the guest may send requests to.
+    #[serde(default)]
+    pub http: HostPatterns,
+}
+
+impl Grants {
+    fn is_empty(&self) -> bool {
+        self.http.is_empty()
+    }
+}
+
 /// The golden request of a package.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -223,6 +246,8 @@ pub struct Manifest {
     settings: BTreeMap<String, String>,
     #[serde(default)]
     limits: LimitOverrides,
+    #[serde(default)]
+    grants: Grants,
     golden: Option<Golden>,
 }
 
@@ -328,6 +353,7 @@ impl Package {
         }
         let mut package = assemble(manifest.unwrap_or_default(), mlmodel, files)?;
         package.check()?;
+        package.inspect_component(source)?;
         package.inspect_graphs(source)?;
         Ok(package)
     }
@@ -347,6 +373,20 @@ impl Package {
             true => None,
             false => onnx_file(&mlmodel).err().map(|error| error.0),
         })
+    }
+
+    /// Finds out which world the component is made for. One that is none, or of none that is known, is left to the deploy,
+    /// whose log says why.
+    fn inspect_component(&mut self, source: &dyn PackageSource) -> Result<(), PackageError> {
+        let ComponentSource::File(name) = &self.component else { return Ok(()) };
+        let Some(file) = self.files.get(name) else { return Ok(()) };
+        let failed =
+            |error: &dyn std::fmt::Display| PackageError(format!("failed to read component '{name}': {error}"));
+        let (reader, _) = source.open(name, file).map_err(|error| failed(&error))?;
+        let mut component = Vec::new();
+        reader.take(COMPONENT_BYTES_MAX).read_to_end(&mut component).map_err(|error| failed(&error))?;
+        self.world = capability::look(&component).ok().and_then(|found| found.world()).unwrap_or_default();
+        Ok(())
     }
 
     /// Reads every graph's signature, so that a model that cannot be served is refused now, and finds where its weights
@@ -447,6 +487,7 @@ fn assemble(
     let mut package = Package {
         files,
         component: manifest.component().unwrap_or_else(|| ComponentSource::Stock("scoring".to_owned())),
+        world: World::default(),
         init: manifest.init,
         request_body: manifest.request_body,
         assets: manifest.assets,
@@ -454,6 +495,7 @@ fn assemble(
         weights: BTreeMap::new(),
         settings: manifest.settings,
         limits: manifest.limits,
+        grants: manifest.grants,
         golden: manifest.golden,
     };
     if let Some(mlmodel) = mlmodel {

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::package::InitTime;
 use crate::nn::backends;
 use crate::sandbox::prepare::{Preparation, PrepareError, PrepareReport, prepare};
-use crate::sandbox::{GuestPackage, RequestLimits};
+use crate::sandbox::{GuestPackage, RequestLimits, World};
 
 /// Largest report a worker may print.
 const REPORT_BYTES_MAX: u64 = 1 << 20;
@@ -30,6 +30,8 @@ const ARTIFACT_BYTES_MAX: u64 = 1 << 30;
 pub struct Job {
     /// The component's file.
     pub component: PathBuf,
+    /// The world that it is made for.
+    pub world: World,
     /// Where the artifact goes.
     pub artifact: PathBuf,
     /// Settings of the guest.
@@ -175,6 +177,7 @@ fn work(job: &Job) -> Result<PrepareReport, PrepareError> {
     }
     let preparation = Preparation {
         component,
+        world: job.world,
         package: GuestPackage { settings: job.settings.clone(), graphs },
         assets: Arc::new(job.assets.clone()),
         limits: job.limits.clone(),

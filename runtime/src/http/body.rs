@@ -27,7 +27,7 @@ pub enum ResponseBody {
         /// Whether the body is whole once the channel has closed; if not, the connection is broken off.
         complete: Arc<AtomicBool>,
         /// Ends whoever makes them when the client is gone.
-        _maker: Option<AbortOnDrop>,
+        _maker: Option<Maker>,
     },
     /// With headers behind it, which is how gRPC ends.
     Trailed {
@@ -49,6 +49,22 @@ pub struct AbortOnDrop(pub AbortHandle);
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// Who makes a body: ended when that is dropped before it is whole, for nobody waits for the rest.
+pub struct Maker {
+    /// The maker.
+    pub task: AbortHandle,
+    /// Whether the body is whole: then its maker may go on with other things.
+    pub complete: Arc<AtomicBool>,
+}
+
+impl Drop for Maker {
+    fn drop(&mut self) {
+        if !self.complete.load(Acquire) {
+            self.task.abort();
+        }
     }
 }
 

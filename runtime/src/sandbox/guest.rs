@@ -9,13 +9,16 @@ use hyper::HeaderMap;
 use hyper::header::HeaderName;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::WasiHttpCtx;
 
 use super::bindings::tessera::endpoint::{assets, graph_info, logging, request_headers, settings};
 use super::limits::{MemoryLimiter, RequestLimits};
 use super::log::RequestLog;
+use super::outgoing::Outgoing;
 use super::slots::Slot;
 use super::streaming::ResponseStream;
 use crate::nn::{Dim, ElementType, Executor, GraphInfo, NamedGraphs, Tenant, TensorInfo};
+use crate::outbound::Grant;
 
 /// Entries of the guest's handle table; wasmtime's default of a million would let a guest fill the host's memory.
 pub(super) const HANDLES_MAX: usize = 1024;
@@ -23,8 +26,11 @@ pub(super) const HANDLES_MAX: usize = 1024;
 /// Largest random buffer that a WASI guest may ask for at once.
 const RANDOM_BYTES_MAX: u64 = 64 << 10;
 
+/// Room for the headers of one request or answer that a guest makes, the host's own bookkeeping included.
+const HEADERS_BYTES_MAX: usize = 32 << 10;
+
 /// Headers that guests do not see: credentials, and what belongs to the connection.
-const HIDDEN_HEADERS: [&str; 8] =
+pub(super) const HIDDEN_HEADERS: [&str; 8] =
     ["authorization", "cookie", "proxy-authorization", "connection", "keep-alive", "te", "trailer", "upgrade"];
 
 /// What a package tells its guest, the same for every request.
@@ -53,6 +59,8 @@ pub(super) struct RequestContext {
     pub(super) graphs: NamedGraphs,
     pub(super) executor: Arc<Executor>,
     pub(super) tenant: Tenant,
+    /// Whom the guest may call; none may call nobody.
+    pub(super) grant: Option<Grant>,
     /// Given back while the guest waits for something slow.
     pub(super) slot: Option<Slot>,
 }
@@ -78,12 +86,17 @@ pub struct GuestState {
     pub(super) overloaded: bool,
     /// Made at the first WASI call: native guests make none, and building it costs more than an instance.
     wasi: Option<WasiCtx>,
+    pub(super) http_ctx: WasiHttpCtx,
+    /// Made at the first call of `wasi:http`, likewise.
+    pub(super) http: Option<Box<Outgoing>>,
 }
 
 impl GuestState {
     pub(super) fn new(phase: Phase, package: Arc<GuestPackage>, limits: &RequestLimits, log: RequestLog) -> GuestState {
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
+        let mut http_ctx = WasiHttpCtx::new();
+        http_ctx.set_field_size_limit(HEADERS_BYTES_MAX);
         GuestState {
             phase,
             package,
@@ -94,13 +107,15 @@ impl GuestState {
             log,
             overloaded: false,
             wasi: None,
+            http_ctx,
+            http: None,
         }
     }
 
     fn build_wasi(&self) -> WasiCtx {
         let mut wasi = WasiCtx::builder();
         wasi.stdout(self.log.clone()).stderr(self.log.clone()).max_random_size(RANDOM_BYTES_MAX);
-        // What wasmtime grants by itself is its own choice, of this version: no guest opens a socket.
+        // Other hosts are reached by `wasi:http` alone, where their names are looked at.
         wasi.allow_tcp(false).allow_udp(false).allow_ip_name_lookup(false);
         if let Phase::Init { frozen: true, .. } = self.phase {
             // What `init` draws is frozen into every instance, so it gets a fixed stream instead of real randomness,

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Acquire;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hyper::HeaderMap;
+use hyper::http::request::Parts;
+use hyper::{HeaderMap, Method};
 use tokio::sync::{mpsc, oneshot};
-use wasmtime::component::{Instance, ResourceTableError};
+use wasmtime::component::{ComponentExportIndex, Instance, ResourceTableError};
 use wasmtime::{Store, Trap, UpdateDeadline};
 
 use super::bindings::tessera::endpoint::types::{Body, Failure, FailureKind, Reply, Request};
@@ -17,11 +19,14 @@ use super::guest::{GuestPackage, GuestState, HANDLES_MAX, Phase, RequestContext}
 use super::limits::{CpuMeter, RequestLimits};
 use super::log::RequestLog;
 use super::nn_host::GuestMistake;
+use super::proxy::{self, Sending};
 use super::slots;
 use super::streaming::{RequestBody, ResponseStream, StreamError, StreamedResponse};
-use super::{LoadedComponent, Sandbox};
+use super::{Exports, LoadedComponent, Sandbox};
 use crate::deploy::package::RequestBodyMode;
+use crate::http;
 use crate::nn::{Executor, NamedGraphs, Tenant};
+use crate::outbound::Grant;
 use crate::usage::transcript::Transcript;
 
 /// Longest message of a guest that a caller gets to see.
@@ -41,18 +46,31 @@ pub struct Invocation {
     pub executor: Arc<Executor>,
     /// Whose request this is, to the executor.
     pub tenant: Tenant,
-    /// The path below the endpoint, as `wit/endpoint.wit` names it.
-    pub path: String,
-    /// `Content-Type` as sent, or empty.
-    pub content_type: String,
-    /// Headers that the guest may ask for.
-    pub headers: Arc<HeaderMap>,
+    /// Whom the guest may call; none may call nobody.
+    pub grant: Option<Grant>,
+    /// The request, in the form of the component's world.
+    pub request: GuestRequest,
     /// The request body.
     pub body: InvocationBody,
     /// Where the guest's lines go.
     pub log: RequestLog,
     /// Hears a streamed answer.
     pub transcript: Option<Transcript>,
+}
+
+/// A request without its body.
+pub enum GuestRequest {
+    /// To `tessera:endpoint`.
+    Endpoint {
+        /// The path below the endpoint, as `wit/endpoint.wit` names it.
+        path: String,
+        /// `Content-Type` as sent, or empty.
+        content_type: String,
+        /// Headers that the guest may ask for.
+        headers: Arc<HeaderMap>,
+    },
+    /// To `wasi:http/proxy`: its address has an authority, and the path is the one below the endpoint.
+    Http(Box<Parts>, http::Scheme),
 }
 
 /// A request body on its way to the guest.
@@ -205,7 +223,10 @@ impl Sandbox {
 }
 
 fn whole_answer(finished: Finished, head: &mut oneshot::Receiver<StreamedResponse>) -> Result<Answer, InvokeError> {
-    if let Ok(response) = head.try_recv() {
+    // Nothing has been sent yet: a guest that has failed since is told from one that has answered.
+    if let Ok(response) = head.try_recv()
+        && (finished.result.is_ok() || response.complete.load(Acquire))
+    {
         return Ok(Answer::Streamed { response, tail: Tail::Ended(Box::new(finished)) });
     }
     match finished.result? {
@@ -219,13 +240,18 @@ async fn run(component: LoadedComponent, invocation: Invocation, head: oneshot::
     let meter = CpuMeter::new(Duration::from_millis(invocation.limits.cpu_ms));
     let limit_ms = invocation.limits.wall_ms;
     let deadline = Instant::now() + Duration::from_millis(limit_ms);
-    // Pinned where it lies: it has kilobytes, and each hand it passes through would copy them.
-    let guest = std::pin::pin!(call(component, invocation, head, deadline, Arc::clone(&meter)));
-    let result = match tokio::time::timeout_at(deadline.into(), meter.measure(guest)).await {
-        Ok(result) => result,
-        Err(_) => Err(InvokeError::WallLimit { limit_ms }),
+    // Pinned where they lie: they have kilobytes, and each hand they pass through would copy them.
+    let result = match component.exports {
+        Exports::Endpoint { .. } => {
+            let guest = std::pin::pin!(call(component, invocation, head, deadline, Arc::clone(&meter)));
+            tokio::time::timeout_at(deadline.into(), meter.measure(guest)).await
+        }
+        Exports::Proxy { .. } => {
+            let guest = std::pin::pin!(call_proxy(component, invocation, head, deadline, Arc::clone(&meter)));
+            tokio::time::timeout_at(deadline.into(), guest).await.map(|result| result.map(|()| None))
+        }
     };
-    Finished { result, cpu: meter.used() }
+    Finished { result: result.unwrap_or(Err(InvokeError::WallLimit { limit_ms })), cpu: meter.used() }
 }
 
 async fn call(
@@ -236,25 +262,31 @@ async fn call(
     meter: Arc<CpuMeter>,
 ) -> Result<Option<(u16, String, Vec<u8>)>, InvokeError> {
     let limits = invocation.limits.clone();
+    let (Exports::Endpoint { init: init_export, handle }, GuestRequest::Endpoint { path, content_type, headers }) =
+        (component.exports, invocation.request)
+    else {
+        return Err(other_world());
+    };
     let mut package = invocation.package;
     if invocation.init_assets.is_some() {
         // What the compile worker tells a guest whose `init` it freezes.
         let graphs = invocation.graphs.iter().map(|(name, graph)| (name.clone(), graph.info().clone())).collect();
         package = Arc::new(GuestPackage { graphs, ..GuestPackage::clone(&package) });
     }
-    let handle = Phase::Handle(RequestContext {
-        headers: invocation.headers,
+    let handling = Phase::Handle(RequestContext {
+        headers,
         stream: ResponseStream::new(head, invocation.transcript),
         deadline,
         graphs: invocation.graphs,
         executor: invocation.executor,
         tenant: invocation.tenant,
+        grant: invocation.grant,
         slot: slots::acquire().await,
     });
     // Where `init` was not frozen, it comes first.
     let (first, then) = match invocation.init_assets {
-        None => (handle, None),
-        Some(assets) => (Phase::Init { assets, frozen: false }, Some(handle)),
+        None => (handling, None),
+        Some(assets) => (Phase::Init { assets, frozen: false }, Some(handling)),
     };
     let mut state = GuestState::new(first, package, &limits, invocation.log);
     let body = match invocation.body {
@@ -264,22 +296,19 @@ async fn call(
             Body::Chunks(body)
         }
     };
-    let request = Request { path: invocation.path, content_type: invocation.content_type, body };
+    let request = Request { path, content_type, body };
 
     let mut store = new_store(&component, state, Arc::clone(&meter));
-    let instance = component.pre.instantiate_async(&mut store).await;
-    let outcome = match instance {
-        Ok(instance) => match init(&component, &instance, &mut store, then).await {
+    let outcome = match instantiate(&component, &mut store, &meter).await {
+        Ok(instance) => match init(init_export, &instance, &mut store, then).await {
             Ok(Ok(())) => {
-                let reply = call_handle(&component, &instance, &mut store, &request).await;
+                let reply = call_handle(handle, &instance, &mut store, &request).await;
                 reply.map_err(|error| explain(error, &store, &meter))
             }
             Ok(Err(message)) => Err(InvokeError::Init { message }),
             Err(error) => Err(explain(error, &store, &meter)),
         },
-        // Not the guest's doing, except when its memory's minimum exceeds its limit.
-        Err(error) if store.data().memory.exceeded() => Err(explain(error, &store, &meter)),
-        Err(error) => Err(InvokeError::Host(error)),
+        Err(error) => Err(error),
     };
     let overloaded = store.data().overloaded;
     let result = outcome.and_then(|reply| answer(reply, &limits)).map_err(|error| match error {
@@ -294,17 +323,88 @@ async fn call(
     result
 }
 
+/// The same for `wasi:http/proxy`, whose answer is sent while it is made. Only the guest's time is measured.
+async fn call_proxy(
+    component: LoadedComponent,
+    invocation: Invocation,
+    head: oneshot::Sender<StreamedResponse>,
+    deadline: Instant,
+    meter: Arc<CpuMeter>,
+) -> Result<(), InvokeError> {
+    let (Exports::Proxy { handle }, GuestRequest::Http(parts, scheme)) = (component.exports, invocation.request) else {
+        return Err(other_world());
+    };
+    let context = RequestContext {
+        headers: Arc::default(),
+        stream: ResponseStream::none(),
+        deadline,
+        graphs: invocation.graphs,
+        executor: invocation.executor,
+        tenant: invocation.tenant,
+        grant: invocation.grant,
+        slot: None,
+    };
+    let has_body = parts.method != Method::HEAD;
+    let limit_bytes = invocation.limits.response_bytes;
+    let mut state = GuestState::new(Phase::Handle(context), invocation.package, &invocation.limits, invocation.log);
+    let begun = proxy::begin(&mut state, (*parts, scheme), invocation.body).map_err(InvokeError::Host);
+    let (arguments, answer) = begun?;
+    let mut store = new_store(&component, state, Arc::clone(&meter));
+    // Given back at the first wait, whatever it is for: what a guest of this world waits for is not known here.
+    let slot = slots::acquire().await;
+    let guest = async {
+        let running = async {
+            let instance = instantiate(&component, &mut store, &meter).await?;
+            let handle = instance.get_typed_func::<proxy::Arguments, ()>(&mut store, handle);
+            let handle = handle.map_err(|error| explain(error, &store, &meter))?;
+            let called = handle.call_async(&mut store, arguments).await;
+            called.map_err(|error| explain(error, &store, &meter))
+        };
+        let outcome = slots::until_it_waits(slot, std::pin::pin!(running)).await;
+        (outcome, store)
+    };
+    let sending = Sending {
+        answer,
+        head,
+        has_body,
+        limit_bytes,
+        transcript: invocation.transcript,
+        guest_failed: Arc::default(),
+    };
+    proxy::run(meter.measure(std::pin::pin!(guest)), sending).await
+}
+
+fn other_world() -> InvokeError {
+    InvokeError::Host(wasmtime::format_err!("the request has the form of another world than the component's"))
+}
+
+async fn instantiate(
+    component: &LoadedComponent,
+    store: &mut Store<GuestState>,
+    meter: &CpuMeter,
+) -> Result<Instance, InvokeError> {
+    component.pre.instantiate_async(&mut *store).await.map_err(|error| {
+        // Not the guest's doing, except when its memory's minimum exceeds its limit, or its start function traps.
+        match store.data().memory.exceeded() || error.is::<Trap>() {
+            true => explain(error, store, meter),
+            false => InvokeError::Host(error),
+        }
+    })
+}
+
 /// Runs `init` if it is due, and goes on to the phase after it.
 async fn init(
-    component: &LoadedComponent,
+    export: ComponentExportIndex,
     instance: &Instance,
     store: &mut Store<GuestState>,
     then: Option<Phase>,
 ) -> wasmtime::Result<Result<(), String>> {
-    let Some(handle) = then else { return Ok(Ok(())) };
-    let init = instance.get_typed_func::<(), (Result<(), String>,)>(&mut *store, component.init)?;
+    let Some(then) = then else { return Ok(Ok(())) };
+    let init = instance.get_typed_func::<(), (Result<(), String>,)>(&mut *store, export)?;
     let (outcome,) = init.call_async(&mut *store, ()).await?;
-    store.data_mut().phase = handle;
+    let state = store.data_mut();
+    // What `init` may call is another question.
+    (state.phase, state.http) = (then, None);
     Ok(outcome.map_err(|mut message| {
         message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
         message
@@ -312,12 +412,12 @@ async fn init(
 }
 
 async fn call_handle(
-    component: &LoadedComponent,
+    export: ComponentExportIndex,
     instance: &Instance,
     store: &mut Store<GuestState>,
     request: &Request,
 ) -> wasmtime::Result<Result<Reply, Failure>> {
-    let handle = instance.get_typed_func::<(&Request,), (Result<Reply, Failure>,)>(&mut *store, component.handle)?;
+    let handle = instance.get_typed_func::<(&Request,), (Result<Reply, Failure>,)>(&mut *store, export)?;
     Ok(handle.call_async(store, (request,)).await?.0)
 }
 

@@ -10,9 +10,12 @@ mod invoke;
 mod limits;
 mod log;
 mod nn_host;
+mod outgoing;
 pub(crate) mod prepare;
+mod proxy;
 mod slots;
 mod streaming;
+mod world;
 
 use std::time::Duration;
 
@@ -21,10 +24,11 @@ use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
 pub use self::bindings::tessera::endpoint::types::FailureKind;
 pub use self::guest::{GuestPackage, GuestState};
-pub use self::invoke::{Answer, Finished, Invocation, InvocationBody, InvokeError, Tail};
+pub use self::invoke::{Answer, Finished, GuestRequest, Invocation, InvocationBody, InvokeError, Tail};
 pub use self::limits::RequestLimits;
 pub use self::log::RequestLog;
 pub use self::streaming::{StreamError, StreamedResponse};
+pub use self::world::World;
 
 /// Time between epoch ticks: how late a processor limit may be noticed, and how long one guest may hold a thread.
 const EPOCH_TICK: Duration = Duration::from_millis(5);
@@ -61,14 +65,9 @@ impl Sandbox {
     /// Resolves a component's imports and exports once, so that a request only instantiates.
     ///
     /// # Errors
-    /// When the component imports what is not offered here or lacks an export of the world.
+    /// When the component imports what is not offered here or lacks an export of its world.
     pub fn load(&self, component: &Component) -> wasmtime::Result<LoadedComponent> {
-        let export = |name| {
-            let index = component.get_export_index(None, name);
-            index.ok_or_else(|| wasmtime::format_err!("the component has no export `{name}`"))
-        };
-        let (init, handle) = (export("init")?, export("handle")?);
-        Ok(LoadedComponent { pre: self.linker.instantiate_pre(component)?, init, handle })
+        Ok(LoadedComponent { pre: self.linker.instantiate_pre(component)?, exports: Exports::of(component)? })
     }
 }
 
@@ -82,8 +81,31 @@ pub fn prepare_thread() {
 #[derive(Clone)]
 pub struct LoadedComponent {
     pre: InstancePre<GuestState>,
-    init: ComponentExportIndex,
-    handle: ComponentExportIndex,
+    exports: Exports,
+}
+
+/// What a component is called by.
+#[derive(Clone, Copy)]
+enum Exports {
+    /// Of the world `tessera:endpoint`.
+    Endpoint { init: ComponentExportIndex, handle: ComponentExportIndex },
+    /// Of the world `wasi:http/proxy`.
+    Proxy { handle: ComponentExportIndex },
+}
+
+impl Exports {
+    fn of(component: &Component) -> wasmtime::Result<Exports> {
+        let export = |name| component.get_export_index(None, name);
+        if let (Some(init), Some(handle)) = (export("init"), export("handle")) {
+            return Ok(Exports::Endpoint { init, handle });
+        }
+        // Finds every version 0.2.
+        let interface = export("wasi:http/incoming-handler@0.2.12");
+        let handle = interface.and_then(|interface| component.get_export_index(Some(&interface), "handle"));
+        handle
+            .map(|handle| Exports::Proxy { handle })
+            .ok_or_else(|| wasmtime::format_err!("the component has no `handle`"))
+    }
 }
 
 impl LoadedComponent {
@@ -93,12 +115,13 @@ impl LoadedComponent {
 }
 
 /// All host interfaces. WASI is linked for guests whose toolchain needs it, with nothing behind it: no files, no
-/// network, no environment.
+/// sockets, no environment. `wasi:http` reaches the hosts that a package is granted.
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<GuestState>> {
     let mut linker = Linker::new(engine);
     bindings::Endpoint::add_to_linker::<_, wasmtime::component::HasSelf<_>>(&mut linker, |state| state)?;
     nn_host::link_tensor_data(&mut linker)?;
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     Ok(linker)
 }
 

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use wasmtime::component::{Component, Instance};
+use wasmtime::component::{Component, Instance, InstancePre};
 use wasmtime::{Engine, Store, Trap};
+use wasmtime_wasi_http::p2::bindings::ProxyIndices;
 use wasmtime_wizer::{ComponentInstanceState, Wizer};
 
 use super::bindings::EndpointIndices;
 use super::guest::{GuestPackage, GuestState, Phase};
 use super::limits::RequestLimits;
 use super::log::RequestLog;
+use super::world::World;
 use super::{engine, linker};
 use crate::deploy::package::InitTime;
 
@@ -21,6 +23,8 @@ use crate::deploy::package::InitTime;
 pub struct Preparation {
     /// The component's bytes.
     pub component: Vec<u8>,
+    /// The world that it is made for.
+    pub world: World,
     /// What the guest may ask for.
     pub package: GuestPackage,
     /// Assets by name, and where they lie.
@@ -44,8 +48,8 @@ pub struct Prepared {
 /// What preparing took.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PrepareReport {
-    /// Time of the guest's `init`.
-    pub init_ms: f64,
+    /// Time of the guest's `init`; none in a world that has none.
+    pub init_ms: Option<f64>,
     /// Component with its frozen memory.
     pub snapshot_bytes: u64,
     /// Time of both compilations.
@@ -76,22 +80,28 @@ const MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Most of what `init` writes that is kept.
 const LOG_BYTES_MAX: u64 = 64 << 10;
 
-/// Runs `init` once and compiles what it leaves; a guest that has its `init` in every request is compiled as it is, after
-/// a try whether that works.
+/// Runs `init` once and compiles what it leaves; a guest that has its `init` in every request, or none, is compiled as it
+/// is, after a try whether it starts.
 ///
 /// # Errors
 /// When the component is invalid, `init` fails, traps or takes too long, or its state cannot be frozen.
 pub async fn prepare(preparation: Preparation) -> Result<Prepared, PrepareError> {
+    let component = &preparation.component;
+    if preparation.world == World::Proxy {
+        let Started { pre, log, .. } = start(component, &preparation).await?;
+        ProxyIndices::new(&pre).map_err(|error| unfit(&preparation, &error))?;
+        return compile(component, None, log.take(), Instant::now());
+    }
     if preparation.init == InitTime::Request {
-        let Initialized { init_ms, log, .. } = initialize(&preparation.component, &preparation).await?;
-        return compile(&preparation.component, init_ms, log, Instant::now());
+        let Initialized { init_ms, log, .. } = initialize(component, &preparation).await?;
+        return compile(component, Some(init_ms), log, Instant::now());
     }
     let started = Instant::now();
     let mut wizer = Wizer::new();
     // Dropping `init` would leave the component's export of it dangling, so it stays; nothing calls it again.
     wizer.init_func("init").keep_init_func(true);
     let (context, instrumented) = wizer
-        .instrument_component(&preparation.component)
+        .instrument_component(component)
         .map_err(|error| PrepareError::new(format!("the component cannot be frozen after init: {}; init = \"request\" in its manifest runs init in every request instead", root(&error))))?;
     let initialized = initialize(&instrumented, &preparation).await?;
     let init_ms = initialized.init_ms;
@@ -106,10 +116,10 @@ pub async fn prepare(preparation: Preparation) -> Result<Prepared, PrepareError>
         message: format!("failed to freeze the memory after init: {}", root(&error)),
         log: log.clone(),
     })?;
-    compile(&snapshot, init_ms, log, started + Duration::from_secs_f64(init_ms / 1e3))
+    compile(&snapshot, Some(init_ms), log, started + Duration::from_secs_f64(init_ms / 1e3))
 }
 
-fn compile(component: &[u8], init_ms: f64, log: String, started: Instant) -> Result<Prepared, PrepareError> {
+fn compile(component: &[u8], init_ms: Option<f64>, log: String, started: Instant) -> Result<Prepared, PrepareError> {
     match engine::compiling().and_then(|engine| engine.precompile_component(component)) {
         Ok(artifact) => {
             let compile_ms = started.elapsed().as_secs_f64() * 1e3;
@@ -120,27 +130,20 @@ fn compile(component: &[u8], init_ms: f64, log: String, started: Instant) -> Res
     }
 }
 
-struct Initialized {
+/// A component that was instantiated: its start functions have run.
+struct Started {
+    pre: InstancePre<GuestState>,
     store: Store<GuestState>,
     instance: Instance,
-    init_ms: f64,
-    log: String,
+    log: RequestLog,
 }
 
-/// Instantiates the instrumented component and calls its `init`.
-async fn initialize(instrumented: &[u8], preparation: &Preparation) -> Result<Initialized, PrepareError> {
+async fn start(component: &[u8], preparation: &Preparation) -> Result<Started, PrepareError> {
     let engine = engine::initializing().map_err(|error| PrepareError::new(root(&error)))?;
-    let component = Component::new(&engine, instrumented)
+    let component = Component::new(&engine, component)
         .map_err(|error| PrepareError::new(format!("failed to compile the component: {}", root(&error))))?;
     let linker = linker(&engine).map_err(|error| PrepareError::new(root(&error)))?;
-    let unfit = |error: wasmtime::Error| {
-        PrepareError::new(format!(
-            "the component does not fit the world tessera:endpoint/endpoint@0.1.0: {}",
-            root(&error)
-        ))
-    };
-    let pre = linker.instantiate_pre(&component).map_err(unfit)?;
-    let exports = EndpointIndices::new(&pre).map_err(unfit)?;
+    let pre = linker.instantiate_pre(&component).map_err(|error| unfit(preparation, &error))?;
 
     let log = RequestLog::new(preparation.limits.log_bytes.min(LOG_BYTES_MAX));
     let phase = Phase::Init { assets: Arc::clone(&preparation.assets), frozen: true };
@@ -157,7 +160,26 @@ async fn initialize(instrumented: &[u8], preparation: &Preparation) -> Result<In
         .instantiate_async(&mut store)
         .await
         .map_err(|error| PrepareError::new(format!("failed to start the component: {}", root(&error))))?;
-    let endpoint = exports.load(&mut store, &instance).map_err(unfit)?;
+    Ok(Started { pre, store, instance, log })
+}
+
+fn unfit(preparation: &Preparation, error: &wasmtime::Error) -> PrepareError {
+    let world = preparation.world.name();
+    PrepareError::new(format!("the component does not fit the world {world}: {}", root(error)))
+}
+
+struct Initialized {
+    store: Store<GuestState>,
+    instance: Instance,
+    init_ms: f64,
+    log: String,
+}
+
+/// Instantiates the instrumented component and calls its `init`.
+async fn initialize(instrumented: &[u8], preparation: &Preparation) -> Result<Initialized, PrepareError> {
+    let Started { pre, mut store, instance, log } = start(instrumented, preparation).await?;
+    let exports = EndpointIndices::new(&pre).map_err(|error| unfit(preparation, &error))?;
+    let endpoint = exports.load(&mut store, &instance).map_err(|error| unfit(preparation, &error))?;
 
     let started = Instant::now();
     let outcome = endpoint.call_init(&mut store).await;

@@ -4,6 +4,7 @@
 //! more memory, out of the caches (at 256 connections this costs a fifth of the throughput). A guest that waits for
 //! something slow gives its slot back, so that slow models do not hold up quick ones.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -25,6 +26,18 @@ pub(super) async fn acquire() -> Option<Slot> {
         Ok(permit) => Some(Slot(permit)),
         Err(_) => free.acquire_owned().await.ok().map(Slot),
     }
+}
+
+/// Runs a guest, and gives its slot back when it waits for the first time.
+pub(super) async fn until_it_waits<F: Future>(mut slot: Option<Slot>, mut guest: Pin<&mut F>) -> F::Output {
+    std::future::poll_fn(|context| {
+        let poll = guest.as_mut().poll(context);
+        if poll.is_pending() {
+            slot = None;
+        }
+        poll
+    })
+    .await
 }
 
 impl Slot {

@@ -5,6 +5,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Release;
 
 use bytes::Bytes;
+use hyper::HeaderMap;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use tokio::sync::{mpsc, oneshot};
 use wasmtime::component::Resource;
 
@@ -45,12 +47,13 @@ impl RequestBody {
 pub struct StreamedResponse {
     /// HTTP status.
     pub status: u16,
-    /// `Content-Type`.
-    pub content_type: String,
+    /// With the `Content-Type`.
+    pub headers: HeaderMap,
     /// The body.
     pub chunks: mpsc::Receiver<Bytes>,
-    /// Whether the body is all there once the channel closes: set when the guest has ended well, and by nothing else, so
-    /// that a body cut short by a trap, a limit or a lost task is never taken for the whole.
+    /// Whether the body is all there once the channel closes: set when the guest has ended well, or the body of its HTTP
+    /// response, and by nothing else, so that a body cut short by a trap, a limit or a lost task is never taken for the
+    /// whole.
     pub complete: Arc<AtomicBool>,
 }
 
@@ -68,6 +71,11 @@ pub(super) struct ResponseStream {
 impl ResponseStream {
     pub(super) fn new(head: oneshot::Sender<StreamedResponse>, transcript: Option<Transcript>) -> ResponseStream {
         ResponseStream { head: Some(head), sender: None, complete: Arc::default(), sent_bytes: 0, transcript }
+    }
+
+    /// For guests that answer otherwise.
+    pub(super) fn none() -> ResponseStream {
+        ResponseStream { head: None, sender: None, complete: Arc::default(), sent_bytes: 0, transcript: None }
     }
 
     /// Says that the guest has ended well, before the channel closes.
@@ -88,7 +96,8 @@ impl Host for GuestState {
     ) -> wasmtime::Result<Result<Resource<ResponseBody>, StreamError>> {
         let Phase::Handle(request) = &mut self.phase else { return Ok(Err(StreamError::Invalid)) };
         let stream = &mut request.stream;
-        if !(200..=599).contains(&status) || hyper::header::HeaderValue::from_str(&content_type).is_err() {
+        let Ok(value) = HeaderValue::from_str(&content_type) else { return Ok(Err(StreamError::Invalid)) };
+        if !(200..=599).contains(&status) {
             return Ok(Err(StreamError::Invalid));
         }
         let Some(head) = stream.head.take() else { return Ok(Err(StreamError::Invalid)) };
@@ -98,7 +107,8 @@ impl Host for GuestState {
         if let Some(transcript) = &stream.transcript {
             transcript.begin(&content_type);
         }
-        if head.send(StreamedResponse { status, content_type, chunks, complete }).is_err() {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, value)]);
+        if head.send(StreamedResponse { status, headers, chunks, complete }).is_err() {
             return Ok(Err(StreamError::Closed));
         }
         stream.sender = Some(sender);

@@ -18,7 +18,7 @@ use super::{QUERY, begin, infer_once};
 use crate::admission::BodyRoom;
 use crate::api::{Answer, Call, audited, request_id};
 use crate::error::{ApiError, ErrorCode};
-use crate::http::body::{AbortOnDrop, ResponseBody};
+use crate::http::body::{Maker, ResponseBody};
 
 /// Time without a request after which a stream has ended.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(300);
@@ -35,7 +35,7 @@ pub(super) async fn infer(call: &mut Call) -> Result<Answer, ApiError> {
         stream.answer_all(&answers).await;
         ended.store(true, Release);
     });
-    let maker = Some(AbortOnDrop(task.abort_handle()));
+    let maker = Some(Maker { task: task.abort_handle(), complete: Arc::clone(&complete) });
     Ok(succeeded(ResponseBody::Stream { chunks, complete, _maker: maker }))
 }
 

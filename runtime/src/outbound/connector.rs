@@ -1,0 +1,178 @@
+//! Connections to other hosts: a name is resolved once, its addresses are looked at, and one of them is connected to.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsConnector;
+
+use super::addresses::is_public;
+use super::hosts::{Target, TargetHost};
+
+/// Connections of all guests at one time: each takes a file descriptor, and while its name is resolved a thread.
+const CONNECTIONS_MAX: usize = 256;
+
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 4;
+
+/// Makes connections, for all packages.
+pub struct Connector {
+    /// None where no certificate is trusted.
+    tls: Option<TlsConnector>,
+    places: Arc<Semaphore>,
+}
+
+/// A connection, for as long as this lives.
+pub struct Connection {
+    /// Plain, or TLS with whom the name says.
+    pub stream: Box<dyn Stream>,
+    /// One of those that may be open.
+    pub place: OwnedSemaphorePermit,
+}
+
+/// What bytes go over.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// All guests together have too many.
+    #[error("the server's guests have {CONNECTIONS_MAX} connections open, which is the limit")]
+    TooMany,
+    /// The name has no address, or the resolver fails.
+    #[error("the name cannot be resolved: {0}")]
+    Unresolved(io::Error),
+    /// The name leads into a network that is not the public Internet.
+    #[error("its address {0} is not a public one")]
+    Prohibited(IpAddr),
+    /// Nobody answers there.
+    #[error("it cannot be connected to: {0}")]
+    Unreachable(io::Error),
+    /// TLS fails.
+    #[error("TLS failed: {0}")]
+    Tls(io::Error),
+}
+
+impl Connector {
+    /// With the certificates that the system trusts.
+    pub fn new() -> Connector {
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!("failed to read certificates that this system trusts: {error}");
+        }
+        let mut roots = RootCertStore::empty();
+        let (trusted, _) = roots.add_parsable_certificates(found.certs);
+        if trusted == 0 {
+            tracing::warn!("this system trusts no certificates, so guests cannot call hosts by https");
+        }
+        let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map(|config| config.with_root_certificates(roots).with_no_client_auth());
+        let tls = tls.inspect_err(|error| tracing::error!("failed to set up TLS for guests: {error}")).ok();
+        Connector { tls: tls.map(|config| TlsConnector::from(Arc::new(config))), ..Connector::without_tls() }
+    }
+
+    /// Where nothing may be called.
+    pub fn without_tls() -> Connector {
+        Connector { tls: None, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
+    }
+
+    /// Connects to where a request may go. Without a bound in time; dropping the future ends the attempt.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect(&self, target: &Target) -> Result<Connection, ConnectError> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ConnectError::TooMany)?;
+        let stream = connect_any(&resolve(target).await?).await?;
+        // Small requests do not wait for the acknowledgement of those before.
+        let _ = stream.set_nodelay(true);
+        let stream: Box<dyn Stream> = match target.tls {
+            true => Box::new(self.shake_hands(target, stream).await.map_err(ConnectError::Tls)?),
+            false => Box::new(stream),
+        };
+        Ok(Connection { stream, place })
+    }
+
+    async fn shake_hands(&self, target: &Target, stream: TcpStream) -> io::Result<impl Stream + use<>> {
+        let name = match &target.host {
+            TargetHost::Name(name) => ServerName::try_from(name.clone()).map_err(io::Error::other)?,
+            TargetHost::Address(address) => ServerName::from(*address),
+        };
+        let tls = self.tls.as_ref().ok_or_else(|| io::Error::other("this system trusts no certificates"))?;
+        tls.connect(name, stream).await
+    }
+}
+
+/// The addresses of a host, of which every one may be connected to: a name with one in this network is somebody's attempt
+/// to get there.
+async fn resolve(target: &Target) -> Result<Vec<SocketAddr>, ConnectError> {
+    let name = match &target.host {
+        // Named by the operator, exactly.
+        TargetHost::Address(address) => return Ok(vec![SocketAddr::new(*address, target.port)]),
+        TargetHost::Name(name) => name,
+    };
+    let found = tokio::net::lookup_host((name.as_str(), target.port)).await.map_err(ConnectError::Unresolved)?;
+    let addresses: Vec<SocketAddr> = found.collect();
+    if let Some(prohibited) = addresses.iter().find(|address| !is_public(address.ip())) {
+        return Err(ConnectError::Prohibited(prohibited.ip()));
+    }
+    Ok(addresses)
+}
+
+/// Connects to the first of the addresses that answers.
+async fn connect_any(addresses: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+    for address in addresses.iter().take(ADDRESSES_MAX) {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(ConnectError::Unreachable(failure))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn refused(authority: &str) -> ConnectError {
+        let target = Target::of(authority, false).unwrap();
+        Connector::without_tls().connect(&target).await.err().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_to_this_machine_is_refused() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let error = refused(&format!("localhost:{port}")).await;
+        assert!(matches!(error, ConnectError::Prohibited(address) if address.is_loopback()), "{error}");
+        // The address itself was named by somebody who may.
+        let target = Target::of(&format!("127.0.0.1:{port}"), false).unwrap();
+        let (connected, accepted) =
+            tokio::join!(async { Connector::without_tls().connect(&target).await.map(drop) }, listener.accept());
+        connected.unwrap();
+        accepted.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_host_where_nobody_listens_is_told_apart() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert!(matches!(refused(&closed.to_string()).await, ConnectError::Unreachable(_)));
+    }
+
+    #[tokio::test]
+    async fn connections_are_counted() {
+        let connector = Connector::without_tls();
+        let all = Arc::clone(&connector.places).try_acquire_many_owned(CONNECTIONS_MAX as u32).unwrap();
+        let target = Target::of("127.0.0.1:9", false).unwrap();
+        assert!(matches!(connector.connect(&target).await, Err(ConnectError::TooMany)));
+        drop(all);
+    }
+}
