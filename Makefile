@@ -68,8 +68,8 @@ bench: dist ## Measure speed beside bare baselines, cold starts, batching, densi
 	@benches/density.sh
 	cargo bench --profile dist -p tessera --bench sandbox --bench accounting
 
-setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients
-	@$(SETUP) rust onnxruntime iris minilm filetype python
+setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients, a registry
+	@$(SETUP) rust onnxruntime iris minilm filetype python registry
 	@sdk/python/setup.sh
 
 guests: ## Build the WebAssembly components into CARGO_TARGET_DIR/guests

@@ -8,6 +8,7 @@
 #   iris         package: tabular classifier (committed)        -> $TESSERA_CACHE/models/iris
 #   minilm       package: sentence embeddings, converted here   -> $TESSERA_CACHE/models/minilm
 #   filetype     package: file types; its component is built by `make guests` -> $TESSERA_CACHE/models/filetype
+#   registry     Debian's docker-registry, for the tests        -> $TESSERA_CACHE/registry
 #   python       the clients and oracles of the tests           -> $TESSERA_CACHE/python
 #   bench        wrk and curl, which make the load of the benches; their models -> $TESSERA_CACHE/bench-models
 #
@@ -45,6 +46,7 @@ main() {
                 guest-examples/minilm/{convert.py,tessera.toml,weights.sha256} ;;
             filetype) step filetype models/filetype/model.onnx guest-examples/wheels.txt \
                 guest-examples/filetype/{tessera.toml,weights.sha256} guest-examples/filetype/golden/* ;;
+            registry) step registry registry/docker-registry ;;
             python) step python python/bin/python tests/python/requirements.txt ;;
             *) fail "unknown step '$name'; the steps are listed at the top of $0" ;;
         esac
@@ -106,6 +108,24 @@ install_filetype() {
         "$scratch"/wheels/magika/models/standard_v3_3/{model.onnx,config.min.json} "$scratch/filetype/"
     cp -R guest-examples/filetype/golden "$scratch/filetype/"
     publish filetype models/filetype
+}
+
+# Unpacked and not installed, for Debian's package would start a service.
+install_registry() {
+    command -v apt-get >/dev/null || fail "docker-registry is needed, and this machine has no apt-get to fetch it with"
+    local unpacked=$scratch/debian
+    mkdir "$unpacked" "$scratch/registry"
+    (
+        cd "$unpacked"
+        fetch_package docker-registry 2>/dev/null || { as_root apt-get update -qq; fetch_package docker-registry; }
+        dpkg-deb --extract docker-registry_*.deb .
+    )
+    mv "$unpacked/usr/bin/docker-registry" "$scratch/registry/"
+    publish registry registry
+}
+
+fetch_package() {
+    apt-get download -qq -o APT::Sandbox::User=root "$1"
 }
 
 install_python() {
@@ -172,14 +192,18 @@ need_command() {
 
 install_packages() {
     command -v apt-get >/dev/null || fail "please install: $* (this machine has no apt-get to do it with)"
-    local as_root=()
-    if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null || fail "please install as root: apt-get install $*"
-        as_root=(sudo)
-    fi
     echo "setup: apt-get install $*"
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    else
+        command -v sudo >/dev/null || fail "please run as root: $*"
+        sudo "$@"
+    fi
 }
 
 fail() {

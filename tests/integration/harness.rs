@@ -97,11 +97,16 @@ pub(crate) fn python(script: &str) -> Command {
 
 /// The same with clients that do not go together with those, from another environment in the cache.
 pub(crate) fn python_with(environment: &str, script: &str) -> Command {
-    let usual = installed("TESSERA_PYTHON");
-    let cache = usual.ancestors().nth(3).unwrap_or_else(|| panic!("{} is not in a cache", usual.display()));
-    let interpreter = cache.join(environment).join("bin/python");
-    assert!(interpreter.exists(), "{} is not there: run `make test`", interpreter.display());
-    script_with(interpreter, script)
+    script_with(cached(&format!("{environment}/bin/python")), script)
+}
+
+/// What `make setup` has put into the cache.
+pub(crate) fn cached(path: &str) -> PathBuf {
+    let python = installed("TESSERA_PYTHON");
+    let cache = python.ancestors().nth(3).unwrap_or_else(|| panic!("{} is not in a cache", python.display()));
+    let found = cache.join(path);
+    assert!(found.exists(), "{} is not there: run `make test`", found.display());
+    found
 }
 
 fn script_with(interpreter: PathBuf, script: &str) -> Command {

@@ -23,6 +23,7 @@
 //! - [`registry`]: models, versions, aliases, uploads; logging models with MLflow.
 //! - [`languages`]: guests in Python and JavaScript.
 //! - [`proxy`]: components of `wasi:http/proxy`, beside `wasmtime serve`, and the hosts that guests call.
+//! - [`oci`]: packages in a registry, Debian's docker-registry.
 //! - [`signing`]: servers that run only what is signed.
 //! - [`cli`]: the command line.
 //! - [`projects`]: models with code of their own: made, built, packed, served while they are written.
@@ -47,6 +48,7 @@ mod isolation;
 mod languages;
 mod mlflow;
 mod models;
+mod oci;
 mod open_inference;
 mod packaging;
 mod permissions;

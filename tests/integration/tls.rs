@@ -19,20 +19,20 @@ use tempfile::TempDir;
 use crate::harness::{Package, Server, ask_python, client, eventually, model, printed, python, tessera};
 
 /// A certificate authority of a test.
-struct Ca {
-    pem: String,
+pub(crate) struct Ca {
+    pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 /// A certificate and its key.
-struct Pair {
-    cert: String,
-    key: String,
+pub(crate) struct Pair {
+    pub(crate) cert: String,
+    pub(crate) key: String,
     der: Vec<u8>,
 }
 
 impl Ca {
-    fn new(name: &str) -> Ca {
+    pub(crate) fn new(name: &str) -> Ca {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -43,7 +43,7 @@ impl Ca {
     }
 
     /// A certificate for this machine that ends with the year before `year`.
-    fn sign(&self, year: i32) -> Pair {
+    pub(crate) fn sign(&self, year: i32) -> Pair {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
         params.not_after = rcgen::date_time_ymd(year, 1, 1);

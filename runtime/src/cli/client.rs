@@ -21,13 +21,13 @@ use super::ClientOptions;
 
 /// Servers close connections that are idle for longer, and between two calls nothing here notices that they have.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// For everything but uploads and invocations. Finalizing a version hashes its files, so it is not short.
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// An invocation ends at the server's own limit; this one only bounds a server that hangs.
 const INVOKE_TIMEOUT: Duration = Duration::from_secs(3600);
-/// Uploads slower than this are taken for hung: with [`CALL_TIMEOUT`] on top, the bound on one file.
-const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
+/// What is slower than this is taken for hung.
+const TRANSFER_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// Far above any answer of the control plane; logs are the longest.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// A frame of an upload: large enough to make the copying cheap, small enough to make the bar move.
@@ -39,7 +39,6 @@ pub(super) struct Client {
     http: reqwest::Client,
     base: Url,
     token: String,
-    options: ClientOptions,
 }
 
 /// Why a request has no answer.
@@ -94,8 +93,8 @@ impl Client {
     }
 
     /// Another server, at an address, with the same certificates; without a token, if it is empty.
-    pub(super) fn to(&self, address: &str, token: String) -> anyhow::Result<Client> {
-        Client::connect(parse_address(address)?, token, &self.options)
+    pub(super) fn at(address: &str, token: String, options: &ClientOptions) -> anyhow::Result<Client> {
+        Client::connect(parse_address(address)?, token, options)
     }
 
     fn connect(base: Url, token: String, options: &ClientOptions) -> anyhow::Result<Client> {
@@ -115,7 +114,6 @@ impl Client {
             http: http.build().context("failed to start the HTTP client")?,
             base,
             token,
-            options: options.clone(),
         })
     }
 
@@ -155,11 +153,10 @@ impl Client {
     ) -> Result<(), ClientError> {
         let mut url = self.url(path);
         url.set_query(Some("overwrite=true"));
-        let timeout = CALL_TIMEOUT + Duration::from_secs(bytes / UPLOAD_BYTES_PER_SECOND_MIN);
         self.send(Method::PUT, url, |request| {
             // hyper would leave the length out for an empty file.
             let request = request.header("content-length", bytes).header("content-type", "application/octet-stream");
-            request.timeout(timeout).body(reqwest::Body::wrap(Upload { file, bytes }))
+            request.timeout(transfer_timeout(bytes)).body(reqwest::Body::wrap(Upload { file, bytes }))
         })?;
         Ok(())
     }
@@ -250,7 +247,7 @@ impl Client {
 }
 
 /// Whom to trust, and as whom to come, when the address asks for TLS.
-fn tls(http: ClientBuilder, base: &Url, options: &ClientOptions) -> anyhow::Result<ClientBuilder> {
+pub(super) fn tls(http: ClientBuilder, base: &Url, options: &ClientOptions) -> anyhow::Result<ClientBuilder> {
     // The client builds TLS in any case, with the process's provider. It is ours already where two clients are made.
     let _ = rustls::crypto::ring::default_provider().install_default();
     if base.scheme() != "https" {
@@ -276,9 +273,9 @@ fn tls(http: ClientBuilder, base: &Url, options: &ClientOptions) -> anyhow::Resu
 
 /// A file on its way: exactly `bytes` more of it, read as the connection takes them. The reads block the runtime, which
 /// has nothing else to do.
-struct Upload<R> {
-    file: R,
-    bytes: u64,
+pub(super) struct Upload<R> {
+    pub(super) file: R,
+    pub(super) bytes: u64,
 }
 
 impl<R: Read + Unpin> Body for Upload<R> {
@@ -331,16 +328,26 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
     Ok(token.trim().to_owned())
 }
 
-fn is_refused(error: &reqwest::Error) -> bool {
+/// How long a file may take: its bytes at the slowest, and what a call may take besides.
+pub(super) fn transfer_timeout(bytes: u64) -> Duration {
+    CALL_TIMEOUT + Duration::from_secs(bytes / TRANSFER_BYTES_PER_SECOND_MIN)
+}
+
+pub(super) fn is_refused(error: &reqwest::Error) -> bool {
     io_errors(error).any(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// Why the server's certificate was not accepted, if that is what failed.
-fn certificate_error(error: &reqwest::Error) -> Option<rustls::CertificateError> {
-    io_errors(error).find_map(|error| match error.get_ref()?.downcast_ref()? {
+pub(super) fn certificate_error(error: &reqwest::Error) -> Option<rustls::CertificateError> {
+    match tls_error(error)? {
         rustls::Error::InvalidCertificate(reason) => Some(reason.clone()),
         _ => None,
-    })
+    }
+}
+
+/// What TLS has failed at, if that is what failed.
+pub(super) fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    io_errors(error).find_map(|error| error.get_ref()?.downcast_ref())
 }
 
 /// The system's errors among the causes, also those that one of them wraps.
@@ -364,7 +371,7 @@ pub(super) fn for_tests(address: &str) -> Client {
 }
 
 #[cfg(test)]
-fn no_options() -> ClientOptions {
+pub(super) fn no_options() -> ClientOptions {
     let (host, token, ca_cert, client_cert, client_key) = Default::default();
     ClientOptions { host, token, ca_cert, client_cert, client_key, home: "/nowhere".into(), json: false }
 }

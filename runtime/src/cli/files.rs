@@ -289,7 +289,7 @@ impl Project {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use tempfile::TempDir;
 
@@ -303,7 +303,8 @@ mod tests {
         dir
     }
 
-    fn iris() -> TempDir {
+    /// A package in a folder, with a hidden file beside it.
+    pub(in crate::cli) fn iris() -> TempDir {
         folder(&[("MLmodel", "flavors: {}"), ("model.onnx", "weights"), ("data/a b.txt", ""), (".git/config", "x")])
     }
 

@@ -21,6 +21,7 @@ mod key;
 mod label;
 mod model;
 mod new;
+mod oci;
 mod package;
 mod project;
 mod pull;
@@ -291,10 +292,15 @@ fn exit(outcome: anyhow::Result<ExitCode>, format: Format) -> ExitCode {
 }
 
 fn execute(command: ClientCommand, format: Format, out: &mut dyn Write) -> anyhow::Result<()> {
+    if let ClientCommand::Model { command, options } = &command
+        && let Some(done) = model::run_without_server(command, options, format, out)
+    {
+        return done;
+    }
     let client = Client::new(command.options())?;
     let mut session = Session { client, format, out };
     match command {
-        ClientCommand::Model { command, .. } => model::run(&mut session, command),
+        ClientCommand::Model { command, options } => model::run(&mut session, command, &options),
         ClientCommand::Endpoint { command, .. } => endpoint::run(&mut session, command),
         ClientCommand::Key { command, .. } => key::run(&mut session, command),
         ClientCommand::User { command, .. } => identity::users(&mut session, command),
@@ -405,6 +411,20 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_has_every_command() {
+        let (_, readme) = include_str!("../../../README.md").split_once("## Commands").unwrap();
+        let table = readme.split("\n## ").next().unwrap();
+        let words: Vec<&str> = table.split(|c: char| !c.is_alphanumeric() && c != '-').collect();
+        let mut cli = Cli::command();
+        cli.build();
+        for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
+            for name in command.get_subcommands().chain([command]).map(clap::Command::get_name) {
+                assert!(words.contains(&name) || name == "help", "{} {name}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
     fn client_options_stand_before_or_after_the_verb() {
         for line in ["tessera endpoint --json list --home /h", "tessera endpoint list --json --home /h"] {
             let Command::Client(command) = parse(line).unwrap().command else { panic!("{line}") };
@@ -417,6 +437,13 @@ mod tests {
         for line in [
             "tessera model push . --name iris",
             "tessera model push . --name a.b/c.d",
+            "tessera model push .",
+            "tessera model push . iris:1",
+            "tessera model push . oci://localhost:5000/iris --name a.b.c",
+            "tessera model push . oci://localhost:5000/iris --username ann",
+            "tessera model pull oci://localhost:5000/iris",
+            "tessera model pull oci://localhost:5000/iris --to iris --as a.b.c",
+            "tessera model pull oci://iris --to iris",
             "tessera endpoint get ../x",
             "tessera endpoint create iris",
             "tessera endpoint create iris --model a.b.c",

@@ -1,6 +1,7 @@
 //! `tessera model …`: push, pull, list, get, versions, delete, alias, tag. The registry is spoken to as MLflow's Unity Catalog client does.
 
 use std::fmt;
+use std::io::Write;
 use std::str::FromStr;
 
 use clap::Subcommand;
@@ -12,7 +13,7 @@ use super::label::{self, AliasCommand, TagCommand};
 use super::pull::{self, PullArgs};
 use super::push::{self, PushArgs};
 use super::wire::{ModelVersion, Page, RegisteredModel, RegisteredModelAnswer};
-use super::{Format, Session, json, table};
+use super::{ClientOptions, Format, Session, json, table};
 
 /// Bounds a list against a server whose page tokens never end.
 const PAGES_MAX: usize = 1000;
@@ -20,9 +21,9 @@ const PAGES_MAX: usize = 1000;
 /// What can be done with registered models.
 #[derive(Debug, Subcommand)]
 pub enum ModelCommand {
-    /// Register a model package as a new version
+    /// Register a model package as a new version, or send it to an OCI registry
     Push(PushArgs),
-    /// Register a model from an MLflow server as a new version
+    /// Fetch a package from an OCI registry or an MLflow server, to register it or into a folder
     Pull(PullArgs),
     /// List all registered models
     List,
@@ -56,10 +57,24 @@ pub enum ModelCommand {
     },
 }
 
-pub(super) fn run(session: &mut Session, command: ModelCommand) -> anyhow::Result<()> {
+/// Does what needs no server: packages go to registries, and come from elsewhere into folders. None where one is needed.
+pub(super) fn run_without_server(
+    command: &ModelCommand,
+    options: &ClientOptions,
+    format: Format,
+    out: &mut dyn Write,
+) -> Option<anyhow::Result<()>> {
+    match command {
+        ModelCommand::Push(args) => Some(push::to_registry(args.registry()?, args, options, format, out)),
+        ModelCommand::Pull(args) => Some(pull::into_folder(args.folder()?, args, options, format, out)),
+        _ => None,
+    }
+}
+
+pub(super) fn run(session: &mut Session, command: ModelCommand, options: &ClientOptions) -> anyhow::Result<()> {
     match command {
         ModelCommand::Push(args) => push::push(session, &args),
-        ModelCommand::Pull(args) => pull::pull(session, args),
+        ModelCommand::Pull(args) => pull::register(session, &args, options),
         ModelCommand::List => list(session),
         ModelCommand::Get { name } => get(session, &name),
         ModelCommand::Delete { name, version } => delete(session, &name, version),
@@ -174,7 +189,7 @@ mod tests {
         let script = Script::start(answers);
         let mut out = Vec::new();
         let client = client::for_tests(&script.address);
-        run(&mut Session { client, format, out: &mut out }, command).unwrap();
+        run(&mut Session { client, format, out: &mut out }, command, &client::no_options()).unwrap();
         (String::from_utf8(out).unwrap(), script.lines())
     }
 

@@ -1,247 +1,147 @@
-//! `tessera model pull`: a version of a model from an MLflow server becomes one of ours. The command fetches it and pushes
-//! it; the server itself fetches nothing from elsewhere.
+//! `tessera model pull`: a package from a registry, or a version of a model from an MLflow server, becomes a version of
+//! ours, or a folder. The command fetches it and pushes it; the server itself fetches nothing from elsewhere.
+
+mod mlflow;
 
 use std::fs;
-use std::io::Write as _;
-use std::path::{Component, Path, PathBuf};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use clap::Args;
-use serde::Deserialize;
+use serde_json::json;
 
-use super::client::{self, Client};
+use self::mlflow::ModelUri;
+use super::client::Client;
+use super::files::PackageFiles;
 use super::model::ModelName;
-use super::push::{self, PushArgs};
-use super::{Session, note};
-
-/// Files of a model: as many as a version may have.
-const FILES_MAX: usize = 300;
-
-/// Folders of a model that are looked into: a server whose folders never end is noticed.
-const FOLDERS_MAX: usize = 300;
+use super::oci::{self, Address, RegistryOptions};
+use super::{ClientOptions, Format, Session, json, note, print_bytes, push};
 
 /// What to fetch, and as what.
 #[derive(Debug, Args)]
 pub struct PullArgs {
-    /// What MLflow calls it: models:/NAME/VERSION, models:/NAME/STAGE or models:/NAME@ALIAS
-    #[arg(value_name = "MODEL_URI", value_parser = parse_uri)]
-    model: ModelUri,
+    #[command(flatten)]
+    from: Model,
+    #[command(flatten)]
+    into: Destination,
+}
+
+/// What to fetch.
+#[derive(Debug, Args)]
+struct Model {
+    /// A package in a registry, like oci://HOST/REPOSITORY:TAG or oci://HOST/REPOSITORY@sha256:…, or a model of MLflow:
+    /// models:/NAME/VERSION, models:/NAME/STAGE or models:/NAME@ALIAS
+    #[arg(value_name = "ADDRESS|MODEL_URI")]
+    model: Source,
     /// Address of the MLflow server
     #[arg(long, value_name = "URL", env = "MLFLOW_TRACKING_URI")]
-    from: String,
+    from: Option<String>,
     /// Access token of the MLflow server, if it wants one
     #[arg(long, value_name = "TOKEN", env = "MLFLOW_TRACKING_TOKEN", hide_env_values = true)]
     from_token: Option<String>,
+    #[command(flatten)]
+    registry: RegistryOptions,
+}
+
+/// Where a model lies.
+#[derive(Debug, Clone)]
+enum Source {
+    Registry(Address),
+    Mlflow(ModelUri),
+}
+
+impl FromStr for Source {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match Address::is_meant(text) {
+            true => text.parse().map(Source::Registry),
+            false => mlflow::parse_uri(text).map(Source::Mlflow),
+        }
+    }
+}
+
+/// What becomes of it.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Destination {
     /// Registered model that gets the new version; it is created if it does not exist
     #[arg(long = "as", value_name = "CATALOG.SCHEMA.MODEL")]
-    name: ModelName,
+    name: Option<ModelName>,
+    /// Folder to make with the package in it; no server is needed
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
 }
 
-/// A model on an MLflow server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct ModelUri {
-    name: String,
-    which: Which,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Which {
-    Version(String),
-    Stage(String),
-    Alias(String),
-}
-
-fn parse_uri(text: &str) -> Result<ModelUri, &'static str> {
-    const FORM: &str = "a model is named like models:/NAME/VERSION, models:/NAME/STAGE or models:/NAME@ALIAS";
-    let rest = text.strip_prefix("mlflow:").unwrap_or(text);
-    let rest = rest.strip_prefix("models:/").ok_or(FORM)?.trim_start_matches('/');
-    let (name, which) = match (rest.split_once('/'), rest.rsplit_once('@')) {
-        (Some((name, version)), _) if version.chars().all(|c| c.is_ascii_digit()) => {
-            (name, Which::Version(version.into()))
-        }
-        (Some((name, stage)), _) => (name, Which::Stage(stage.into())),
-        (None, Some((name, alias))) => (name, Which::Alias(alias.into())),
-        (None, None) => return Err(FORM),
-    };
-    let (Which::Version(part) | Which::Stage(part) | Which::Alias(part)) = &which;
-    if name.is_empty() || part.is_empty() || part.contains('/') {
-        return Err(FORM);
+impl PullArgs {
+    /// The folder that it goes to, for which no server is needed.
+    pub(super) fn folder(&self) -> Option<&Path> {
+        self.into.to.as_deref()
     }
-    Ok(ModelUri { name: name.to_owned(), which })
 }
 
-#[derive(Deserialize)]
-struct Found {
-    model_version: FoundVersion,
-}
-
-#[derive(Deserialize)]
-struct FoundList {
-    #[serde(default)]
-    model_versions: Vec<FoundVersion>,
-}
-
-#[derive(Deserialize)]
-struct FoundVersion {
-    version: String,
-}
-
-#[derive(Deserialize)]
-struct Location {
-    artifact_uri: String,
-}
-
-#[derive(Deserialize)]
-struct Listing {
-    #[serde(default)]
-    files: Vec<Listed>,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    path: String,
-    #[serde(default)]
-    is_dir: bool,
-}
-
-pub(super) fn pull(session: &mut Session, args: PullArgs) -> anyhow::Result<()> {
-    let mlflow = session.client.to(&args.from, args.from_token.unwrap_or_default())?;
-    let version = find(&mlflow, &args.model)
-        .with_context(|| format!("failed to find model {} at {}", args.model.name, args.from))?;
-    let root = artifact_root(&mlflow, &args.model.name, &version)?;
+/// Registers what is fetched.
+pub(super) fn register(session: &mut Session, args: &PullArgs, options: &ClientOptions) -> anyhow::Result<()> {
+    let name = args.into.name.as_ref().context("--as does not say which model it becomes")?;
     let dir = tempfile::tempdir().context("failed to make a folder for the files")?;
-    let files = fetch(&mlflow, &root, dir.path())
-        .with_context(|| format!("failed to fetch model {} version {version}", args.model.name))?;
-    note(&format!("fetched {} version {version} from {}: {files} files", args.model.name, args.from));
-    let source = format!("{} models:/{}/{version}", args.from, args.model.name);
-    push::push(
-        session,
-        &PushArgs { package: dir.path().to_owned(), name: args.name, description: None, source: Some(source) },
-    )
+    let Fetched { source, text, .. } = fetch(&args.from, dir.path(), options)?;
+    note(&format!("fetched {text}"));
+    push::push_package(session, dir.path(), name, &source, None)
 }
 
-fn find(mlflow: &Client, model: &ModelUri) -> anyhow::Result<String> {
-    let path = |rest: [&'static str; 2]| ["api", "2.0", "mlflow", rest[0], rest[1]];
-    let name = model.name.as_str();
-    match &model.which {
-        Which::Version(version) => {
-            let query = [("name", name), ("version", version.as_str())];
-            let answer = mlflow.get(&path(["model-versions", "get"]), &query)?;
-            Ok(client::parse::<Found>(&answer)?.model_version.version)
-        }
-        Which::Alias(alias) => {
-            let query = [("name", name), ("alias", alias.as_str())];
-            let answer = mlflow.get(&path(["registered-models", "alias"]), &query)?;
-            Ok(client::parse::<Found>(&answer)?.model_version.version)
-        }
-        Which::Stage(stage) => {
-            let mut query = vec![("name", name)];
-            if stage != "latest" {
-                query.push(("stages", stage));
-            }
-            let answer = mlflow.get(&path(["registered-models", "get-latest-versions"]), &query)?;
-            let found = client::parse::<FoundList>(&answer)?.model_versions;
-            let newest = found.into_iter().max_by_key(|found| found.version.parse::<u64>().unwrap_or(0));
-            Ok(newest.with_context(|| format!("no version is in stage '{stage}'"))?.version)
-        }
-    }
+/// Puts what is fetched into a folder, as a whole: until all is there, the folder is not.
+pub(super) fn into_folder(
+    folder: &Path,
+    args: &PullArgs,
+    options: &ClientOptions,
+    format: Format,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let is_free = !folder.exists() || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    ensure!(is_free, "{} is there already: give a folder that is not, or is empty", folder.display());
+    let parent = folder.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).with_context(|| format!("failed to make {}", parent.display()))?;
+    // Beside it, for a file system to rename; a folder below it, for that has the rights which the person wants.
+    let beside = tempfile::Builder::new().prefix(".tessera-pull-").tempdir_in(parent);
+    let beside = beside.with_context(|| format!("failed to make a folder in {}", parent.display()))?;
+    let package = beside.path().join("package");
+    fs::create_dir(&package).context("failed to make a folder for the files")?;
+    let Fetched { source, text, json } = fetch(&args.from, &package, options)?;
+    PackageFiles::open(&package).with_context(|| format!("{source} is not a package"))?;
+    fs::rename(&package, folder).with_context(|| format!("failed to make {}", folder.display()))?;
+    let answer = match format {
+        Format::Json => json::pretty(&json.to_string()),
+        Format::Human => format!("{}: {text}", folder.display()),
+    };
+    print_bytes(out, format!("{answer}\n").as_bytes())
 }
 
-/// The path of a version's files below the server's artifact proxy.
-fn artifact_root(mlflow: &Client, name: &str, version: &str) -> anyhow::Result<String> {
-    let query = [("name", name), ("version", version)];
-    let answer = mlflow.get(&["api", "2.0", "mlflow", "model-versions", "get-download-uri"], &query)?;
-    let mut uri = client::parse::<Location>(&answer)?.artifact_uri;
-    // MLflow 3 registers a logged model by its id.
-    if let Some(id) = uri.strip_prefix("models:/").filter(|id| id.starts_with("m-")) {
-        #[derive(Deserialize)]
-        struct Answer {
-            model: Model,
-        }
-        #[derive(Deserialize)]
-        struct Model {
-            info: Location,
-        }
-        let answer = mlflow.get(&["api", "2.0", "mlflow", "logged-models", id], &[])?;
-        uri = client::parse::<Answer>(&answer)?.model.info.artifact_uri;
-    }
-    match uri.strip_prefix("mlflow-artifacts:") {
-        Some(path) if !path.starts_with("//") => Ok(path.trim_matches('/').to_owned()),
-        _ => bail!(
-            "the files of {name} version {version} are at {uri}, which that server does not pass on: fetch them with \
-             `mlflow artifacts download` and register them with `tessera model push`"
-        ),
-    }
+/// A package that has come.
+struct Fetched {
+    /// Where from, as it will be found again.
+    source: String,
+    /// For people.
+    text: String,
+    /// For programs.
+    json: serde_json::Value,
 }
 
-/// Fetches all files below `root` into `dir`.
-fn fetch(mlflow: &Client, root: &str, dir: &Path) -> anyhow::Result<usize> {
-    const ARTIFACTS: [&str; 4] = ["api", "2.0", "mlflow-artifacts", "artifacts"];
-    let (mut files, mut folders) = (0, vec![String::new()]);
-    let mut seen = 0;
-    while let Some(folder) = folders.pop() {
-        seen += 1;
-        ensure!(seen <= FOLDERS_MAX, "it has more than {FOLDERS_MAX} folders");
-        let path = if folder.is_empty() { root.to_owned() } else { format!("{root}/{folder}") };
-        let listing: Listing = client::parse(&mlflow.get(&ARTIFACTS, &[("path", &path)])?)?;
-        for Listed { path: name, is_dir } in listing.files {
-            let inside = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-            if is_dir {
-                folders.push(inside);
-                continue;
-            }
-            files += 1;
-            ensure!(files <= FILES_MAX, "it has more than {FILES_MAX} files");
-            let target = dir.join(plain(&inside)?);
-            fs::create_dir_all(target.parent().unwrap_or(dir)).context("failed to make a folder")?;
-            let mut file = fs::File::create(&target).with_context(|| format!("failed to write {inside}"))?;
-            let path = format!("{root}/{inside}");
-            let segments: Vec<&str> = ARTIFACTS.into_iter().chain(path.split('/')).collect();
-            mlflow
-                .get_file(&segments, |piece| file.write_all(piece).context("failed to write"))
-                .with_context(|| format!("failed to fetch {inside}"))?;
+fn fetch(from: &Model, into: &Path, options: &ClientOptions) -> anyhow::Result<Fetched> {
+    match &from.model {
+        Source::Registry(address) => {
+            let found = oci::pull(address, into, &from.registry, options)?;
+            Ok(Fetched { source: found.address.to_string(), text: found.text(), json: found.json() })
         }
-    }
-    ensure!(files > 0, "there are no files");
-    Ok(files)
-}
-
-/// A path that stays below a folder: the names come from another server.
-fn plain(path: &str) -> anyhow::Result<PathBuf> {
-    let sound = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
-    ensure!(sound && !path.is_empty(), "'{path}' is not a path below the model's folder");
-    Ok(PathBuf::from(path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::client::tests::Script;
-    use super::*;
-
-    #[test]
-    fn models_are_named_as_mlflow_names_them() {
-        let uri = |name: &str, which| Ok(ModelUri { name: name.to_owned(), which });
-        assert_eq!(parse_uri("models:/iris/3"), uri("iris", Which::Version("3".to_owned())));
-        assert_eq!(parse_uri("mlflow:models:/iris/Production"), uri("iris", Which::Stage("Production".to_owned())));
-        assert_eq!(parse_uri("models:/iris@best"), uri("iris", Which::Alias("best".to_owned())));
-        for bad in ["iris/3", "models:/iris", "models:/iris/", "models:/@best", "models:/a/b/c", "runs:/1/x"] {
-            assert!(parse_uri(bad).is_err(), "{bad}");
+        Source::Mlflow(model) => {
+            let server = from.from.as_deref().context("an MLflow server is needed: give its address with --from")?;
+            let mlflow = Client::at(server, from.from_token.clone().unwrap_or_default(), options)?;
+            let found = mlflow::pull(&mlflow, model, into).with_context(|| format!("failed to pull from {server}"))?;
+            let (version, files) = found;
+            let source = format!("{server} models:/{}/{version}", model.name);
+            let text = format!("{} version {version} from {server}: {files} files", model.name);
+            Ok(Fetched { json: json!({"source": source, "files": files}), source, text })
         }
-    }
-
-    #[test]
-    fn a_server_cannot_write_elsewhere() {
-        let list = r#"{"files": [{"path": "../../outside", "is_dir": false, "file_size": 1}]}"#;
-        let script = Script::start(&[(200, list)]);
-        let dir = tempfile::tempdir().unwrap();
-        let error = fetch(&client::for_tests(&script.address), "root", dir.path()).unwrap_err();
-        assert_eq!(error.to_string(), "'../../outside' is not a path below the model's folder");
-    }
-
-    #[test]
-    fn files_elsewhere_are_named_with_the_way_out() {
-        let script = Script::start(&[(200, r#"{"artifact_uri": "s3://bucket/x"}"#)]);
-        let error = artifact_root(&client::for_tests(&script.address), "iris", "1").unwrap_err().to_string();
-        assert!(error.contains("s3://bucket/x") && error.contains("tessera model push"), "{error}");
     }
 }

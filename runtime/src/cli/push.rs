@@ -1,9 +1,11 @@
-//! `tessera model push`: a package becomes a model version, by the calls that MLflow's Unity Catalog client makes.
+//! `tessera model push`: a package becomes a model version, by the calls that MLflow's Unity Catalog client makes; or it
+//! goes to a registry, see [`oci`].
 //!
 //! Create the model (it may exist), create a version, upload its files one after the other, finalize. A version that
 //! was not finalized is deleted again.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -15,8 +17,9 @@ use serde_json::json;
 use super::client::{self, Client, ClientError};
 use super::files::PackageFiles;
 use super::model::{ModelName, delete_version, registry};
+use super::oci::{self, Address, RegistryOptions};
 use super::wire::ModelVersionAnswer;
-use super::{Session, note, table};
+use super::{ClientOptions, Format, Session, json, note, print_bytes, table};
 
 /// What to register, and as what.
 #[derive(Debug, Args)]
@@ -24,30 +27,71 @@ pub struct PushArgs {
     /// Folder of the package, with MLmodel or tessera.toml in it, or the archive that `tessera package` wrote
     #[arg(value_name = "DIR|FILE")]
     pub(super) package: PathBuf,
+    /// Registry that gets it, like oci://HOST/REPOSITORY:TAG; no server is needed
+    #[arg(value_name = "ADDRESS", required_unless_present = "name", conflicts_with_all = ["name", "description"])]
+    to: Option<Address>,
     /// Registered model that gets the new version; it is created if it does not exist
     #[arg(long, value_name = "CATALOG.SCHEMA.MODEL")]
-    pub(super) name: ModelName,
+    name: Option<ModelName>,
     /// Text for people
     #[arg(long, value_name = "TEXT")]
-    pub(super) description: Option<String>,
-    /// Where it comes from, if not from there.
-    #[arg(skip)]
-    pub(super) source: Option<String>,
+    description: Option<String>,
+    #[command(flatten)]
+    registry: RegistryOptions,
+}
+
+impl PushArgs {
+    /// The registry that it goes to, for which no server is needed.
+    pub(super) fn registry(&self) -> Option<&Address> {
+        self.to.as_ref()
+    }
 }
 
 pub(super) fn push(session: &mut Session, args: &PushArgs) -> anyhow::Result<()> {
-    let package = PackageFiles::open(&args.package)?;
-    if !package.hidden.is_empty() {
-        note(&format!("note: hidden files are not pushed: {}", package.hidden.join(", ")));
-    }
-    let source = args.source.clone().unwrap_or_else(|| origin(&args.package));
-    let (_, answer) = register(&session.client, &args.name, &package, &source, args.description.as_deref())?;
+    let name = args.name.as_ref().context("--name does not say which model it becomes")?;
+    push_package(session, &args.package, name, &origin(&args.package), args.description.as_deref())
+}
+
+/// Sends the package to a registry.
+pub(super) fn to_registry(
+    to: &Address,
+    args: &PushArgs,
+    options: &ClientOptions,
+    format: Format,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let pushed = oci::push(&open(&args.package)?, to, &args.registry, options)?;
+    let answer = match format {
+        Format::Json => json::pretty(&pushed.json().to_string()),
+        Format::Human => pushed.text(),
+    };
+    print_bytes(out, format!("{answer}\n").as_bytes())
+}
+
+/// Registers the package in a folder or an archive, and prints the answer.
+pub(super) fn push_package(
+    session: &mut Session,
+    path: &Path,
+    name: &ModelName,
+    source: &str,
+    description: Option<&str>,
+) -> anyhow::Result<()> {
+    let package = open(path)?;
+    let (_, answer) = register(&session.client, name, &package, source, description)?;
     session.answer(&answer, || {
         let version = client::parse::<ModelVersionAnswer>(&answer)?.model_version.version;
         let files = if package.files.len() == 1 { "file" } else { "files" };
-        let (name, count, size) = (&args.name, package.files.len(), table::size(package.bytes));
+        let (count, size) = (package.files.len(), table::size(package.bytes));
         Ok(format!("{name} version {version}  ({count} {files}, {size})"))
     })
+}
+
+fn open(path: &Path) -> anyhow::Result<PackageFiles> {
+    let package = PackageFiles::open(path)?;
+    if !package.hidden.is_empty() {
+        note(&format!("note: hidden files are not pushed: {}", package.hidden.join(", ")));
+    }
+    Ok(package)
 }
 
 /// Where a package comes from, for the version's description.
@@ -109,7 +153,7 @@ fn upload(client: &Client, name: &ModelName, version: &str, package: &PackageFil
 }
 
 /// Drawn on stderr, and only if that is a terminal.
-fn progress_bar(bytes: u64) -> ProgressBar {
+pub(super) fn progress_bar(bytes: u64) -> ProgressBar {
     const LAYOUT: &str =
         "{bar:32} {decimal_bytes:>9} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left  {wide_msg}";
     let style = ProgressStyle::with_template(LAYOUT).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -136,30 +180,16 @@ fn withdraw(client: &Client, name: &ModelName, version: &str, error: anyhow::Err
 #[cfg(test)]
 mod tests {
     use super::super::client::tests::{Asked, Script};
-    use super::super::{Format, json, render_error};
+    use super::super::files::tests::iris;
+    use super::super::render_error;
     use super::*;
-    use tempfile::TempDir;
-
-    fn package(files: &[(&str, &str)]) -> TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        dir
-    }
-
-    fn iris() -> TempDir {
-        package(&[("MLmodel", "flavors: {}"), ("model.onnx", "weights"), ("data/a b.txt", ""), (".git/config", "x")])
-    }
 
     fn push_to(script: Script, dir: &Path) -> (anyhow::Result<String>, Vec<Asked>) {
         let mut out = Vec::new();
         let client = client::for_tests(&script.address);
         let name = "main.default.iris".parse().unwrap();
-        let args = PushArgs { package: dir.to_owned(), name, description: None, source: None };
-        let result = push(&mut Session { client, format: Format::Human, out: &mut out }, &args);
+        let session = &mut Session { client, format: Format::Human, out: &mut out };
+        let result = push_package(session, dir, &name, &origin(dir), None);
         (result.map(|()| String::from_utf8(out).unwrap()), script.asked())
     }
 
