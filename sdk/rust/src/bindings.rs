@@ -1,4 +1,5 @@
-//! The raw bindings of `wit/endpoint.wit`, for what the library does not wrap. Natively every host call in here panics.
+//! The raw bindings of `wit/endpoint.wit`, for what the library does not wrap. Natively every host call in here
+//! panics; the library then asks `testing` instead.
 
 wit_bindgen::generate!({
     path: "../../wit",

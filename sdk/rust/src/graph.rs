@@ -3,9 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::bindings::tessera::endpoint::compute::{self, Input, run};
+#[cfg(target_arch = "wasm32")]
+use crate::bindings::tessera::endpoint::compute::run;
+use crate::bindings::tessera::endpoint::compute::{self, Input};
 use crate::bindings::wasi::nn::errors::ErrorCode;
 use crate::tensor::Values;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::testing::host::run;
 use crate::{Error, ErrorKind, Tensor, TensorType};
 
 /// A graph of the package, by its name in the manifest.
@@ -63,7 +67,7 @@ struct Output {
 }
 
 /// Where values begin in the data: at multiples of this. So does the data itself, by the guest's allocator.
-const ALIGN: usize = 16;
+pub(crate) const ALIGN: usize = 16;
 
 impl Outputs {
     /// As `wit/endpoint.wit` packs them.
@@ -190,19 +194,10 @@ mod tests {
     use super::*;
 
     /// As the host packs them: element type, shape, name, values.
-    fn packed(outputs: &[(TensorType, &[u32], &str, &[u8])]) -> compute::Outputs {
-        let (mut heads, mut data) = (Vec::new(), Vec::new());
-        for (ty, dims, name, values) in outputs {
-            heads.extend([*ty as u32, values.len() as u32, dims.len() as u32]);
-            heads.extend_from_slice(dims);
-            heads.push(name.len() as u32);
-            let byte = |bytes: &[u8], at: usize| bytes.get(at).copied().unwrap_or_default();
-            let number = |bytes: &[u8]| u32::from_le_bytes(std::array::from_fn(|at| byte(bytes, at)));
-            heads.extend(name.as_bytes().chunks(4).map(number));
-            data.resize(data.len().next_multiple_of(ALIGN), 0);
-            data.extend_from_slice(values);
-        }
-        compute::Outputs { heads, data }
+    fn packed(outputs: &[(TensorType, &[u32], &'static str, &[u8])]) -> compute::Outputs {
+        let tensor = |dims: &[u32], ty, values: &[u8]| Tensor::from_bytes(dims, ty, values.to_vec()).unwrap();
+        let outputs = outputs.iter().map(|(ty, dims, name, values)| (*name, tensor(dims, *ty, values)));
+        crate::testing::host::packed(&outputs.collect())
     }
 
     fn two() -> compute::Outputs {

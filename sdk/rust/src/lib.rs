@@ -40,11 +40,22 @@
 //! - [`Error`]: a kind (which decides the HTTP status) and a message for the caller.
 //! - [`log`]: lines for `tessera logs`.
 //!
+//! - `image`, `audio`: a picture or a sound in the body becomes a tensor. Each is a feature of the crate, off by
+//!   default, so that a component carries what it uses; so are `ndarray` (tensors from and to arrays), `base64` (files in
+//!   JSON) and `getrandom` (for dependencies that will not build without a source of randomness).
+//!
 //! Deliberately absent: clock, randomness, files, network. A guest that needs none of WASI imports none of it. Natively
-//! the crate compiles, so that the logic of an endpoint has ordinary unit tests; only the host calls panic there.
+//! the crate compiles, so that an endpoint has ordinary unit tests.
+//!
+//! # Testing
+//! Natively there is a module `testing`, which stands in for the host: assets and settings are values, graphs closures.
 
 #[cfg(any(target_arch = "wasm32", test))]
 mod arena;
+#[cfg(feature = "ndarray")]
+mod array;
+#[cfg(feature = "audio")]
+pub mod audio;
 #[allow(
     missing_docs,
     unreachable_pub,
@@ -56,12 +67,18 @@ pub mod bindings;
 mod endpoint;
 mod error;
 mod graph;
+#[cfg(feature = "image")]
+pub mod image;
 pub mod log;
 pub mod open_inference;
 mod package;
+#[cfg(all(feature = "getrandom", target_arch = "wasm32"))]
+mod randomness;
 mod request;
 mod response;
 mod tensor;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
 
 #[doc(hidden)]
 pub use endpoint::__private;

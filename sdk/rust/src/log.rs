@@ -4,7 +4,11 @@
 //! log::warn(format!("{} of {} rows have no label", missing, rows));
 //! ```
 
-use crate::bindings::tessera::endpoint::logging::{Level, log};
+use crate::bindings::tessera::endpoint::logging::Level;
+#[cfg(target_arch = "wasm32")]
+use crate::bindings::tessera::endpoint::logging::log;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::testing::host::log;
 
 /// For whoever develops the endpoint.
 pub fn debug(message: impl AsRef<str>) {

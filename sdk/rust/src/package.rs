@@ -1,7 +1,10 @@
 //! The package that the endpoint was deployed from.
 
 pub use crate::bindings::tessera::endpoint::graph_info::{Description as GraphInfo, ElementType, TensorInfo};
-use crate::bindings::tessera::endpoint::{assets, graph_info, settings};
+#[cfg(target_arch = "wasm32")]
+use crate::bindings::tessera::endpoint::{assets::read, graph_info::describe, settings::get as setting};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::testing::host::{describe, read, setting};
 use crate::{Error, TensorType};
 
 /// What [`Endpoint::init`](crate::Endpoint::init) may read.
@@ -14,7 +17,7 @@ pub struct Package;
 impl Package {
     /// The content of a file that the manifest lists under `assets`.
     pub fn asset(&self, name: &str) -> Result<Vec<u8>, Error> {
-        assets::read(name).map_err(|reason| Error::model(format!("failed to read asset `{name}`: {reason}")))
+        read(name).map_err(|reason| Error::model(format!("failed to read asset `{name}`: {reason}")))
     }
 
     /// The same as text.
@@ -27,12 +30,12 @@ impl Package {
 
     /// A setting of the manifest, or of the served entity's environment, which wins.
     pub fn setting(&self, name: &str) -> Option<String> {
-        settings::get(name)
+        setting(name)
     }
 
     /// What a graph takes and gives, in the order of the model file.
     pub fn graph(&self, name: &str) -> Result<GraphInfo, Error> {
-        graph_info::describe(name).ok_or_else(|| Error::model(format!("the package has no graph `{name}`")))
+        describe(name).ok_or_else(|| Error::model(format!("the package has no graph `{name}`")))
     }
 }
 

@@ -1,13 +1,19 @@
 //! The request, and the two ways to read its body.
 
+#[cfg(feature = "base64")]
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::fmt;
 
 use serde::Deserialize;
 
 use crate::Error;
-use crate::bindings::tessera::endpoint::{request_headers, streaming, types};
+#[cfg(target_arch = "wasm32")]
+use crate::bindings::tessera::endpoint::{request_headers::get as header, settings::get as setting};
+use crate::bindings::tessera::endpoint::{streaming, types};
 use crate::response::stream_error;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::testing::host::{header, setting};
 
 /// How much a chunked body is asked for at a time: large enough that the cost of the call vanishes, small enough that a
 /// guest which works chunk by chunk stays small.
@@ -53,24 +59,24 @@ impl Request {
     }
 
     /// A setting of the manifest, or of the served entity's environment, which wins. One that refers to a secret is only
-    /// here, never in [`crate::Package::setting`]. None in native tests.
+    /// here, never in [`crate::Package::setting`].
     pub fn setting(&self, name: &str) -> Option<String> {
-        host_setting(name)
+        setting(name)
     }
 
-    /// The name of the endpoint that was called; empty in native tests.
+    /// The name of the endpoint that was called; natively empty, unless [testing](crate#testing) says otherwise.
     pub fn endpoint(&self) -> String {
-        host_setting("tessera.endpoint").unwrap_or_default()
+        setting("tessera.endpoint").unwrap_or_default()
     }
 
-    /// The number of the model version that answers; empty in native tests.
+    /// The number of the model version that answers; natively likewise.
     pub fn model_version(&self) -> String {
-        host_setting("tessera.model_version").unwrap_or_default()
+        setting("tessera.model_version").unwrap_or_default()
     }
 
     /// A header by its name in any case; none when absent, not text, or withheld (credentials).
     pub fn header(&self, name: &str) -> Option<String> {
-        request_headers::get(&name.to_ascii_lowercase())
+        header(&name.to_ascii_lowercase())
     }
 
     /// The whole body; a body that arrives in chunks is read to its end.
@@ -109,6 +115,22 @@ impl Request {
             return Err(Error::invalid_input("the body is empty; expected JSON"));
         }
         Ok(serde_json::from_slice(bytes)?)
+    }
+
+    /// A file: the body itself, or where the body is JSON, what the text `name` in it is the base64 of.
+    #[cfg(feature = "base64")]
+    pub fn file(&self, name: &str) -> Result<Cow<'_, [u8]>, Error> {
+        use base64::Engine as _;
+        if self.media_type() != "application/json" {
+            return Ok(Cow::Borrowed(self.bytes()?));
+        }
+        let fields: std::collections::BTreeMap<String, serde_json::Value> = self.json()?;
+        let Some(text) = fields.get(name).and_then(|field| field.as_str()) else {
+            let ways = "give the file as base64 there, or as the body with its own content type";
+            return Err(Error::invalid_input(format!("the JSON body has no text `{name}`: {ways}")));
+        };
+        let decoded = base64::engine::general_purpose::STANDARD.decode(text);
+        decoded.map(Cow::Owned).map_err(|error| Error::invalid_input(format!("`{name}` is not base64: {error}")))
     }
 
     /// The body chunk by chunk, while it arrives. A full body is one chunk.
@@ -167,11 +189,6 @@ fn read_to_end(source: &streaming::RequestBody) -> Result<Vec<u8>, Error> {
 fn read_chunk(source: &streaming::RequestBody) -> Result<Option<Vec<u8>>, Error> {
     let chunk = source.read(CHUNK_BYTES).map_err(|error| stream_error("read the request body", error))?;
     Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
-}
-
-/// Natively there is no host to ask.
-fn host_setting(name: &str) -> Option<String> {
-    if cfg!(target_arch = "wasm32") { crate::bindings::tessera::endpoint::settings::get(name) } else { None }
 }
 
 #[cfg(test)]

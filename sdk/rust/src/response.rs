@@ -3,7 +3,11 @@
 use serde::Serialize;
 
 use crate::Error;
-use crate::bindings::tessera::endpoint::{streaming, types};
+#[cfg(target_arch = "wasm32")]
+use crate::bindings::tessera::endpoint::streaming::{ResponseBody, respond};
+use crate::bindings::tessera::endpoint::{streaming::StreamError, types};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::testing::host::{ResponseBody, respond};
 
 /// What [`Endpoint::handle`](crate::Endpoint::handle) returns.
 #[derive(Debug)]
@@ -14,7 +18,8 @@ enum Kind {
     Full(types::Response),
     /// Held so that the body ends when the response is handed over, not before.
     Streamed {
-        _body: streaming::ResponseBody,
+        #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "held for its drop"))]
+        body: ResponseBody,
     },
 }
 
@@ -53,11 +58,15 @@ impl Response {
         StreamingResponse::open(200, content_type)
     }
 
-    /// Status, content type and body, for unit tests of an endpoint; none for a streamed response.
+    /// Status, content type and body, for unit tests of an endpoint. In a component there are none of a streamed response:
+    /// they have been sent.
     pub fn parts(&self) -> Option<(u16, &str, &[u8])> {
         match &self.0 {
             Kind::Full(response) => Some((response.status, &response.content_type, &response.body)),
+            #[cfg(target_arch = "wasm32")]
             Kind::Streamed { .. } => None,
+            #[cfg(not(target_arch = "wasm32"))]
+            Kind::Streamed { body } => Some((body.status, &body.content_type, &body.written)),
         }
     }
 }
@@ -75,14 +84,13 @@ impl From<Response> for types::Reply {
 /// that from `handle`.
 #[derive(Debug)]
 pub struct StreamingResponse {
-    body: streaming::ResponseBody,
+    body: ResponseBody,
 }
 
 impl StreamingResponse {
     /// [`Response::stream`] with a status of choice.
     pub fn open(status: u16, content_type: &str) -> Result<Self, Error> {
-        let body =
-            streaming::respond(status, content_type).map_err(|error| stream_error("open the response", error))?;
+        let body = respond(status, content_type).map_err(|error| stream_error("open the response", error))?;
         Ok(Self { body })
     }
 
@@ -93,15 +101,15 @@ impl StreamingResponse {
 
     /// The response to return from `handle`.
     pub fn finish(self) -> Response {
-        Response(Kind::Streamed { _body: self.body })
+        Response(Kind::Streamed { body: self.body })
     }
 }
 
-pub(crate) fn stream_error(attempted: &str, error: streaming::StreamError) -> Error {
+pub(crate) fn stream_error(attempted: &str, error: StreamError) -> Error {
     match error {
-        streaming::StreamError::Closed => Error::unavailable(format!("failed to {attempted}: the client is gone")),
-        streaming::StreamError::TooLarge => Error::too_large(format!("failed to {attempted}: over its limit in bytes")),
-        streaming::StreamError::Invalid => {
+        StreamError::Closed => Error::unavailable(format!("failed to {attempted}: the client is gone")),
+        StreamError::TooLarge => Error::too_large(format!("failed to {attempted}: over its limit in bytes")),
+        StreamError::Invalid => {
             Error::model(format!("failed to {attempted}: responded before, or the status is not allowed"))
         }
     }

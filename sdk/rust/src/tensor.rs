@@ -24,8 +24,21 @@ pub struct Tensor<'a> {
 pub(crate) enum Values<'a> {
     Borrowed(&'a [u8]),
     Owned(Vec<u8>),
+    /// Values of some element type, as they were made.
+    Typed(Arc<dyn TypedValues>),
     /// A part of what the host gave, which may have several outputs. Lies within.
     Shared(Arc<Vec<u8>>, Range<usize>),
+}
+
+/// A `Vec` of any element type. It cannot become a `Vec<u8>`, for it is freed with the alignment it was made with.
+pub(crate) trait TypedValues {
+    fn bytes(&self) -> &[u8];
+}
+
+impl<T: Element> TypedValues for Vec<T> {
+    fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(self)
+    }
 }
 
 impl Deref for Values<'_> {
@@ -35,6 +48,7 @@ impl Deref for Values<'_> {
         match self {
             Self::Borrowed(bytes) => bytes,
             Self::Owned(bytes) => bytes,
+            Self::Typed(values) => values.bytes(),
             Self::Shared(data, range) => &data[range.clone()],
         }
     }
@@ -50,6 +64,11 @@ impl<'a> Tensor<'a> {
     /// A tensor of these values. A single value has the dimensions `[1]`, or `[]` where the graph asks for rank 0.
     pub fn new<T: Element>(dims: &[u32], values: &'a [T]) -> Result<Self, Error> {
         Self::from_bytes(dims, T::TYPE, bytemuck::cast_slice::<T, u8>(values))
+    }
+
+    /// A tensor that keeps these values, without a copy of them.
+    pub fn from_vec<T: Element>(dims: &[u32], values: Vec<T>) -> Result<Tensor<'static>, Error> {
+        Tensor::from_values(dims, T::TYPE, Values::Typed(Arc::new(values)))
     }
 
     /// A tensor of raw bytes: for fp16 and bf16, which Rust has no type for.
@@ -118,6 +137,7 @@ impl<'a> Tensor<'a> {
         let bytes = match self.bytes {
             Values::Borrowed(bytes) => Values::Owned(bytes.to_vec()),
             Values::Owned(bytes) => Values::Owned(bytes),
+            Values::Typed(values) => Values::Typed(values),
             Values::Shared(data, range) => Values::Shared(data, range),
         };
         Tensor { dims: self.dims, ty: self.ty, bytes }
@@ -195,6 +215,8 @@ mod tests {
             let tensor = Tensor::new(&[2, 1], &values).unwrap();
             assert_eq!((tensor.dims(), tensor.ty(), tensor.len()), ([2, 1].as_slice(), T::TYPE, 2));
             assert_eq!(tensor.into_owned().as_slice::<T>().unwrap().as_ref(), values);
+            let kept = Tensor::from_vec(&[2, 1], values.to_vec()).unwrap();
+            assert_eq!(kept.into_owned().as_slice::<T>().unwrap().as_ref(), values);
         }
         check([1.5f32, f32::NEG_INFINITY]);
         check([1.5f64, 1e300]);

@@ -14,8 +14,6 @@
 mod api;
 mod model;
 mod oip;
-#[cfg(target_arch = "wasm32")]
-mod randomness;
 
 use tessera_sdk::{Endpoint, Error, Package, Request, Response};
 use tokenizers::{Encoding, Tokenizer, TruncationParams};

@@ -1,9 +1,9 @@
-//! What the dependencies of the tokenizer take for randomness.
+//! What dependencies take for randomness, such as tokenizers that seed their hash maps with it.
 //!
-//! They seed their hash maps with it. A guest has none, on purpose: it would be frozen into the snapshot anyway. Whoever
-//! crafts texts that collide in a map slows his own request, which has a deadline.
+//! A guest has none, on purpose: it would be frozen into the snapshot anyway. Whoever crafts texts that collide in a map
+//! slows his own request, which has a deadline.
 
-/// Called by `getrandom` where it is built with its `custom` backend (`sdk/build-guests.sh`).
+/// Called by `getrandom` where it is built with its `custom` backend, as `tessera build` and `sdk/build-guests.sh` do.
 #[unsafe(no_mangle)]
 #[allow(unsafe_code, reason = "the name and the signature are prescribed by getrandom")]
 unsafe extern "Rust" fn __getrandom_v03_custom(dest: *mut u8, len: usize) -> Result<(), getrandom::Error> {
