@@ -62,7 +62,7 @@ pub enum ConnectError {
 
 impl Connector {
     /// With the certificates that the system trusts.
-    pub fn new() -> Connector {
+    pub fn of_system() -> Connector {
         let found = rustls_native_certs::load_native_certs();
         for error in &found.errors {
             tracing::warn!("failed to read certificates that this system trusts: {error}");

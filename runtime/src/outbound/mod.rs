@@ -39,7 +39,7 @@ impl fmt::Debug for Grant {
 impl Outbound {
     /// Lets packages ask for these hosts. Reads the system's certificates if there are any. Blocks.
     pub fn new(allowed: HostPatterns) -> Outbound {
-        let connector = if allowed.is_empty() { Connector::without_tls() } else { Connector::new() };
+        let connector = if allowed.is_empty() { Connector::without_tls() } else { Connector::of_system() };
         Outbound { allowed, connector: Arc::new(connector) }
     }
 
