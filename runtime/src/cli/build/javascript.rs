@@ -15,6 +15,7 @@ use std::process::Command;
 use anyhow::{Context as _, bail};
 
 use super::tools;
+use crate::cli::doctor::Check;
 use crate::cli::embedded::JS_SDK;
 use crate::cli::project::{Project, unpack};
 
@@ -23,6 +24,9 @@ const TOOLS: [(&str, &str); 2] = [
     ("package.json", include_str!("../../../../sdk/js-guest/tools/package.json")),
     ("package-lock.json", include_str!("../../../../sdk/js-guest/tools/package-lock.json")),
 ];
+
+/// The oldest Node.js that componentize-js runs on.
+const NODE_MIN: u32 = 20;
 
 const NEED_NODE: &str = "install Node.js 20 or newer, with npm";
 
@@ -64,6 +68,20 @@ pub(super) fn build(project: &Project) -> anyhow::Result<PathBuf> {
     node.arg("--out").arg(&component).current_dir(&made);
     tools::run(&mut node, NEED_NODE).context("the component was not built")?;
     Ok(component)
+}
+
+/// Whether there is what runs and installs componentize-js, for `tessera doctor`.
+pub(super) fn check() -> Check {
+    const NAME: &str = "components in JS";
+    let version = |program| tools::output(Command::new(program).arg("--version"));
+    let missing = |found: String| Check::missing(NAME, found, format!("to build them: {NEED_NODE}"));
+    let (Some(node), npm) = (version("node"), version("npm")) else { return missing("node was not found".to_owned()) };
+    let major = node.trim_start_matches('v').split('.').next().and_then(|major| major.parse::<u32>().ok());
+    match npm {
+        None => missing(format!("node {node} without npm")),
+        Some(_) if major.is_none_or(|major| major < NODE_MIN) => missing(format!("node {node}, which is too old")),
+        Some(npm) => Check::ok(NAME, format!("node {node}, npm {npm} for componentize-js")),
+    }
 }
 
 fn entry(project: &Project) -> anyhow::Result<PathBuf> {

@@ -41,7 +41,7 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<()> {
 
 /// What there is on this machine to build components with, for `tessera doctor`.
 pub(super) fn toolchains() -> Vec<Check> {
-    vec![rust::check()]
+    vec![rust::check(), python::check(), javascript::check()]
 }
 
 /// Builds the component, and puts it where the manifest wants it. True if it is another one than before.

@@ -16,6 +16,7 @@ use std::process::Command;
 use anyhow::{Context as _, bail};
 
 use super::tools;
+use crate::cli::doctor::Check;
 use crate::cli::embedded::PYTHON_SDK;
 use crate::cli::project::{Project, unpack};
 
@@ -64,6 +65,16 @@ pub(super) fn build(project: &Project) -> anyhow::Result<PathBuf> {
     tools::run(&mut command, "remove the folder of tools in the cache, and build again")
         .context("the component was not built")?;
     Ok(component)
+}
+
+/// Whether there is what installs componentize-py, for `tessera doctor`.
+pub(super) fn check() -> Check {
+    const NAME: &str = "components in Python";
+    match tools::output(uv().arg("--version")) {
+        // Without the commit and the day of the build.
+        Some(found) => Check::ok(NAME, format!("{} for {COMPONENTIZE_PY}", found.split(" (").next().unwrap_or(&found))),
+        None => Check::missing(NAME, "uv was not found", format!("to build them: {NEED_UV}")),
+    }
 }
 
 /// What the interpreter imports: the project's module, then what answers the host.

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
+use super::tools::output;
 use crate::cli::doctor::Check;
 use crate::cli::embedded::RUST_SDK;
 use crate::cli::project::{Project, unpack};
@@ -130,12 +131,6 @@ fn linker(folder: &Path) -> anyhow::Result<String> {
         "there is no linker for WebAssembly (rust-lld or wasm-ld): install Rust with rustup, or the package lld",
     )?;
     Ok(found.to_string_lossy().into_owned())
-}
-
-/// What a program printed; none if it is not there or fails.
-fn output(command: &mut Command) -> Option<String> {
-    let output = command.stderr(Stdio::null()).output().ok().filter(|output| output.status.success())?;
-    String::from_utf8(output.stdout).ok()
 }
 
 /// A line of cargo's, of which there are many kinds.

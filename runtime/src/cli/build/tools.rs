@@ -73,3 +73,10 @@ pub(super) fn run(command: &mut Command, hint: &str) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// What a program printed, without the end of its last line; none if it is not there or fails.
+pub(super) fn output(command: &mut Command) -> Option<String> {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+    Some(text.trim_end().to_owned())
+}
