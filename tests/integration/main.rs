@@ -17,6 +17,7 @@
 //! - [`crash`]: `kill -9` at any moment.
 //! - [`sealed`]: nothing readable on disk, wrong keys, key rotation.
 //! - [`models`]: real models, compared with the Python libraries they come from.
+//! - [`examples`]: guests that take pictures, sound and texts.
 //! - [`open_inference`]: the Open Inference Protocol with tritonclient and kserve, over REST and gRPC.
 //! - [`packaging`]: models of other frameworks, by the Python package and by MLflow's deployment target.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
@@ -39,6 +40,7 @@ mod crash;
 mod density;
 mod endpoint_control;
 mod endpoints;
+mod examples;
 mod gateway;
 mod harness;
 mod hostile;
