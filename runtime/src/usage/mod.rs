@@ -59,8 +59,8 @@ const SYNC_PERIOD: Duration = Duration::from_secs(1);
 /// After this time rows become a part.
 const PART_PERIOD: Duration = Duration::from_secs(60);
 
-/// After so many bytes rows become a part; also what a conversion holds in memory.
-const SPILL_BYTES_MAX: u64 = 32 << 20;
+/// After so many bytes rows become a part. A conversion holds them in memory, where small ones take three times as much.
+const SPILL_BYTES_MAX: u64 = 8 << 20;
 
 /// Spills that could not be converted yet; beyond it rows are dropped.
 const SPILLS_BYTES_MAX: u64 = 8 * SPILL_BYTES_MAX;

@@ -124,6 +124,9 @@ pub fn served_entity_id(endpoint_id: &str, entity: &str) -> String {
 
 /// Whether the request of this id belongs to the sample. The same id always gives the same answer.
 pub fn sampled(request_id: &str, fraction: f64) -> bool {
+    if fraction <= 0.0 {
+        return false;
+    }
     let hash = blake3::hash(request_id.as_bytes());
     let number = u32::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]));
     f64::from(number) < fraction * 2f64.powi(32)

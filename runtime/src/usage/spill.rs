@@ -1,6 +1,6 @@
 //! Rows that are in no part yet: a file of sealed frames, so that what waits survives `kill -9` and is not readable on the
-//! disk. A frame is `length (4 bytes) · nonce (12) · AES-256-GCM of JSON rows`, bound to the file's number. A frame that a
-//! crash tore fails its seal; it is the last one.
+//! disk. A frame is `length (4 bytes) · nonce (12) · AES-256-GCM of rows as postcard writes them`, bound to the file's number. A
+//! frame that a crash tore fails its seal; it is the last one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -35,7 +35,7 @@ impl Spill {
     }
 
     pub(super) fn append(&mut self, records: &[Record]) -> io::Result<()> {
-        let frame = self.seal.close(serde_json::to_vec(records)?)?;
+        let frame = self.seal.close(postcard::to_stdvec(records).map_err(io::Error::other)?)?;
         if let Err(error) = self.file.write_all(&frame) {
             // A full disk may have taken a part of it, and what follows must be readable.
             self.file.set_len(self.bytes)?;
@@ -73,7 +73,7 @@ pub(super) fn read(path: &Path, key: &[u8; 32], number: u64) -> io::Result<(Vec<
 
 impl Seal {
     fn new(key: &[u8; 32], number: u64) -> io::Result<Seal> {
-        let key = blake3::derive_key("tessera 2026 spilled usage rows", key);
+        let key = blake3::derive_key("tessera 2026-11 spilled usage rows, postcard", key);
         let key = UnboundKey::new(&AES_256_GCM, &key).map_err(io::Error::other)?;
         Ok(Seal { key: LessSafeKey::new(key), number })
     }
@@ -97,6 +97,6 @@ impl Seal {
         let aad = Aad::from(self.number.to_le_bytes());
         let mut sealed = sealed.to_vec();
         let rows = self.key.open_in_place(Nonce::assume_unique_for_key(*nonce), aad, &mut sealed).ok()?;
-        Some((serde_json::from_slice(rows).ok()?, rest))
+        Some((postcard::from_bytes(rows).ok()?, rest))
     }
 }
