@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::{
-    Answer, Package, Server, ask_python, model, printed, python, repository, send, serving_with, tessera,
+    Answer, Package, Server, ask_python, model, printed, python, repository, send, serving_with, tessera, within,
 };
+use crate::projects::Dev;
 
 /// How long a deploy may take here: twenty seconds of compiling, on machines that do much else.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -45,17 +46,22 @@ fn build(project: &Path) -> Package {
     package
 }
 
-/// The example of a language, with the tests' module in front of it.
-fn project(language: &str, build_table: &str, tested: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
+/// Puts the example of a language into a folder.
+fn example(language: &str, folder: &Path) {
     for (name, content) in Package::of(&repository(&format!("guest-examples/iris-{language}"))).files {
         if name.starts_with(".tessera") || name == "component.wasm" {
             continue;
         }
-        let path = folder.path().join(name);
+        let path = folder.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
+}
+
+/// The example of a language, with the tests' module in front of it.
+fn project(language: &str, build_table: &str, tested: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    example(language, folder.path());
     let source = repository(&format!("tests/guests/{language}/{tested}"));
     fs::copy(source, folder.path().join("src").join(tested)).unwrap();
     let manifest = folder.path().join("tessera.toml");
@@ -65,6 +71,14 @@ fn project(language: &str, build_table: &str, tested: &str) -> TempDir {
     assert_ne!(written, text);
     fs::write(manifest, written).unwrap();
     folder
+}
+
+/// With code as `tessera dev` has it swapped in: a component that was built has nothing in it that would run it.
+fn with_code(package: Package, code: &str) -> Package {
+    let manifest = String::from_utf8(package.files["tessera.toml"].clone()).unwrap();
+    let listed = manifest.replace("assets = [", "assets = [\"tessera-dev-code\", ");
+    assert_ne!(listed, manifest);
+    package.with("tessera.toml", listed).with("tessera-dev-code", code)
 }
 
 /// An endpoint's state when its deploy has ended.
@@ -195,7 +209,7 @@ fn a_guest_in_python_keeps_the_contract() {
     // given the example in Python
     let server = Server::with(&FLAGS);
     let project = project("python", "module = \"tested\"", "tested.py");
-    deploy(&server, "py", &build(project.path()));
+    deploy(&server, "py", &with_code(build(project.path()), r#"{"tested.py": "raise SystemExit"}"#));
     assert!(server.build_log("py").contains("printed by init"), "{}", server.build_log("py"));
 
     // when flowers come as records and as CSV, then it answers as the model does natively
@@ -226,7 +240,7 @@ fn a_guest_in_javascript_keeps_the_contract() {
     // given the example in JavaScript
     let server = Server::with(&FLAGS);
     let project = project("js", "entry = \"src/tested.js\"", "tested.js");
-    deploy(&server, "js", &build(project.path()));
+    deploy(&server, "js", &with_code(build(project.path()), "throw 'code of tessera dev'"));
     assert!(server.build_log("js").contains("printed by init"), "{}", server.build_log("js"));
 
     // when flowers come as records, then it answers as the model does natively
@@ -238,6 +252,104 @@ fn a_guest_in_javascript_keeps_the_contract() {
     contract(&server, "js");
     let log = server.guest_log("js");
     assert!(log.contains("TypeError: ") && log.contains("raise@"), "the stack is there: {log}");
+}
+
+/// A project whose golden request may be answered in any way, in `tessera dev`; and a way to change a file of it.
+fn developed(language: &str, folder: &TempDir) -> (Dev, impl Fn(&str, &str, &str)) {
+    let project = folder.path().join("flowers");
+    example(language, &project);
+    let change = move |file: &str, from: &str, to: &str| {
+        let path = project.join(file);
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        assert!(text.contains(from), "{text}");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text.replacen(from, to, 1)).unwrap();
+    };
+    change("tessera.toml", "response = \"golden/response.json\"\n", "");
+    (Dev::start(&folder.path().join("flowers")), change)
+}
+
+/// How often a component was built.
+fn builds(dev: &Dev) -> usize {
+    dev.said().matches("building the component").count()
+}
+
+#[test]
+fn changed_python_is_swapped_in() {
+    // given the example, as it is being served
+    let folder = tempfile::tempdir().unwrap();
+    let (dev, change) = developed("python", &folder);
+    let (source, body) = ("src/endpoint.py", records().to_string());
+    let first = |key: &str| Some(dev.answer(&body)?["predictions"][0][key].as_str()?.to_owned());
+    let answers = |key: &str, expected: &str| {
+        within(PATIENCE, expected, || (first(key)? == expected).then_some(()));
+    };
+    answers("species", "setosa");
+
+    // when code, a module beside it, or an asset changes, then so do answers, and nothing is built
+    change("src/words/kinds.py", "", "KIND = 'kind'\n");
+    change(source, "import csv\n", "import csv\nfrom words.kinds import KIND\n");
+    change(source, "\"species\": self", "KIND: self");
+    answers("kind", "setosa");
+    change("labels.txt", "setosa", "bristle");
+    answers("kind", "bristle");
+    change("src/words/kinds.py", "kind", "sort");
+    answers("sort", "bristle");
+    assert_eq!(builds(&dev), 1);
+
+    // when it is wrong, then the line is told, whether it is read or runs, and the version before serves on
+    change(source, "def row_of(", "def row_of(!");
+    dev.says("File \"src/endpoint.py\", line 60");
+    dev.says("SyntaxError: invalid syntax; the version before serves on");
+    change(source, "def row_of(!", "def row_of(");
+    change(source, "row = []", "row = [][0]");
+    dev.says("    row = [][0]");
+    dev.says("raised IndexError");
+    assert_eq!(first("sort").as_deref(), Some("bristle"));
+    change(source, "row = [][0]", "row = []");
+
+    // when it imports what was not there when the component was built, then that is built anew, and swapping goes on
+    change(source, "import csv\n", "import csv\nimport statistics\n");
+    change(source, "self.species[chosen]", "self.species[chosen] + str(statistics.mean([3]))");
+    answers("sort", "bristle3");
+    assert!(dev.said().contains("a whole build is needed: ModuleNotFoundError: No module named 'statistics'"));
+    change(source, "mean([3])", "mean([5])");
+    answers("sort", "bristle5");
+    assert_eq!(builds(&dev), 2);
+
+    // and nothing of this is in the project's package, which is not built
+    let output = tessera().arg("package").current_dir(folder.path().join("flowers")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("is not built: run `tessera build"), "{said}");
+}
+
+#[test]
+fn changed_javascript_is_swapped_in() {
+    // given the example, as it is being served
+    let folder = tempfile::tempdir().unwrap();
+    let (dev, change) = developed("js", &folder);
+    let (source, body) = ("src/endpoint.js", json!({ "records": records() }).to_string());
+    let answers = |key: &str| {
+        let is_there = || (dev.answer(&body)?[key][0][0]["species"] == "setosa").then_some(());
+        within(PATIENCE, key, is_there);
+    };
+    answers("predictions");
+
+    // when code or a module beside it changes, then so do answers
+    change("src/words.js", "", "export const key = 'flowers';\n");
+    change(source, "import {", "import { key } from './words.js';\nimport {");
+    change(source, "{ predictions: rows", "{ [key]: rows");
+    answers("flowers");
+    change("src/words.js", "flowers", "plants");
+    answers("plants");
+
+    // when it is wrong, then that is told
+    change(source, "export function predict(request) {", "export function predict(request {");
+    dev.says("the module was not bundled");
+    change(source, "export function predict(request {", "export function predict(request) {\n  null.wrong;");
+    dev.says("TypeError: can't access property \"wrong\" of null\n    at predict@.tessera/build/js/swapped.js:");
+    answers("plants");
+    assert_eq!(builds(&dev), 1);
 }
 
 #[test]

@@ -147,7 +147,7 @@ fn a_project_for_embeddings_puts_texts_that_share_words_close() {
 }
 
 /// `tessera dev` on a project, ended when dropped.
-struct Dev {
+pub(crate) struct Dev {
     child: Child,
     said: Arc<Mutex<String>>,
     url: String,
@@ -155,9 +155,12 @@ struct Dev {
 }
 
 impl Dev {
-    fn start(project: &Path) -> Dev {
-        let mut child =
-            command(project, &["dev", "--release"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    pub(crate) fn start(project: &Path) -> Dev {
+        let mut command = command(project, &["dev", "--release"]);
+        if let Some(cache) = std::env::var_os("TESSERA_CACHE") {
+            command.env("TESSERA_CACHE", cache);
+        }
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let said = Arc::new(Mutex::new(String::new()));
         let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let collect = |lines: Box<dyn BufRead + Send>| {
@@ -177,24 +180,30 @@ impl Dev {
             Some(after.split(';').next()?.to_owned())
         });
         let token = fs::read_to_string(project.join(".tessera/admin.token")).unwrap();
-        Dev { child, said, url: format!("http://{address}"), token: token.trim().to_owned() }
+        let name = project.file_name().unwrap().to_str().unwrap();
+        let url = format!("http://{address}/serving-endpoints/{name}/invocations");
+        Dev { child, said, url, token: token.trim().to_owned() }
     }
 
-    /// The answer to a row; none while nothing serves.
-    fn answer(&self) -> Option<Value> {
-        let url = format!("{}/serving-endpoints/flowers/invocations", self.url);
-        let request = client().build().unwrap().request(Method::POST, url).bearer_auth(&self.token).body(ROW);
-        let answer = read(request.header("content-type", "application/json").send().ok()?);
+    /// The answer to a JSON body; none while nothing serves.
+    pub(crate) fn answer(&self, body: &str) -> Option<Value> {
+        let request = client().build().unwrap().request(Method::POST, &self.url).bearer_auth(&self.token);
+        let answer = read(request.body(body.to_owned()).header("content-type", "application/json").send().ok()?);
         (answer.status == 200).then(|| answer.json())
     }
 
     fn label(&self) -> Option<String> {
-        Some(self.answer()?["predictions"][0]["label"].as_str()?.to_owned())
+        Some(self.answer(ROW)?["predictions"][0]["label"].as_str()?.to_owned())
+    }
+
+    /// All that it has printed.
+    pub(crate) fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
     }
 
     /// Waits for a line with these words.
-    fn says(&self, words: &str) {
-        eventually(words, || self.said.lock().unwrap().contains(words).then_some(()));
+    pub(crate) fn says(&self, words: &str) {
+        eventually(words, || self.said().contains(words).then_some(()));
     }
 }
 
@@ -237,7 +246,7 @@ fn what_is_changed_is_served() {
     fs::write(&source, text.replace("let Rows { rows } = request.json()?;", speaks)).unwrap();
     eventually("what the guest says", || {
         dev.label()?;
-        dev.said.lock().unwrap().contains("heard of").then_some(())
+        dev.said().contains("heard of").then_some(())
     });
 }
 

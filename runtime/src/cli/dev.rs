@@ -2,6 +2,7 @@
 //! of one endpoint of a server in this process, whose home is the project's `.tessera`; what cannot be built or deployed is
 //! told, and the version before serves on.
 
+mod swap;
 mod watch;
 
 use std::io::Write;
@@ -17,6 +18,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use self::watch::Watch;
+use super::build::Swappable;
 use super::client::{self, Client, ClientError};
 use super::endpoint::{self, endpoint};
 use super::files::PackageFiles;
@@ -189,17 +191,31 @@ impl Dev {
 
     /// The new version; none if the package is the same as before.
     fn try_swap(&mut self, rebuild: bool) -> anyhow::Result<Option<String>> {
-        if rebuild {
-            build::build(&self.project()?, self.release)?;
-        }
-        let files = PackageFiles::open(&self.root)?;
+        let project = self.project()?;
+        let Some(swappable) = Swappable::of(&project)? else {
+            if rebuild {
+                build::build(&project, self.release)?;
+            }
+            return self.deploy(&PackageFiles::open(&self.root)?);
+        };
+        swap::build(&project, &swappable, false)?;
+        let swapped = self.deploy(&swap::package(&project, &swappable)?);
+        let Some(reason) = swapped.as_ref().err().and_then(swap::needs_build) else { return swapped };
+        note(&format!("a whole build is needed: {}", table::printable(&reason)));
+        swap::build(&project, &swappable, true)?;
+        self.deploy(&swap::package(&project, &swappable)?)
+    }
+
+    fn deploy(&mut self, files: &PackageFiles) -> anyhow::Result<Option<String>> {
         let package = files.check()?;
         if self.deployed.as_ref() == Some(&package) {
             return Ok(None);
         }
-        let (version, _) = push::register(&self.client, &self.model, &files, &push::origin(&self.root), None)?;
+        let (version, _) = push::register(&self.client, &self.model, files, &push::origin(&self.root), None)?;
         let before = self.endpoint()?;
+        let name = format!("{}-{version}", self.model.model);
         let entity = json!({
+            "name": name,
             "entity_name": self.model.full(),
             "entity_version": version,
             "workload_size": "Small",
@@ -216,7 +232,10 @@ impl Dev {
         for old in served.iter().filter(|_| deployed.is_ok()).flat_map(versions) {
             let _ = delete_version(&self.client, &self.model, old);
         }
-        deployed?;
+        if let Err(error) = deployed {
+            self.print_failure(&name)?;
+            return Err(error);
+        }
         self.deployed = Some(package);
         self.logs = Tail::default();
         Ok(Some(version))
@@ -228,6 +247,15 @@ impl Dev {
             Err(ClientError::Api { code, .. }) if code == "RESOURCE_DOES_NOT_EXIST" => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Prints what the guest wrote while its deploy failed: a traceback is there, and not in the reason.
+    fn print_failure(&self, entity: &str) -> anyhow::Result<()> {
+        let answer = self.client.get(&endpoint(&[&self.name, "served-models", entity, "build-logs"]), &[])?;
+        let log = client::parse::<Logs>(&answer)?.logs;
+        let of_guest = log.lines().filter_map(|line| Some(line.split_once("] guest: ")?.1));
+        of_guest.for_each(|line| note(&table::printable(line)));
+        Ok(())
     }
 
     /// Prints what the guest has written since the last time.

@@ -62,18 +62,32 @@ impl PackageFiles {
         } else {
             let project = if path.join(MANIFEST).is_file() { Project::open(&fs::canonicalize(path)?)? } else { None };
             match project {
-                Some(project) => package.add_project(&project)?,
+                Some(project) => package.add_project(&project, &BTreeMap::new())?,
                 None => package.add_folder(path, &[])?,
             }
         }
+        package.finish(path)
+    }
+
+    /// The package of a project, of which some files lie elsewhere: by their names, where.
+    ///
+    /// # Errors
+    /// When one is not there, or cannot be read.
+    pub(super) fn of_project(project: &Project, elsewhere: &BTreeMap<String, PathBuf>) -> anyhow::Result<PackageFiles> {
+        let mut package = PackageFiles::default();
+        package.add_project(project, elsewhere)?;
+        package.finish(&project.root)
+    }
+
+    fn finish(mut self, path: &Path) -> anyhow::Result<PackageFiles> {
         ensure!(
-            package.files.iter().any(|file| [MANIFEST, MLMODEL].contains(&file.name.as_str())),
+            self.files.iter().any(|file| [MANIFEST, MLMODEL].contains(&file.name.as_str())),
             "{} holds neither {MLMODEL} nor {MANIFEST}: give the folder that mlflow's save_model wrote, or describe the \
              package in a {MANIFEST}",
             path.display()
         );
-        package.files.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(package)
+        self.files.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(self)
     }
 
     fn add(&mut self, file: LocalFile) -> anyhow::Result<()> {
@@ -102,15 +116,19 @@ impl PackageFiles {
         Ok(())
     }
 
-    fn add_project(&mut self, project: &Project) -> anyhow::Result<()> {
-        ensure!(
-            project.component.exists(),
-            "the component {} is not built: run `tessera build --release`",
-            project.component.display()
-        );
-        for name in project.package_files() {
+    fn add_project(&mut self, project: &Project, elsewhere: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
+        for (name, path) in elsewhere {
+            check_path(name)?;
+            self.add_plain(path.clone(), name.clone())?;
+        }
+        for name in project.package_files().into_iter().filter(|name| !elsewhere.contains_key(name)) {
             check_path(&name)?;
             let path = project.root.join(&name);
+            ensure!(
+                path != project.component || path.exists(),
+                "the component {} is not built: run `tessera build --release`",
+                path.display()
+            );
             ensure!(
                 path.symlink_metadata().is_ok(),
                 "{} names the file '{name}', which is not there",

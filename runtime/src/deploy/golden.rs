@@ -1,7 +1,6 @@
 //! The golden request: a package's own example must work before the package serves.
 
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -28,35 +27,21 @@ pub async fn check(
     host: &Arc<ModelHost>,
     entity: &ServedEntity,
     golden: &Golden,
-    dir: &Path,
     ready: Ready,
     build_log: &mut BuildLog,
 ) -> Result<(), DeployError> {
+    let dir = &entity.plan.dir;
     let read = |name: &str| fs::read(dir.join(name)).map_err(|error| DeployError::host("read a golden file", &error));
     let request = read(&golden.request)?;
     let expected = golden.response.as_deref().map(read).transpose()?;
-    let log = RequestLog::new(entity.plan.limits.log_bytes);
     let body = match entity.plan.world {
         World::Endpoint => InvocationBody::of(request, entity.plan.request_body),
         World::Proxy => InvocationBody::Full(request),
     };
-    let invocation = Invocation {
-        package: Arc::clone(&entity.plan.guest),
-        init_assets: entity.plan.init_assets.clone(),
-        limits: entity.plan.limits.clone(),
-        graphs: ready.graphs,
-        executor: Arc::clone(&host.executor),
-        tenant: entity.plan.tenant,
-        grant: entity.plan.grant.clone(),
-        request: head(entity.plan.world, golden),
-        body,
-        log: log.clone(),
-        transcript: None,
-    };
     let failed = |what: String| DeployError::Model(format!("the golden request '{}' failed: {what}", golden.request));
-    let (answer, _) = host.sandbox.invoke(&ready.component, invocation).await;
-    build_log.guest(&log.take());
+    let answer = invoke(host, entity, ready, head(entity.plan.world, golden), body, build_log).await;
     let (status, body) = match answer {
+        Err(error @ InvokeError::Init { .. }) => return Err(DeployError::Model(error.to_string())),
         Ok(Answer::Full { status, body, .. }) => (status, body),
         Ok(Answer::Streamed { response, tail }) => {
             (response.status, whole(response, tail).await.map_err(|error| failed(error.to_string()))?)
@@ -73,6 +58,48 @@ pub async fn check(
     };
     differs(&parse("the expected response", &expected)?, &parse("the response", &body)?, golden.tolerance, "$")
         .map_or(Ok(()), |difference| Err(failed(difference)))
+}
+
+/// Runs the `init` that comes before every request, and nothing after it.
+///
+/// # Errors
+/// Why it fails.
+pub async fn check_init(
+    host: &Arc<ModelHost>,
+    entity: &ServedEntity,
+    ready: Ready,
+    build_log: &mut BuildLog,
+) -> Result<(), DeployError> {
+    let body = InvocationBody::Full(Vec::new());
+    let answer = invoke(host, entity, ready, GuestRequest::Nothing, body, build_log).await;
+    answer.map(drop).map_err(|error| DeployError::Model(error.to_string()))
+}
+
+async fn invoke(
+    host: &Arc<ModelHost>,
+    entity: &ServedEntity,
+    ready: Ready,
+    request: GuestRequest,
+    body: InvocationBody,
+    build_log: &mut BuildLog,
+) -> Result<Answer, InvokeError> {
+    let log = RequestLog::new(entity.plan.limits.log_bytes);
+    let invocation = Invocation {
+        package: Arc::clone(&entity.plan.guest),
+        init_assets: entity.plan.init_assets.clone(),
+        limits: entity.plan.limits.clone(),
+        graphs: ready.graphs,
+        executor: Arc::clone(&host.executor),
+        tenant: entity.plan.tenant,
+        grant: entity.plan.grant.clone(),
+        request,
+        body,
+        log: log.clone(),
+        transcript: None,
+    };
+    let (answer, _) = host.sandbox.invoke(&ready.component, invocation).await;
+    build_log.guest(&log.take());
+    answer
 }
 
 /// The request as the guest gets it: a `POST` to the endpoint itself.

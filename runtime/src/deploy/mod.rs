@@ -325,19 +325,16 @@ impl ModelHost {
     pub async fn deploy(self: &Arc<Self>, entity: &ServedEntity, log: &mut BuildLog) -> Result<(), DeployError> {
         let _turn = self.deploying.acquire().await.map_err(|error| DeployError::host("take a turn", &error))?;
         let plan = &entity.plan;
-        log.step("checking what the component imports");
-        let component = self.component_bytes(plan)?;
-        capability::check(&component).map_err(DeployError::Model)?;
-        drop(component);
         if self.artifacts.contains(plan.artifact) {
+            // By this version of the server, so what it imports was granted.
             log.step("the component is compiled already");
         } else {
+            log.step("checking what the component imports");
+            capability::check(&self.component_bytes(plan)?).map_err(DeployError::Model)?;
             log.step(match (plan.world, plan.init) {
                 (World::Proxy, _) => "starting it to try it, compiling",
                 (World::Endpoint, InitTime::Deploy) => "running init, freezing its memory, compiling",
-                (World::Endpoint, InitTime::Request) => {
-                    "running init to try it, compiling; every request will run init, as the package asks"
-                }
+                (World::Endpoint, InitTime::Request) => "compiling",
             });
             log.lines(&self.compile(plan).await?);
         }
@@ -355,10 +352,17 @@ impl ModelHost {
                 planned.backend_version
             ));
         }
+        let inits_each = (plan.world, plan.init) == (World::Endpoint, InitTime::Request);
+        if inits_each {
+            log.step("every request will run init, as the package asks");
+        }
         if let Some(golden) = &plan.golden {
             log.step("sending the golden request");
             graphs.iter().for_each(|(_, graph)| graph.schedule().want_sample());
-            golden::check(self, entity, golden, &plan.dir, ready, log).await?;
+            golden::check(self, entity, golden, ready, log).await?;
+        } else if inits_each {
+            log.step("running init to try it");
+            golden::check_init(self, entity, ready, log).await?;
         }
         for ((name, graph), planned) in graphs.iter().zip(&plan.graphs) {
             let profile = self.profile(planned, graph).await?;
@@ -693,7 +697,9 @@ impl ModelHost {
             .chain(package.graphs.values().map(|graph| &graph.file))
             .filter_map(|name| Some((name, package.files.get(name)?.digest.to_string())))
             .collect();
-        let inputs = serde_json::to_vec(&(settings, package.init, &package.graphs, read_by_init, limits.memory_bytes))
+        let frozen = (settings, &package.graphs, read_by_init, limits.memory_bytes);
+        // Where nothing is frozen, there is the component alone.
+        let inputs = serde_json::to_vec(&(package.init == InitTime::Deploy).then_some(frozen))
             .map_err(|error| DeployError::host("name an artifact", &error))?;
         Ok(ArtifactKey::of(&[
             env!("CARGO_PKG_VERSION").as_bytes(),

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use wasmtime::component::{ComponentExportIndex, Instance, ResourceTableError};
 use wasmtime::{Store, Trap, UpdateDeadline};
 
-use super::bindings::tessera::endpoint::types::{Body, Failure, FailureKind, Reply, Request};
+use super::bindings::tessera::endpoint::types::{Body, Failure, FailureKind, Reply, Request, Response};
 use super::guest::{GuestPackage, GuestState, HANDLES_MAX, Phase, RequestContext};
 use super::limits::{CpuMeter, RequestLimits};
 use super::log::RequestLog;
@@ -69,6 +69,9 @@ pub enum GuestRequest {
         /// Headers that the guest may ask for.
         headers: Arc<HeaderMap>,
     },
+    /// None, to `tessera:endpoint`: only what comes before a request, which is `init` where it was not frozen. The answer is
+    /// empty.
+    Nothing,
     /// To `wasi:http/proxy`: its address has an authority, and the path is the one below the endpoint.
     Http(Box<Parts>, http::Scheme),
 }
@@ -262,10 +265,11 @@ async fn call(
     meter: Arc<CpuMeter>,
 ) -> Result<Option<(u16, String, Vec<u8>)>, InvokeError> {
     let limits = invocation.limits.clone();
-    let (Exports::Endpoint { init: init_export, handle }, GuestRequest::Endpoint { path, content_type, headers }) =
-        (component.exports, invocation.request)
-    else {
-        return Err(other_world());
+    let Exports::Endpoint { init: init_export, handle } = component.exports else { return Err(other_world()) };
+    let (asked, headers) = match invocation.request {
+        GuestRequest::Endpoint { path, content_type, headers } => (Some((path, content_type)), headers),
+        GuestRequest::Nothing => (None, Arc::default()),
+        GuestRequest::Http(..) => return Err(other_world()),
     };
     let mut package = invocation.package;
     if invocation.init_assets.is_some() {
@@ -296,15 +300,18 @@ async fn call(
             Body::Chunks(body)
         }
     };
-    let request = Request { path, content_type, body };
+    let request = asked.map(|(path, content_type)| Request { path, content_type, body });
 
     let mut store = new_store(&component, state, Arc::clone(&meter));
     let outcome = match instantiate(&component, &mut store, &meter).await {
         Ok(instance) => match init(init_export, &instance, &mut store, then).await {
-            Ok(Ok(())) => {
-                let reply = call_handle(handle, &instance, &mut store, &request).await;
-                reply.map_err(|error| explain(error, &store, &meter))
-            }
+            Ok(Ok(())) => match &request {
+                Some(request) => {
+                    let reply = call_handle(handle, &instance, &mut store, request).await;
+                    reply.map_err(|error| explain(error, &store, &meter))
+                }
+                None => Ok(Ok(Reply::Full(Response { status: 200, content_type: String::new(), body: Vec::new() }))),
+            },
             Ok(Err(message)) => Err(InvokeError::Init { message }),
             Err(error) => Err(explain(error, &store, &meter)),
         },

@@ -80,8 +80,8 @@ const MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Most of what `init` writes that is kept.
 const LOG_BYTES_MAX: u64 = 64 << 10;
 
-/// Runs `init` once and compiles what it leaves; a guest that has its `init` in every request, or none, is compiled as it
-/// is, after a try whether it starts.
+/// Runs `init` once and compiles what it leaves. A guest that has no `init` is compiled as it is, after a try whether it
+/// starts; so is one that has its `init` in every request, which the server tries with the assets that a request has.
 ///
 /// # Errors
 /// When the component is invalid, `init` fails, traps or takes too long, or its state cannot be frozen.
@@ -93,8 +93,7 @@ pub async fn prepare(preparation: Preparation) -> Result<Prepared, PrepareError>
         return compile(component, None, log.take(), Instant::now());
     }
     if preparation.init == InitTime::Request {
-        let Initialized { init_ms, log, .. } = initialize(component, &preparation).await?;
-        return compile(component, Some(init_ms), log, Instant::now());
+        return compile(component, None, String::new(), Instant::now());
     }
     let started = Instant::now();
     let mut wizer = Wizer::new();

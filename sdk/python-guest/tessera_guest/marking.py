@@ -15,6 +15,11 @@ def endpoint(cls: type) -> type:
     return cls
 
 
+def forget() -> None:
+    """As if none were marked."""
+    _marked.clear()
+
+
 def marked() -> type:
     """The class of this component."""
     match _marked:

@@ -9,12 +9,13 @@
 //!
 //! Libraries are those that npm has installed in the project's node_modules.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use super::tools;
+use super::{Swappable, tools};
 use crate::cli::doctor::Check;
 use crate::cli::embedded::JS_SDK;
 use crate::cli::project::{Project, unpack};
@@ -41,31 +42,68 @@ const WITHOUT: [&str; 3] = ["stdio", "http", "fetch-event"];
 /// # Errors
 /// When the tools cannot be had, or the module cannot be bundled or run; they have said why on stderr.
 pub(super) fn build(project: &Project) -> anyhow::Result<PathBuf> {
-    let entry = entry(project)?;
+    let bundle = bundle(project, "entry", &["--format=esm"])?;
+    componentize(project, &bundle)
+}
+
+/// The project as one script, and what decides [`build_swappable`], which is the same for all projects.
+///
+/// # Errors
+/// As [`build`].
+pub(super) fn swappable(project: &Project) -> anyhow::Result<Swappable> {
+    // The script's value is the function that `swap.js` calls.
+    let script = ["--format=iife", "--global-name=tesseraProject", "--footer:js=tesseraProject.exportsOf"];
+    let bundle = bundle(project, "swapped", &script)?;
+    let code = fs::read_to_string(&bundle).with_context(|| format!("failed to read {}", bundle.display()))?;
+    // The name that stacks have for it: where a person finds the line.
+    let name = bundle.strip_prefix(&project.root).unwrap_or(&bundle).display();
+    Ok(Swappable { code: format!("{code}//# sourceURL={name}\n"), key: Swappable::key(&(TOOLS, JS_SDK))? })
+}
+
+/// Makes the component of `tessera dev`: an engine that runs what it is given at every start.
+///
+/// # Errors
+/// As [`build`].
+pub(super) fn build_swappable(project: &Project) -> anyhow::Result<PathBuf> {
+    let bundle = bundle(project, "swap", &["--format=esm"])?;
+    componentize(project, &bundle)
+}
+
+/// The folder with the tools.
+fn installed() -> anyhow::Result<PathBuf> {
     let [(_, package), (_, lock)] = TOOLS;
-    let folder = tools::installed("componentize-js", &format!("{package}{lock}"), |folder| {
+    tools::installed("componentize-js", &format!("{package}{lock}"), |folder| {
         unpack(folder, TOOLS.map(|(name, text)| (name, text.as_bytes())))?;
         let mut npm = Command::new("npm");
         npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]).current_dir(folder);
         tools::run(&mut npm, NEED_NODE)
-    })?;
-    let root = project.scratch_root();
+    })
+}
+
+/// Makes one file of a module of the guest library and all that it imports, the project's own among it.
+fn bundle(project: &Project, module: &str, form: &[&str]) -> anyhow::Result<PathBuf> {
+    let entry = entry(project)?;
+    let (folder, root) = (installed()?, project.scratch_root());
     unpack(&root, JS_SDK.iter().copied()).context("failed to unpack the SDK")?;
-    let made = project.scratch("build/js")?;
-    let (bundle, component) = (made.join("bundle.js"), made.join("component.wasm"));
+    let bundle = project.scratch("build/js")?.join(format!("{module}.js"));
 
     let mut esbuild = Command::new(folder.join("node_modules/.bin/esbuild"));
-    esbuild.args(["--bundle", "--format=esm", "--platform=neutral", "--main-fields=module,main", "--target=es2023"]);
+    esbuild.args(["--bundle", "--platform=neutral", "--main-fields=module,main", "--target=es2023"]).args(form);
     esbuild.args(["--external:tessera:*", "--external:wasi:*", "--log-level=warning"]);
     esbuild.arg(format!("--alias:tessera-endpoint={}", entry.display()));
     esbuild.arg(format!("--alias:tessera-guest={}", root.join("sdk/js-guest/src/index.js").display()));
-    esbuild.arg(format!("--outfile={}", bundle.display())).arg(root.join("sdk/js-guest/src/entry.js"));
+    esbuild.arg(format!("--outfile={}", bundle.display()));
+    esbuild.arg(root.join(format!("sdk/js-guest/src/{module}.js")));
     tools::run(esbuild.current_dir(&project.root), NEED_NODE).context("the module was not bundled")?;
+    Ok(bundle)
+}
 
+fn componentize(project: &Project, bundle: &Path) -> anyhow::Result<PathBuf> {
+    let component = bundle.with_extension("wasm");
     let mut node = Command::new("node");
-    node.arg(folder.join("node_modules/@bytecodealliance/componentize-js/src/cli.js")).arg(&bundle);
-    node.arg("--wit").arg(root.join("wit")).args(["--world-name", "endpoint", "--disable"]).args(WITHOUT);
-    node.arg("--out").arg(&component).current_dir(&made);
+    node.arg(installed()?.join("node_modules/@bytecodealliance/componentize-js/src/cli.js")).arg(bundle);
+    node.arg("--wit").arg(project.scratch_root().join("wit")).args(["--world-name", "endpoint", "--disable"]);
+    node.args(WITHOUT).arg("--out").arg(&component).current_dir(bundle.parent().unwrap_or(bundle));
     tools::run(&mut node, NEED_NODE).context("the component was not built")?;
     Ok(component)
 }

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use serde::Serialize;
 
 use super::doctor::Check;
 use super::project::{Language, Project};
@@ -65,4 +66,42 @@ pub(super) fn build(project: &Project, release: bool) -> anyhow::Result<bool> {
         .and_then(|()| fs::rename(&beside, &project.component))
         .with_context(|| format!("failed to write {}", project.component.display()))?;
     Ok(true)
+}
+
+/// The code of a project whose engine or interpreter takes half a minute to build and to compile: `tessera dev` does that
+/// once, for a component that runs code from an asset. None other does.
+pub(super) struct Swappable {
+    /// The asset's content.
+    pub(super) code: String,
+    /// Another one, another component.
+    pub(super) key: String,
+}
+
+impl Swappable {
+    /// As the project is now; none where changed code is soon built.
+    ///
+    /// # Errors
+    /// When it cannot be read or bundled.
+    pub(super) fn of(project: &Project) -> anyhow::Result<Option<Swappable>> {
+        match project.language {
+            Language::Rust => Ok(None),
+            Language::Python => python::swappable(project).map(Some),
+            Language::Js => javascript::swappable(project).map(Some),
+        }
+    }
+
+    /// Makes the component.
+    ///
+    /// # Errors
+    /// As [`build`].
+    pub(super) fn build(&self, project: &Project) -> anyhow::Result<PathBuf> {
+        match project.language {
+            Language::Js => javascript::build_swappable(project),
+            _ => python::build_swappable(project, &self.code),
+        }
+    }
+
+    fn key(made_of: &impl Serialize) -> anyhow::Result<String> {
+        Ok(blake3::hash(&serde_json::to_vec(made_of)?).to_string())
+    }
 }

@@ -1,6 +1,8 @@
 //! Tells of changed files of a project: those that a person writes, not those that a build makes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
@@ -16,6 +18,10 @@ use crate::deploy::package::MANIFEST;
 /// Folders in which builds of any language leave their files. Hidden ones are left out as well.
 const BUILD_FOLDERS: [&str; 5] = ["target", "node_modules", "__pycache__", "venv", "dist"];
 
+/// How the name of a file ends that nothing is made of, unless the manifest names it: another program may write there what
+/// `tessera dev` prints, and to build because of it would print more.
+const LOG: &str = "log";
+
 /// A change is over when nothing has happened for this long: an editor writes a file in several steps.
 const QUIET: Duration = Duration::from_millis(50);
 
@@ -23,6 +29,8 @@ const QUIET: Duration = Duration::from_millis(50);
 pub(super) struct Watch {
     root: PathBuf,
     component: PathBuf,
+    /// The files that this process prints into, by device and inode.
+    outputs: Vec<(u64, u64)>,
     events: Receiver<notify::Result<notify::Event>>,
     /// More folders are watched when they are made.
     watcher: Mutex<RecommendedWatcher>,
@@ -37,13 +45,20 @@ pub(super) struct Changes {
 
 impl Watch {
     pub(super) fn start(project: &Project) -> anyhow::Result<Watch> {
+        // What they are under these names is found by the kernel, also where it has no name any more.
+        let outputs = ["/proc/self/fd/1", "/proc/self/fd/2"].into_iter().filter_map(|path| identity(Path::new(path)));
+        Watch::apart_from(outputs.collect(), project)
+    }
+
+    fn apart_from(outputs: Vec<(u64, u64)>, project: &Project) -> anyhow::Result<Watch> {
         let (send, events) = channel();
         let watcher = notify::recommended_watcher(move |event| {
             // Nobody listens any more: then this process is about to end.
             let _ = send.send(event);
         });
         let watcher = Mutex::new(watcher.context("failed to watch files")?);
-        let watch = Watch { root: project.root.clone(), component: project.component.clone(), events, watcher };
+        let (root, component) = (project.root.clone(), project.component.clone());
+        let watch = Watch { root, component, outputs, events, watcher };
         // Not the folders of builds: they have thousands of folders, and each one watched costs the kernel memory.
         watch.add(&project.root, RecursiveMode::NonRecursive)?;
         for entry in std::fs::read_dir(&project.root).context("failed to list the project")?.flatten() {
@@ -80,7 +95,13 @@ impl Watch {
         }
         // Editors write a file beside the old one, and put it in its place.
         changed.retain(|path, made| !*made || path.exists());
-        (!changed.is_empty()).then(|| Changes { sources: self.has_sources(changed.keys()) })
+        if changed.is_empty() {
+            return None;
+        }
+        let package = self.package();
+        changed.retain(|path, _| path.extension().is_none_or(|end| end != LOG) || package.contains(path));
+        // Files of the package alone need no build: they are read at deploy.
+        (!changed.is_empty()).then(|| Changes { sources: !changed.keys().all(|path| package.contains(path)) })
     }
 
     /// The files of interest that an event is about, and whether it made them.
@@ -101,15 +122,22 @@ impl Watch {
     fn is_written_by_people(&self, path: &Path) -> bool {
         let Ok(below) = path.strip_prefix(&self.root) else { return false };
         let is_made = |name: &str| name.starts_with('.') || BUILD_FOLDERS.contains(&name) || name.ends_with('~');
-        path != self.component && !below.iter().any(|part| is_made(&part.to_string_lossy()))
+        path != self.component
+            && !below.iter().any(|part| is_made(&part.to_string_lossy()))
+            && !identity(path).is_some_and(|file| self.outputs.contains(&file))
     }
 
-    /// Files of the package alone need no build: they are read at deploy.
-    fn has_sources<'p>(&self, mut changed: impl Iterator<Item = &'p PathBuf>) -> bool {
-        let Ok(Some(project)) = Project::open(&self.root) else { return true };
-        let package: BTreeSet<PathBuf> = project.package_files().iter().map(|name| self.root.join(name)).collect();
-        !changed.all(|path| package.contains(path))
+    /// What the manifest names; nothing while it is wrong.
+    fn package(&self) -> BTreeSet<PathBuf> {
+        let project = Project::open(&self.root).ok().flatten();
+        project.iter().flat_map(Project::package_files).map(|name| self.root.join(name)).collect()
     }
+}
+
+/// Device and inode of a plain file.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = path.metadata().ok().filter(Metadata::is_file)?;
+    Some((found.dev(), found.ino()))
 }
 
 #[cfg(test)]
@@ -130,7 +158,9 @@ mod tests {
         write("data/labels.txt", "");
         write("target/debug/x", "");
         let project = Project::open(&dir.path().canonicalize().unwrap()).unwrap().unwrap();
-        let watch = Watch::start(&project).unwrap();
+        write("printed", "");
+        let outputs = vec![identity(&dir.path().join("printed")).unwrap()];
+        let watch = Watch::apart_from(outputs, &project).unwrap();
         let mut changes = std::iter::repeat_with(|| watch.changes(Duration::from_millis(100))).take(200).flatten();
 
         // As an editor does: a new file in the place of the old one.
@@ -138,7 +168,7 @@ mod tests {
         fs::rename(dir.path().join("data/labels.new"), dir.path().join("data/labels.txt")).unwrap();
         assert_eq!(changes.next(), Some(Changes { sources: false }));
         // What builds make comes before, and would be told before.
-        for made in ["target/debug/x", "c.wasm", ".tessera/x", "src/lib.rs~"] {
+        for made in ["target/debug/x", "c.wasm", ".tessera/x", "src/lib.rs~", "printed", "dev.log"] {
             write(made, "x");
         }
         write("data/labels.txt", "b");
