@@ -23,3 +23,8 @@ wasmtime::component::bindgen!({
         "tessera:endpoint/streaming.response-body": super::streaming::ResponseBody,
     },
 });
+
+/// What a component may export besides.
+pub(super) mod described {
+    wasmtime::component::bindgen!({ path: "../wit", world: "described", exports: { default: async } });
+}
