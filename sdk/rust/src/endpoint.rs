@@ -73,23 +73,19 @@ macro_rules! export {
 #[macro_export]
 macro_rules! __export_schema {
     ($schema:expr) => {
+        // Names of items would hide those in `$schema`.
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: fn() -> $crate::schema::Schema = || $schema;
+        #[cfg(target_arch = "wasm32")]
+        #[allow(unsafe_code, reason = "as for the endpoint itself")]
         const _: () = {
-            fn schema() -> $crate::schema::Schema {
-                $schema
-            }
-            #[cfg(not(target_arch = "wasm32"))]
-            const _: fn() -> $crate::schema::Schema = schema;
-            #[cfg(target_arch = "wasm32")]
-            #[allow(unsafe_code, reason = "as for the endpoint itself")]
-            const _: () = {
-                struct Described;
-                impl $crate::schema::bindings::Guest for Described {
-                    fn describe() -> $crate::schema::bindings::tessera::endpoint::schema::Description {
-                        $crate::schema::__describe(schema())
-                    }
+            struct __TesseraDescribed;
+            impl $crate::schema::bindings::Guest for __TesseraDescribed {
+                fn describe() -> $crate::schema::bindings::tessera::endpoint::schema::Description {
+                    $crate::schema::__describe($schema)
                 }
-                $crate::schema::bindings::export! { Described with_types_in $crate::schema::bindings }
-            };
+            }
+            $crate::schema::bindings::export! { __TesseraDescribed with_types_in $crate::schema::bindings }
         };
     };
 }

@@ -42,7 +42,7 @@
 //! # }
 //! ```
 //!
-//! The host asks once, at deploy, and refuses what its contract (`interface schema` in `wit/endpoint.wit`) does not allow.
+//! A component grows by some 170 KB, which no request touches. The host asks once, at deploy, and refuses what its contract (`interface schema` in `wit/endpoint.wit`) does not allow.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -176,55 +176,51 @@ impl<T: JsonSchema> JsonSchema for TableOf<T> {
 
     fn json_schema(generator: &mut SchemaGenerator) -> schemars::Schema {
         let row = generator.subschema_for::<T>();
-        let rows = json_schema!({ "type": "array", "items": row });
-        let form = |name: &str, schema: schemars::Schema| json_schema!({ "type": "object", "required": [name], "properties": { name: schema } });
-        let described = T::json_schema(generator);
-        let Some(columns) = described.get("properties").and_then(Value::as_object) else {
-            // The rows have no names.
-            let split = json_schema!({ "type": "object", "required": ["data"], "properties": { "data": rows } });
-            return json_schema!({ "oneOf": [
-                form("dataframe_split", split), form("instances", rows.clone()), form("inputs", rows)
-            ] });
-        };
-        let required: Vec<&str> = described
-            .get("required")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
-        let list = |(name, column): (&String, &Value)| {
-            (name.clone(), json_schema!({ "type": "array", "items": column }).to_value())
-        };
-        let lists: Map<String, Value> = columns.iter().map(list).collect();
-        let has_columns: Vec<_> = required.iter().map(|name| json_schema!({ "contains": { "const": name } })).collect();
-        let mut names = json_schema!({
-            "type": "array",
-            "items": { "type": ["string", "number"] },
-            "examples": [columns.keys().collect::<Vec<_>>()],
-            "description": "The columns, in any order; those that the model does not know are left out",
-        });
-        if !has_columns.is_empty() {
-            names.insert("allOf".to_owned(), serde_json::json!(has_columns));
-        }
-        let split = json_schema!({
-            "type": "object",
-            "required": ["columns", "data"],
-            "additionalProperties": false,
-            "properties": {
-                "columns": names,
-                "index": {},
-                "data": { "type": "array", "items": { "type": "array" }, "description": "For each row the values of `columns`" },
-            },
-        });
-        let by_column = json_schema!({ "type": "object", "required": required, "properties": lists });
-        json_schema!({ "oneOf": [
-            form("dataframe_split", split),
-            form("dataframe_records", rows.clone()),
-            form("instances", rows),
-            form("inputs", by_column),
-        ] })
+        forms_of(&row, &T::json_schema(generator))
     }
+}
+
+/// The forms of a table: `row` is the schema of a row where it is referred to, `described` itself. Apart from the type, so
+/// that a component has it once.
+fn forms_of(row: &schemars::Schema, described: &schemars::Schema) -> schemars::Schema {
+    let form = |name: &str, schema: &schemars::Schema| json_schema!({ "type": "object", "required": [name], "properties": { name: schema } });
+    let list = |items: &Value| json_schema!({ "type": "array", "items": items });
+    let rows = list(row.as_value());
+    let Some(columns) = described.get("properties").and_then(Value::as_object) else {
+        // The rows have no names.
+        let split = form("data", &rows);
+        return json_schema!({ "oneOf": [form("dataframe_split", &split), form("instances", &rows), form("inputs", &rows)] });
+    };
+    let required = described.get("required").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let has: Vec<_> = required.iter().map(|name| json_schema!({ "contains": { "const": name } })).collect();
+    let mut names = json_schema!({
+        "type": "array",
+        "items": { "type": ["string", "number"] },
+        "examples": [columns.keys().collect::<Vec<_>>()],
+        "description": "The columns, in any order; those that the model does not know are left out",
+    });
+    if !has.is_empty() {
+        names.insert("allOf".to_owned(), serde_json::json!(has));
+    }
+    let split = json_schema!({
+        "type": "object",
+        "required": ["columns", "data"],
+        "additionalProperties": false,
+        "properties": {
+            "columns": names,
+            "index": {},
+            "data": { "type": "array", "items": { "type": "array" }, "description": "For each row the values of `columns`" },
+        },
+    });
+    let lists: Map<String, Value> =
+        columns.iter().map(|(name, column)| (name.clone(), list(column).to_value())).collect();
+    let by_column = json_schema!({ "type": "object", "required": required, "properties": lists });
+    json_schema!({ "oneOf": [
+        form("dataframe_split", &split),
+        form("dataframe_records", &rows),
+        form("instances", &rows),
+        form("inputs", &by_column),
+    ] })
 }
 
 /// An answer with a `T` for each row.
