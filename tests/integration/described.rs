@@ -144,9 +144,9 @@ fn a_wrong_description_fails_the_deploy_with_the_reason() {
 
     // when it is updated to a config whose description is wrong, then the state says why, and the old one serves on
     for (describe, reason) in [
-        ("not_json", "the schema of request 'application/json' is not JSON"),
+        ("not_json", "it is not JSON of the form that wit/endpoint.wit shows: EOF"),
         ("remote", "a $ref to 'https://example.com/schema.json', which is not in it"),
-        ("huge", "its schemas have 300000 bytes; they may have 262144 together"),
+        ("huge", "it has 300000 bytes; it may have 262144"),
         ("media", "a response has the media type 'nonsense'"),
         ("many", "it has 1000 responses; it may have 16"),
         ("trap", "the component's describe trapped"),

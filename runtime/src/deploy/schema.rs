@@ -1,5 +1,5 @@
 //! What a component says that it takes and answers: checked in the compile worker, kept beside the artifact, shown in the
-//! endpoint's OpenAPI document. The rules are those of `interface schema` in `wit/endpoint.wit`.
+//! endpoint's OpenAPI document. The rules are those of `world described` in `wit/endpoint.wit`.
 
 use std::collections::BTreeSet;
 
@@ -13,8 +13,8 @@ pub const EXPORT: &str = "describe";
 /// Most media types of requests, and of answers.
 const CONTENTS_MAX: usize = 16;
 
-/// All schemas together. Reports of workers have room for it.
-const SCHEMAS_BYTES_MAX: usize = 256 << 10;
+/// Largest description. Reports of workers have room for it.
+const DESCRIPTION_BYTES_MAX: usize = 256 << 10;
 
 /// Longest media type: both of its names may have 127 (RFC 6838, 4.2).
 const MEDIA_TYPE_BYTES_MAX: usize = 255;
@@ -27,15 +27,19 @@ const BASES: [&str; 6] = ["$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$r
 
 /// The bodies of an endpoint's `invocations`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BodySchemas {
     /// What may be sent.
+    #[serde(default)]
     pub requests: Vec<BodySchema>,
     /// What a call that succeeds gives.
+    #[serde(default)]
     pub responses: Vec<BodySchema>,
 }
 
 /// A form of body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BodySchema {
     /// Without parameters.
     pub media_type: String,
@@ -44,20 +48,19 @@ pub struct BodySchema {
 }
 
 impl BodySchemas {
-    /// Checks what a component gave: media types, each with the text of a schema.
+    /// Reads and checks what a component gave.
     ///
     /// # Errors
     /// A sentence for the component's author.
-    pub fn check(
-        requests: Vec<(String, Option<String>)>,
-        responses: Vec<(String, Option<String>)>,
-    ) -> Result<BodySchemas, String> {
-        let lengths = requests.iter().chain(&responses).filter_map(|(_, schema)| Some(schema.as_ref()?.len()));
-        let bytes: usize = lengths.sum();
-        if bytes > SCHEMAS_BYTES_MAX {
-            return Err(format!("its schemas have {bytes} bytes; they may have {SCHEMAS_BYTES_MAX} together"));
+    pub fn parse(text: &str) -> Result<BodySchemas, String> {
+        if text.len() > DESCRIPTION_BYTES_MAX {
+            return Err(format!("it has {} bytes; it may have {DESCRIPTION_BYTES_MAX}", text.len()));
         }
-        Ok(BodySchemas { requests: contents("request", requests)?, responses: contents("response", responses)? })
+        let mut schemas: BodySchemas = serde_json::from_str(text)
+            .map_err(|error| format!("it is not JSON of the form that wit/endpoint.wit shows: {error}"))?;
+        check("request", &mut schemas.requests)?;
+        check("response", &mut schemas.responses)?;
+        Ok(schemas)
     }
 
     /// Whether nothing is described.
@@ -66,25 +69,24 @@ impl BodySchemas {
     }
 }
 
-fn contents(what: &str, given: Vec<(String, Option<String>)>) -> Result<Vec<BodySchema>, String> {
-    if given.len() > CONTENTS_MAX {
-        return Err(format!("it has {} {what}s; it may have {CONTENTS_MAX}", given.len()));
+fn check(what: &str, bodies: &mut [BodySchema]) -> Result<(), String> {
+    if bodies.len() > CONTENTS_MAX {
+        return Err(format!("it has {} {what}s; it may have {CONTENTS_MAX}", bodies.len()));
     }
     let mut seen = BTreeSet::new();
-    let mut contents = Vec::new();
-    for (media_type, text) in given {
-        if !is_media_type(&media_type) {
+    for BodySchema { media_type, schema } in bodies {
+        if !is_media_type(media_type) {
             let shown: String = media_type.chars().take(80).collect();
             return Err(format!("a {what} has the media type '{shown}'; one is written like application/json"));
         }
         if !seen.insert(media_type.to_ascii_lowercase()) {
             return Err(format!("it has two {what}s of the media type '{media_type}': make one schema of both"));
         }
-        let schema = text.map(|text| schema(&text)).transpose();
-        let schema = schema.map_err(|reason| format!("the schema of {what} '{media_type}' {reason}"))?;
-        contents.push(BodySchema { media_type, schema });
+        if let Some(schema) = schema {
+            check_schema(schema).map_err(|reason| format!("the schema of {what} '{media_type}' {reason}"))?;
+        }
     }
-    Ok(contents)
+    Ok(())
 }
 
 fn is_media_type(text: &str) -> bool {
@@ -95,19 +97,18 @@ fn is_media_type(text: &str) -> bool {
         && text.split_once('/').is_some_and(|(one, other)| is_name(one) && is_name(other))
 }
 
-fn schema(text: &str) -> Result<Value, String> {
-    let mut schema: Value = serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))?;
+fn check_schema(schema: &mut Value) -> Result<(), String> {
     if !schema.is_object() && !schema.is_boolean() {
         return Err("is neither an object nor a boolean".to_owned());
     }
-    check_references(&schema, &schema)?;
+    check_references(schema, schema)?;
     // Said by the document that it becomes a part of.
     if let Some(dialect) = schema.as_object_mut().and_then(|schema| schema.remove("$schema"))
         && dialect != DIALECT
     {
         return Err(format!("is of the dialect {dialect}; it must be {DIALECT}, or not say"));
     }
-    Ok(schema)
+    Ok(())
 }
 
 /// Only what is text is looked at: a property may have the name of a keyword.
@@ -146,7 +147,9 @@ mod tests {
     use super::*;
 
     fn checked(schema: &str) -> Result<BodySchemas, String> {
-        BodySchemas::check(vec![("application/json".to_owned(), Some(schema.to_owned()))], vec![])
+        BodySchemas::parse(&format!(
+            "{{\"requests\": [{{\"media_type\": \"application/json\", \"schema\": {schema}}}]}}"
+        ))
     }
 
     #[test]
@@ -160,15 +163,16 @@ mod tests {
         assert_eq!(kept.requests[0].schema.as_ref().unwrap()["$defs"], schema["$defs"]);
         assert!(kept.requests[0].schema.as_ref().unwrap().get("$schema").is_none());
         assert!(checked("true").is_ok());
-        let image = BodySchemas::check(vec![("image/*".to_owned(), None)], vec![]).unwrap();
+        let image = BodySchemas::parse(r#"{"responses": [{"media_type": "image/*"}]}"#).unwrap();
         assert!(!image.is_empty() && BodySchemas::default().is_empty());
     }
 
     #[test]
     fn what_could_not_be_shown_is_refused() {
-        let huge = format!("{{\"description\": \"{}\"}}", "x".repeat(SCHEMAS_BYTES_MAX));
+        let huge = format!("{{\"description\": \"{}\"}}", "x".repeat(DESCRIPTION_BYTES_MAX));
         for (schema, reason) in [
-            ("{", "'application/json' is not JSON: EOF"),
+            ("{", "it is not JSON of the form that wit/endpoint.wit shows"),
+            ("true, \"shema\": true", "unknown field `shema`"),
             ("[]", "is neither an object nor a boolean"),
             (
                 r#"{"items": [{"$ref": "https://example.com/a.json"}]}"#,
@@ -181,14 +185,15 @@ mod tests {
                 r#"{"$schema": "http://json-schema.org/draft-07/schema#"}"#,
                 "it must be https://json-schema.org/draft/2020-12",
             ),
-            (&"[".repeat(200), "is not JSON: recursion limit exceeded"),
-            (&huge, "they may have 262144 together"),
+            (&"[".repeat(200), "recursion limit exceeded"),
+            (&huge, "it may have 262144"),
         ] {
             let error = checked(schema).unwrap_err();
             assert!(error.contains(reason), "{error}");
         }
         let of = |types: &[&str]| {
-            BodySchemas::check(vec![], types.iter().map(|name| ((*name).to_owned(), None)).collect()).unwrap_err()
+            let bodies: Vec<Value> = types.iter().map(|name| json!({ "media_type": name })).collect();
+            BodySchemas::parse(&json!({ "responses": bodies }).to_string()).unwrap_err()
         };
         assert!(of(&["json"]).contains("a response has the media type 'json'"));
         assert!(of(&["text/plain; charset=utf-8"]).contains("one is written like application/json"));

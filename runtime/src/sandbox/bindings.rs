@@ -23,8 +23,3 @@ wasmtime::component::bindgen!({
         "tessera:endpoint/streaming.response-body": super::streaming::ResponseBody,
     },
 });
-
-/// What a component may export besides.
-pub(super) mod described {
-    wasmtime::component::bindgen!({ path: "../wit", world: "described", exports: { default: async } });
-}

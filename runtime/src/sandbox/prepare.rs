@@ -12,7 +12,6 @@ use wasmtime_wasi_http::p2::bindings::ProxyIndices;
 use wasmtime_wizer::{ComponentInstanceState, Wizer};
 
 use super::bindings::EndpointIndices;
-use super::bindings::described::tessera::endpoint::schema::{Content, Description};
 use super::guest::{GuestPackage, GuestState, Phase};
 use super::limits::RequestLimits;
 use super::log::RequestLog;
@@ -154,7 +153,7 @@ async fn describe(
     findings: &mut Findings,
 ) -> Result<(), PrepareError> {
     let Some(export) = instance.get_export_index(&mut *store, None, schema::EXPORT) else { return Ok(()) };
-    let function = match instance.get_typed_func::<(), (Description,)>(&mut *store, export) {
+    let function = match instance.get_typed_func::<(), (String,)>(&mut *store, export) {
         Ok(function) => function,
         Err(error) => {
             let message = format!("the component does not fit the world tessera:endpoint/described: {}", root(&error));
@@ -165,17 +164,13 @@ async fn describe(
     let outcome = function.call_async(&mut *store, ()).await;
     findings.log.push_str(&store.data().log.take());
     let failure = match outcome {
-        Ok((Description { requests, responses },)) => {
-            let contents =
-                |given: Vec<Content>| given.into_iter().map(|content| (content.media_type, content.schema)).collect();
-            match BodySchemas::check(contents(requests), contents(responses)) {
-                Ok(schemas) => {
-                    findings.schemas = Some(schemas).filter(|schemas| !schemas.is_empty());
-                    return Ok(());
-                }
-                Err(reason) => format!("the component's description of what it takes and answers is refused: {reason}"),
+        Ok((text,)) => match BodySchemas::parse(&text) {
+            Ok(schemas) => {
+                findings.schemas = Some(schemas).filter(|schemas| !schemas.is_empty());
+                return Ok(());
             }
-        }
+            Err(reason) => format!("the component's description of what it takes and answers is refused: {reason}"),
+        },
         Err(error) => ended(store, preparation, schema::EXPORT, &error),
     };
     Err(findings.fail(failure))

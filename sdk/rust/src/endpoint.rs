@@ -81,8 +81,8 @@ macro_rules! __export_schema {
         const _: () = {
             struct __TesseraDescribed;
             impl $crate::schema::bindings::Guest for __TesseraDescribed {
-                fn describe() -> $crate::schema::bindings::tessera::endpoint::schema::Description {
-                    $crate::schema::__describe($schema)
+                fn describe() -> ::std::string::String {
+                    $crate::schema::__describe(&$schema)
                 }
             }
             $crate::schema::bindings::export! { __TesseraDescribed with_types_in $crate::schema::bindings }

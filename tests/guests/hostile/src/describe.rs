@@ -2,7 +2,6 @@
 
 use tessera_sdk::bindings::tessera::endpoint::settings;
 use tessera_sdk::schema::bindings::Guest;
-use tessera_sdk::schema::bindings::tessera::endpoint::schema::{Content, Description};
 
 use crate::{memory, spin, trap};
 
@@ -18,32 +17,31 @@ const _: () = {
 };
 
 impl Guest for Described {
-    fn describe() -> Description {
+    fn describe() -> String {
         match settings::get("describe").as_deref() {
-            None => Description { requests: vec![], responses: vec![] },
-            Some("not_json") => request("{"),
-            Some("remote") => request(r#"{"items": {"$ref": "https://example.com/schema.json"}}"#),
-            Some("huge") => request(&" ".repeat(HUGE_BYTES)),
-            Some("media") => Description { requests: vec![], responses: vec![content("nonsense", None)] },
-            Some("many") => Description {
-                requests: vec![],
-                responses: (0..1000).map(|n| content(&format!("a/{n}"), None)).collect(),
-            },
+            None => bodies("", ""),
+            Some("not_json") => "{".to_owned(),
+            Some("remote") => {
+                let schema = r#"{"items": {"$ref": "https://example.com/schema.json"}}"#;
+                bodies(&format!(r#"{{"media_type": "application/json", "schema": {schema}}}"#), "")
+            }
+            Some("huge") => " ".repeat(HUGE_BYTES),
+            Some("media") => bodies("", r#"{"media_type": "nonsense"}"#),
+            Some("many") => {
+                let types: Vec<String> = (0..1000).map(|n| format!(r#"{{"media_type": "a/{n}"}}"#)).collect();
+                bodies("", &types.join(","))
+            }
             Some("loop") => spin(),
             Some("memory") => memory::explode(),
-            Some("stream") => Description {
-                requests: vec![content("image/png", None), content("image/jpeg", None)],
-                responses: vec![content("text/event-stream", Some(r#"{"properties": {"token": {"type": "string"}}}"#))],
-            },
+            Some("stream") => bodies(
+                r#"{"media_type": "image/png"}, {"media_type": "image/jpeg"}"#,
+                r#"{"media_type": "text/event-stream", "schema": {"properties": {"token": {"type": "string"}}}}"#,
+            ),
             Some(other) => trap(&format!("describe was told to {other}")),
         }
     }
 }
 
-fn request(schema: &str) -> Description {
-    Description { requests: vec![content("application/json", Some(schema))], responses: vec![] }
-}
-
-fn content(media_type: &str, schema: Option<&str>) -> Content {
-    Content { media_type: media_type.to_owned(), schema: schema.map(str::to_owned) }
+fn bodies(requests: &str, responses: &str) -> String {
+    format!(r#"{{"requests": [{requests}], "responses": [{responses}]}}"#)
 }
