@@ -78,7 +78,8 @@ impl Artifacts {
         fs::rename(staged, self.code_path(key))
     }
 
-    /// Keeps what a component says of itself, until [`Artifacts::insert`] makes it findable: not authenticated, for it is only shown.
+    /// Keeps what a component says of itself. Before [`Artifacts::insert`], so that an artifact that is there has it; not
+    /// authenticated, for it is only shown.
     ///
     /// # Errors
     /// When the file cannot be written.

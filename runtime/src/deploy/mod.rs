@@ -1,8 +1,8 @@
 //! Deploy: everything slow that makes a model version ready, so that a request finds it done.
 //!
 //! In order: [`package`] (what was uploaded, checked at registration) → [`ModelHost::plan`] (backend, limits, the
-//! artifact's key) → [`capability`] → [`worker`] (run `init`, freeze, compile, in a child process) → [`artifact`]
-//! (authenticated, on disk) → [`converted`] graphs → load them → [`golden`] request → the catalog publishes.
+//! artifact's key) → [`capability`] → [`worker`] (run `init`, freeze, ask for the [`schema`], compile, in a child process)
+//! → [`artifact`] (authenticated, on disk) → [`converted`] graphs → load them → [`golden`] request → the catalog publishes.
 
 pub mod artifact;
 pub mod build_log;

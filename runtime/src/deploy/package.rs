@@ -378,8 +378,8 @@ impl Package {
         })
     }
 
-    /// Finds out which world the component is made for, and what else it exports. One that is none, or of none that is known, is left to the deploy,
-    /// whose log says why.
+    /// Finds out which world the component is made for, and whether it describes itself. One that is none, or of none that is
+    /// known, is left to the deploy, whose log says why.
     fn inspect_component(&mut self, source: &dyn PackageSource) -> Result<(), PackageError> {
         let ComponentSource::File(name) = &self.component else { return Ok(()) };
         let Some(file) = self.files.get(name) else { return Ok(()) };
