@@ -14,6 +14,7 @@
 //! - [`gateway`]: rate limits, audit log, usage and payloads.
 //! - [`endpoints`]: create, update, split, fail, delete, restart, scale to zero.
 //! - [`density`]: many endpoints, of which few are in memory.
+//! - [`described`]: components that say what they take and answer, in OpenAPI.
 //! - [`crash`]: `kill -9` at any moment.
 //! - [`sealed`]: nothing readable on disk, wrong keys, key rotation.
 //! - [`models`]: real models, compared with the Python libraries they come from.
@@ -38,6 +39,7 @@ mod audit;
 mod cli;
 mod crash;
 mod density;
+mod described;
 mod endpoint_control;
 mod endpoints;
 mod examples;

@@ -63,7 +63,7 @@ fn project() -> (TempDir, PathBuf) {
     (folder, project)
 }
 
-const ROW: &str = r#"{"rows": [[5.1, 3.5, 1.4, 0.2]]}"#;
+const ROW: &str = r#"{"instances": [[5.1, 3.5, 1.4, 0.2]]}"#;
 
 #[test]
 fn from_nothing_to_an_answer() {
@@ -242,8 +242,8 @@ fn what_is_changed_is_served() {
     assert_eq!(dev.label().as_deref(), Some("bristle"));
 
     // when it is whole again and says something, then that is shown
-    let speaks = "let Rows { rows } = request.json()?;\n        tessera_sdk::log::info(\"heard of\");";
-    fs::write(&source, text.replace("let Rows { rows } = request.json()?;", speaks)).unwrap();
+    let speaks = "let flowers: Vec<Flower> = request.rows()?;\n        tessera_sdk::log::info(\"heard of\");";
+    fs::write(&source, text.replace("let flowers: Vec<Flower> = request.rows()?;", speaks)).unwrap();
     eventually("what the guest says", || {
         dev.label()?;
         dev.said().contains("heard of").then_some(())

@@ -1,5 +1,6 @@
 //! What can be read of an endpoint besides itself: logs, metrics, the schema of its requests.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use schemars::JsonSchema;
@@ -101,7 +102,14 @@ fn memory_percent(control: &ControlPlane, served: &ServedEntity) -> f64 {
 async fn openapi(call: &Call) -> Result<Answer, ApiError> {
     let endpoint = call.endpoint().await?;
     let (control, base_url) = (Arc::clone(&call.app.control), call.origin());
-    let made = tokio::task::spawn_blocking(move || model_schema::document(&control, &endpoint, &base_url)).await;
+    let mut declared = BTreeMap::new();
+    for entity in endpoint.serving.iter().flat_map(|serving| &serving.entities) {
+        if let Some(schemas) = control.host.description(&entity.plan).await? {
+            declared.insert(entity.config.name.clone(), schemas);
+        }
+    }
+    let make = move || model_schema::document(&control, &endpoint, &declared, &base_url);
+    let made = tokio::task::spawn_blocking(make).await;
     let document = made.map_err(|error| ApiError::internal("describe an endpoint's requests", &error))??;
     json(&document)
 }

@@ -3,6 +3,7 @@
 
 mod accounting;
 mod audited;
+mod declared_schema;
 mod discovery;
 mod endpoint_reports;
 mod endpoint_settings;

@@ -1,11 +1,15 @@
-//! The OpenAPI document of an endpoint: what its models accept and answer, from their signatures, and from their graphs
-//! where a package has no signature.
+//! The OpenAPI document of an endpoint: what its models accept and answer, as their components say; of stock components from
+//! the models' signatures, and from their graphs where a package has no signature.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::declared_schema;
 use crate::catalog::{Endpoint, EntityConfig};
 use crate::control::ControlPlane;
 use crate::deploy::package::{ComponentSource, Package};
+use crate::deploy::schema::{BodySchema, BodySchemas};
 use crate::error::{ApiError, ErrorCode};
 use crate::nn::{self, Dim, ElementType, TensorInfo};
 use crate::store::blobs::Blobs;
@@ -13,56 +17,91 @@ use crate::store::blobs::Blobs;
 /// Largest example that is shown.
 const EXAMPLE_BYTES_MAX: u64 = 64 << 10;
 
-/// The document. Blocks.
+/// The document. `declared` is what components say, by the names of their entities. Blocks.
 ///
 /// # Errors
 /// `BAD_REQUEST` when the endpoint serves nothing, and what is wrong with its packages.
-pub(super) fn document(control: &ControlPlane, endpoint: &Endpoint, base_url: &str) -> Result<Value, ApiError> {
+pub(super) fn document(
+    control: &ControlPlane,
+    endpoint: &Endpoint,
+    declared: &BTreeMap<String, BodySchemas>,
+    base_url: &str,
+) -> Result<Value, ApiError> {
     let record = &endpoint.record;
     let config = record.config.as_ref().filter(|_| endpoint.serving.is_some());
     let config = config.ok_or_else(|| {
         let message = format!("Endpoint '{}' is not ready, so the schema of its requests is not known.", record.name);
         ApiError::new(ErrorCode::BadRequest, message)
     })?;
-    let mut paths = Map::new();
+    let (mut paths, mut components) = (Map::new(), Map::new());
     for entity in &config.entities {
         let package = control.registry.package(record.workspace, &entity.entity_name, entity.entity_version)?;
-        let operation = operation(&package, &control.host.blobs, entity)?;
+        let bodies = match declared.get(&entity.name) {
+            Some(schemas) => of_component(schemas, example(&package, &control.host.blobs), entity, &mut components),
+            None => accepted(&package, &control.host.blobs, entity)?,
+        };
+        let operation = json!({
+            "summary": format!("{} version {}", entity.entity_name, entity.entity_version),
+            "requestBody": { "required": true, "content": bodies.request },
+            "responses": { "200": { "description": "Success", "content": bodies.response } },
+        });
         paths.insert(format!("/served-models/{}/invocations", entity.name), json!({ "post": operation }));
     }
-    Ok(json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": { "title": record.name, "version": config.version.to_string() },
         "servers": [{ "url": format!("{base_url}/serving-endpoints/{}", record.name) }],
         "paths": paths,
-    }))
+    });
+    if !components.is_empty() {
+        document["components"] = json!({ "schemas": components });
+    }
+    Ok(document)
 }
 
-fn operation(package: &Package, blobs: &Blobs, entity: &EntityConfig) -> Result<Value, ApiError> {
-    let accepted = accepted(package, blobs, entity)?;
-    let content = |schema: Value| json!({ "application/json": { "schema": schema } });
-    Ok(json!({
-        "summary": format!("{} version {}", entity.entity_name, entity.entity_version),
-        "requestBody": { "required": true, "content": content(accepted.request) },
-        "responses": { "200": { "description": "Success", "content": content(accepted.response) } },
-    }))
-}
-
-/// Schemas of an entity's requests and answers.
-struct Accepted {
+/// An entity's requests and answers: what OpenAPI calls their `content`.
+struct Bodies {
     request: Value,
     response: Value,
 }
 
-fn accepted(package: &Package, blobs: &Blobs, entity: &EntityConfig) -> Result<Accepted, ApiError> {
-    let example = example(package, blobs);
-    if package.component != ComponentSource::Stock("scoring".to_owned()) {
-        // What it reads is its own affair.
+impl Bodies {
+    /// JSON of these schemas.
+    fn json(request: Value, response: Value) -> Bodies {
+        let content = |schema: Value| json!({ "application/json": { "schema": schema } });
+        Bodies { request: content(request), response: content(response) }
+    }
+
+    /// Of a component that says nothing: what it reads is its own affair.
+    fn unknown(example: Option<Value>) -> Bodies {
         let mut request = json!({ "description": "What the model's own component understands" });
         if let Some(example) = example {
             request["examples"] = json!([example]);
         }
-        return Ok(Accepted { request, response: json!({}) });
+        Bodies::json(request, json!({}))
+    }
+}
+
+fn of_component(
+    schemas: &BodySchemas,
+    example: Option<Value>,
+    entity: &EntityConfig,
+    components: &mut Map<String, Value>,
+) -> Bodies {
+    let mut content = |bodies: &[BodySchema], what: &str, example: Option<&Value>| {
+        let prefix = format!("{}.{what}", entity.name);
+        Some(declared_schema::content(bodies, &prefix, example, components)).filter(|_| !bodies.is_empty())
+    };
+    let request = content(&schemas.requests, "request", example.as_ref());
+    let response = content(&schemas.responses, "response", None);
+    let unknown = Bodies::unknown(example);
+    Bodies { request: request.unwrap_or(unknown.request), response: response.unwrap_or(unknown.response) }
+}
+
+fn accepted(package: &Package, blobs: &Blobs, entity: &EntityConfig) -> Result<Bodies, ApiError> {
+    let example = example(package, blobs);
+    if package.component != ComponentSource::Stock("scoring".to_owned()) {
+        return Ok(Bodies::unknown(example));
     }
     let part = |name: &str| -> Option<Value> {
         serde_json::from_str(package.settings.get(&format!("mlflow.signature.{name}"))?).ok()
@@ -90,7 +129,7 @@ fn accepted(package: &Package, blobs: &Blobs, entity: &EntityConfig) -> Result<A
     }
     let formats: Vec<Value> = formats.into_iter().map(|(_, format)| format).collect();
     let response = object(vec![("predictions".to_owned(), response.unwrap_or_else(|| json!({})))]);
-    Ok(Accepted { request: json!({ "oneOf": formats }), response })
+    Ok(Bodies::json(json!({ "oneOf": formats }), response))
 }
 
 /// The package's own example of a request.

@@ -45,6 +45,8 @@ struct ComponentReport {
     exports: Vec<String>,
     /// Whether it may call other hosts, where its package is granted some.
     calls_hosts: bool,
+    /// Whether it says what it takes and answers, for the endpoint's OpenAPI document.
+    describes: bool,
     /// Why no server would deploy it; null if it would.
     problem: Option<String>,
 }
@@ -148,6 +150,7 @@ impl ComponentReport {
         ComponentReport {
             world: interfaces.world().map(World::name),
             calls_hosts: interfaces.calls_hosts(),
+            describes: interfaces.describes(),
             bytes: component.len() as u64,
             imports: interfaces.imports.into_iter().map(import).collect(),
             exports: interfaces.exports,
@@ -164,6 +167,13 @@ impl ComponentReport {
             ("size", table::size(self.bytes)),
             ("imports", none(&imports)),
             ("exports", none(&self.exports)),
+            (
+                "schema",
+                match self.describes {
+                    true => "declared: what it takes and answers is in the endpoint's OpenAPI document".to_owned(),
+                    false => "not declared".to_owned(),
+                },
+            ),
             ("deployable", self.problem.as_ref().map_or_else(|| "yes".to_owned(), |problem| format!("no: {problem}"))),
         ]
     }

@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use super::schema::BodySchemas;
+
 /// Everything that decides an artifact's content, hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ArtifactKey(blake3::Hash);
@@ -76,6 +78,29 @@ impl Artifacts {
         fs::rename(staged, self.code_path(key))
     }
 
+    /// Keeps what a component says of itself. Before [`Artifacts::insert`], so that an artifact that is there has it; not
+    /// authenticated, for it is only shown.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn describe(&self, key: ArtifactKey, schemas: &BodySchemas) -> io::Result<()> {
+        let staged = self.schema_path(key).with_extension("schema.new");
+        fs::write(&staged, serde_json::to_vec(schemas)?)?;
+        fs::rename(staged, self.schema_path(key))
+    }
+
+    /// What the component of an artifact says that it takes and answers; none where it says nothing.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is damaged.
+    pub fn description(&self, key: ArtifactKey) -> io::Result<Option<BodySchemas>> {
+        match fs::read(self.schema_path(key)) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Loads an artifact, mapped from disk; none when it is absent, damaged, or not of this home's making.
     ///
     /// # Errors
@@ -110,6 +135,10 @@ impl Artifacts {
 
     fn code_path(&self, key: ArtifactKey) -> PathBuf {
         self.dir.join(format!("{key}.cwasm"))
+    }
+
+    fn schema_path(&self, key: ArtifactKey) -> PathBuf {
+        self.dir.join(format!("{key}.schema"))
     }
 
     fn mac_path(&self, key: ArtifactKey) -> PathBuf {

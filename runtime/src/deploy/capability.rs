@@ -2,6 +2,7 @@
 
 use wasmparser::{ComponentTypeRef, Parser, Payload};
 
+use super::schema;
 use crate::sandbox::World;
 
 /// Interfaces granted to every component, by package. WASI is there for guests whose toolchain needs it; behind it lie
@@ -69,6 +70,11 @@ impl Interfaces {
     /// The world that it is made for; none that is known.
     pub fn world(&self) -> Option<World> {
         World::of(self.exports.iter().map(String::as_str))
+    }
+
+    /// Whether it says what it takes and answers.
+    pub fn describes(&self) -> bool {
+        self.world() == Some(World::Endpoint) && self.exports.iter().any(|export| export == schema::EXPORT)
     }
 
     /// Whether it may call other hosts, where its package is granted some.

@@ -1,8 +1,8 @@
 //! Deploy: everything slow that makes a model version ready, so that a request finds it done.
 //!
 //! In order: [`package`] (what was uploaded, checked at registration) → [`ModelHost::plan`] (backend, limits, the
-//! artifact's key) → [`capability`] → [`worker`] (run `init`, freeze, compile, in a child process) → [`artifact`]
-//! (authenticated, on disk) → [`converted`] graphs → load them → [`golden`] request → the catalog publishes.
+//! artifact's key) → [`capability`] → [`worker`] (run `init`, freeze, ask for the [`schema`], compile, in a child process)
+//! → [`artifact`] (authenticated, on disk) → [`converted`] graphs → load them → [`golden`] request → the catalog publishes.
 
 pub mod artifact;
 pub mod build_log;
@@ -11,6 +11,7 @@ pub mod converted;
 pub mod golden;
 pub mod package;
 pub mod profiles;
+pub mod schema;
 pub mod signature;
 pub mod stock;
 pub mod worker;
@@ -30,6 +31,7 @@ use self::build_log::BuildLog;
 use self::converted::ConvertedGraphs;
 use self::package::{ComponentSource, Golden, GraphSpec, InitTime, Package, PackageFile, RequestBodyMode};
 use self::profiles::Profiles;
+use self::schema::BodySchemas;
 use self::signature::Trust;
 use self::worker::{GraphFile, Job, Workers};
 use crate::catalog::served::{PlannedGraph, Rung, ServedEntity};
@@ -152,6 +154,8 @@ pub struct Plan {
     pub tenant: Tenant,
     /// The world that the component is made for.
     pub world: World,
+    /// Whether the component says what it takes and answers.
+    pub describes: bool,
     /// How the guest wants bodies.
     pub request_body: RequestBodyMode,
     /// Whom the guest may call.
@@ -237,6 +241,7 @@ impl ModelHost {
             limits,
             tenant: Tenant(owner.workspace.0),
             world: package.world,
+            describes: package.describes,
             request_body: package.request_body,
             grant,
             init_assets: (package.init == InitTime::Request)
@@ -519,6 +524,24 @@ impl ModelHost {
         Ok((self.share(plan.artifact, component), Rung::Compile))
     }
 
+    /// What the component of a plan says that it takes and answers; none where it says nothing. It is compiled again where its
+    /// artifact is gone, as for a request.
+    ///
+    /// # Errors
+    /// When it cannot be compiled, or what was kept cannot be read.
+    pub async fn description(self: &Arc<Self>, plan: &Plan) -> Result<Option<BodySchemas>, DeployError> {
+        if !plan.describes {
+            return Ok(None);
+        }
+        if !self.artifacts.contains(plan.artifact) {
+            self.compile(plan).await?;
+        }
+        let (host, artifact) = (Arc::clone(self), plan.artifact);
+        let read = tokio::task::spawn_blocking(move || host.artifacts.description(artifact)).await;
+        let read = read.map_err(|error| DeployError::host("read what a component says of itself", &error))?;
+        read.map_err(|error| DeployError::host("read what a component says of itself", &error))
+    }
+
     /// Lets other endpoints find a component. Of two that were loaded at the same time one stays.
     fn share(&self, key: ArtifactKey, component: LoadedComponent) -> Arc<LoadedComponent> {
         let mut components = self.components();
@@ -621,6 +644,11 @@ impl ModelHost {
             "{init}compiling took {:.0} ms; the component with its memory has {} bytes",
             report.compile_ms, report.snapshot_bytes
         ));
+        if let Some(schemas) = &report.schemas {
+            let kept = self.artifacts.describe(plan.artifact, schemas);
+            kept.map_err(|error| DeployError::host("keep what a component says of itself", &error))?;
+            log.step("the component says what it takes and answers");
+        }
         self.artifacts.insert(plan.artifact).map_err(|error| DeployError::host("keep a compiled component", &error))?;
         Ok(log.text().to_owned())
     }
@@ -698,8 +726,9 @@ impl ModelHost {
             .filter_map(|name| Some((name, package.files.get(name)?.digest.to_string())))
             .collect();
         let frozen = (settings, &package.graphs, read_by_init, limits.memory_bytes);
-        // Where nothing is frozen, there is the component alone.
-        let inputs = serde_json::to_vec(&(package.init == InitTime::Deploy).then_some(frozen))
+        // Where nothing is frozen and `init` runs before no `describe`, there is the component alone.
+        let inits = package.init == InitTime::Deploy || package.describes;
+        let inputs = serde_json::to_vec(&inits.then_some(frozen))
             .map_err(|error| DeployError::host("name an artifact", &error))?;
         Ok(ArtifactKey::of(&[
             env!("CARGO_PKG_VERSION").as_bytes(),

@@ -41,6 +41,9 @@ pub struct Package {
     /// The world that the component is made for: found when the package was checked.
     #[serde(default)]
     pub world: World,
+    /// Whether the component says what it takes and answers: found likewise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub describes: bool,
     /// When the guest's `init` runs.
     #[serde(default)]
     pub init: InitTime,
@@ -375,8 +378,8 @@ impl Package {
         })
     }
 
-    /// Finds out which world the component is made for. One that is none, or of none that is known, is left to the deploy,
-    /// whose log says why.
+    /// Finds out which world the component is made for, and whether it describes itself. One that is none, or of none that is
+    /// known, is left to the deploy, whose log says why.
     fn inspect_component(&mut self, source: &dyn PackageSource) -> Result<(), PackageError> {
         let ComponentSource::File(name) = &self.component else { return Ok(()) };
         let Some(file) = self.files.get(name) else { return Ok(()) };
@@ -385,7 +388,9 @@ impl Package {
         let (reader, _) = source.open(name, file).map_err(|error| failed(&error))?;
         let mut component = Vec::new();
         reader.take(COMPONENT_BYTES_MAX).read_to_end(&mut component).map_err(|error| failed(&error))?;
-        self.world = capability::look(&component).ok().and_then(|found| found.world()).unwrap_or_default();
+        let found = capability::look(&component).unwrap_or_default();
+        self.world = found.world().unwrap_or_default();
+        self.describes = found.describes();
         let of_endpoints = match (self.init, self.request_body) {
             (InitTime::Request, _) => "init",
             (_, RequestBodyMode::Chunks) => "request_body",
@@ -501,6 +506,7 @@ fn assemble(
         files,
         component: manifest.component().unwrap_or_else(|| ComponentSource::Stock("scoring".to_owned())),
         world: World::default(),
+        describes: false,
         init: manifest.init,
         request_body: manifest.request_body,
         assets: manifest.assets,

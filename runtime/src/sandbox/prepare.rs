@@ -17,7 +17,9 @@ use super::limits::RequestLimits;
 use super::log::RequestLog;
 use super::world::World;
 use super::{engine, linker};
+use crate::deploy::capability;
 use crate::deploy::package::InitTime;
+use crate::deploy::schema::{self, BodySchemas};
 
 /// What the worker needs to know of a package.
 pub struct Preparation {
@@ -33,7 +35,7 @@ pub struct Preparation {
     pub init: InitTime,
     /// Limits of the later requests; memory counts for `init` too, because every request starts from its image.
     pub limits: RequestLimits,
-    /// How long `init` may run.
+    /// How long `init` may run, and after it `describe`.
     pub init_ms: u64,
 }
 
@@ -56,6 +58,9 @@ pub struct PrepareReport {
     pub compile_ms: f64,
     /// What the guest wrote during `init`.
     pub log: String,
+    /// What it says that it takes and answers; none where it says nothing.
+    #[serde(default)]
+    pub schemas: Option<BodySchemas>,
 }
 
 /// Why a component cannot be deployed: a sentence for its author.
@@ -80,8 +85,11 @@ const MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Most of what `init` writes that is kept.
 const LOG_BYTES_MAX: u64 = 64 << 10;
 
+/// In how many ticks of the epoch the time of a call passes: it may take so much of it longer.
+const TICKS: u64 = 100;
+
 /// Runs `init` once and compiles what it leaves. A guest that has no `init` is compiled as it is, after a try whether it
-/// starts; so is one that has its `init` in every request, which the server tries with the assets that a request has.
+/// starts; so is one that has its `init` in every request and does not describe itself: the server tries it with a request.
 ///
 /// # Errors
 /// When the component is invalid, `init` fails, traps or takes too long, or its state cannot be frozen.
@@ -90,10 +98,16 @@ pub async fn prepare(preparation: Preparation) -> Result<Prepared, PrepareError>
     if preparation.world == World::Proxy {
         let Started { pre, log, .. } = start(component, &preparation).await?;
         ProxyIndices::new(&pre).map_err(|error| unfit(&preparation, &error))?;
-        return compile(component, None, log.take(), Instant::now());
+        return compile(component, Findings { log: log.take(), ..Findings::default() }, Instant::now());
     }
     if preparation.init == InitTime::Request {
-        return compile(component, None, String::new(), Instant::now());
+        if !capability::look(component).unwrap_or_default().describes() {
+            return compile(component, Findings::default(), Instant::now());
+        }
+        let Initialized { mut store, instance, init_ms, log } = initialize(component, &preparation).await?;
+        let mut findings = Findings { init_ms: Some(init_ms), log, schemas: None };
+        describe(&mut store, &instance, &preparation, &mut findings).await?;
+        return compile(component, findings, Instant::now());
     }
     let started = Instant::now();
     let mut wizer = Wizer::new();
@@ -104,25 +118,88 @@ pub async fn prepare(preparation: Preparation) -> Result<Prepared, PrepareError>
         .map_err(|error| PrepareError::new(format!("the component cannot be frozen after init: {}; init = \"request\" in its manifest runs init in every request instead", root(&error))))?;
     let initialized = initialize(&instrumented, &preparation).await?;
     let init_ms = initialized.init_ms;
-    let log = initialized.log.clone();
+    let mut findings = Findings { init_ms: Some(init_ms), log: initialized.log, schemas: None };
 
     let mut memory = FrozenState { store: initialized.store, instance: initialized.instance, failure: None };
     let snapshot = wizer.snapshot_component(&context, &mut memory).await;
     if let Some(failure) = memory.failure {
-        return Err(PrepareError { message: format!("failed to read the memory after init: {failure}"), log });
+        return Err(findings.fail(format!("failed to read the memory after init: {failure}")));
     }
-    let snapshot = snapshot.map_err(|error| PrepareError {
-        message: format!("failed to freeze the memory after init: {}", root(&error)),
-        log: log.clone(),
-    })?;
-    compile(&snapshot, Some(init_ms), log, started + Duration::from_secs_f64(init_ms / 1e3))
+    let snapshot = match snapshot {
+        Ok(snapshot) => snapshot,
+        Err(error) => return Err(findings.fail(format!("failed to freeze the memory after init: {}", root(&error)))),
+    };
+    // Now, when what it leaves in memory is in nobody's way.
+    describe(&mut memory.store, &memory.instance, &preparation, &mut findings).await?;
+    compile(&snapshot, findings, started + Duration::from_secs_f64(init_ms / 1e3))
 }
 
-fn compile(component: &[u8], init_ms: Option<f64>, log: String, started: Instant) -> Result<Prepared, PrepareError> {
+/// What running a guest has shown.
+#[derive(Default)]
+struct Findings {
+    init_ms: Option<f64>,
+    log: String,
+    schemas: Option<BodySchemas>,
+}
+
+impl Findings {
+    fn fail(&mut self, mut message: String) -> PrepareError {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+        PrepareError { message, log: std::mem::take(&mut self.log) }
+    }
+}
+
+/// Asks the initialised instance what it takes and answers, if it has words for it.
+async fn describe(
+    store: &mut Store<GuestState>,
+    instance: &Instance,
+    preparation: &Preparation,
+    findings: &mut Findings,
+) -> Result<(), PrepareError> {
+    let Some(export) = instance.get_export_index(&mut *store, None, schema::EXPORT) else { return Ok(()) };
+    let function = match instance.get_typed_func::<(), (String,)>(&mut *store, export) {
+        Ok(function) => function,
+        Err(error) => {
+            let message = format!("the component does not fit the world tessera:endpoint/described: {}", root(&error));
+            return Err(findings.fail(message));
+        }
+    };
+    store.set_epoch_deadline(TICKS);
+    let outcome = function.call_async(&mut *store, ()).await;
+    findings.log.push_str(&store.data().log.take());
+    let failure = match outcome {
+        Ok((text,)) => match BodySchemas::parse(&text) {
+            Ok(schemas) => {
+                findings.schemas = Some(schemas).filter(|schemas| !schemas.is_empty());
+                return Ok(());
+            }
+            Err(reason) => format!("the component's description of what it takes and answers is refused: {reason}"),
+        },
+        Err(error) => ended(store, preparation, schema::EXPORT, &error),
+    };
+    Err(findings.fail(failure))
+}
+
+/// Why a call of the guest ended without a result.
+fn ended(store: &Store<GuestState>, preparation: &Preparation, call: &str, error: &wasmtime::Error) -> String {
+    if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
+        return format!("the component's {call} took longer than {} ms", preparation.init_ms);
+    }
+    if store.data().memory.exceeded() {
+        return format!(
+            "the component's {call} needed more than {} bytes of memory (raise limits.memory_bytes in its manifest)",
+            preparation.limits.memory_bytes
+        );
+    }
+    format!("the component's {call} trapped: {}", root(error))
+}
+
+fn compile(component: &[u8], findings: Findings, started: Instant) -> Result<Prepared, PrepareError> {
+    let Findings { init_ms, log, schemas } = findings;
     match engine::compiling().and_then(|engine| engine.precompile_component(component)) {
         Ok(artifact) => {
             let compile_ms = started.elapsed().as_secs_f64() * 1e3;
-            let report = PrepareReport { init_ms, snapshot_bytes: component.len() as u64, compile_ms, log };
+            let report = PrepareReport { init_ms, snapshot_bytes: component.len() as u64, compile_ms, log, schemas };
             Ok(Prepared { artifact, report })
         }
         Err(error) => Err(PrepareError { message: format!("failed to compile the component: {}", root(&error)), log }),
@@ -152,9 +229,9 @@ async fn start(component: &[u8], preparation: &Preparation) -> Result<Started, P
     store.limiter(|state| &mut state.memory);
     // Reading the whole memory out is one host call.
     store.set_hostcall_fuel(usize::MAX);
-    store.set_epoch_deadline(1);
+    store.set_epoch_deadline(TICKS);
     // From here on, because instantiating runs the guest's start functions.
-    stop_after(&engine, Duration::from_millis(preparation.init_ms));
+    tick(&engine, Duration::from_millis(preparation.init_ms) / TICKS as u32);
     let instance = pre
         .instantiate_async(&mut store)
         .await
@@ -183,36 +260,30 @@ async fn initialize(instrumented: &[u8], preparation: &Preparation) -> Result<In
     let started = Instant::now();
     let outcome = endpoint.call_init(&mut store).await;
     let init_ms = started.elapsed().as_secs_f64() * 1e3;
-    let failed = |mut message: String| {
-        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
-        Err(PrepareError { message, log: log.take() })
+    let failure = match outcome {
+        Ok(Ok(())) => None,
+        Ok(Err(message)) => Some(format!("the component's init failed: {message}")),
+        Err(error) => Some(ended(&store, preparation, "init", &error)),
     };
-    match outcome {
-        Ok(Ok(())) => {}
-        Ok(Err(message)) => return failed(format!("the component's init failed: {message}")),
-        Err(error) if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) => {
-            return failed(format!("the component's init took longer than {} ms", preparation.init_ms));
-        }
-        Err(_) if store.data().memory.exceeded() => {
-            let limit = preparation.limits.memory_bytes;
-            return failed(format!(
-                "the component's init needed more than {limit} bytes of memory (raise limits.memory_bytes in its manifest)"
-            ));
-        }
-        Err(error) => return failed(format!("the component's init trapped: {}", root(&error))),
+    let log = log.take();
+    if let Some(message) = failure {
+        return Err(Findings { log, ..Findings::default() }.fail(message));
     }
     // The epoch that stops `init` must not stop the reading of its memory.
     store.set_epoch_deadline(u64::MAX / 2);
-    Ok(Initialized { store, instance, init_ms, log: log.take() })
+    Ok(Initialized { store, instance, init_ms, log })
 }
 
-/// Ends whatever runs on the engine after a time. The thread ends with the process, which is a worker.
-fn stop_after(engine: &Engine, limit: Duration) {
+/// Counts the time of calls. The thread ends with the engine.
+fn tick(engine: &Engine, time: Duration) {
     let engine = engine.weak();
     std::thread::spawn(move || {
-        std::thread::sleep(limit);
-        if let Some(engine) = engine.upgrade() {
-            engine.increment_epoch();
+        loop {
+            std::thread::sleep(time);
+            match engine.upgrade() {
+                Some(engine) => engine.increment_epoch(),
+                None => return,
+            }
         }
     });
 }

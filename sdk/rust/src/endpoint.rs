@@ -3,6 +3,11 @@
 use crate::{Error, Package, Request, Response};
 
 /// A model endpoint.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an endpoint",
+    label = "this type does not implement `tessera_sdk::Endpoint`",
+    note = "write `impl tessera_sdk::Endpoint for {Self}` with `init`, which runs at deploy, and `handle`, which answers"
+)]
 pub trait Endpoint: Sized + 'static {
     /// Runs once, at deploy. What it returns is frozen, and every request starts from it. It must not keep handles
     /// (graphs, tensors). An error fails the deploy and is shown as its reason.
@@ -14,10 +19,18 @@ pub trait Endpoint: Sized + 'static {
 
 /// Makes a component of an [`Endpoint`]: `tessera_sdk::export!(MyEndpoint);`, once per crate.
 ///
-/// Natively it only checks that the type is an endpoint, so that the crate can be unit-tested.
+/// With `schema = …` it also tells what the endpoint takes and answers: `tessera_sdk::export!(MyEndpoint, schema = schema());`
+/// with a `Schema` of the module `schema`, which is a feature of the crate. It is asked for once, at deploy, after `init`.
+///
+/// Natively it only checks that the types fit, so that the crate can be unit-tested.
+///
+/// ```compile_fail
+/// struct NoEndpoint;
+/// tessera_sdk::export!(NoEndpoint); // `NoEndpoint` is not an endpoint
+/// ```
 #[macro_export]
 macro_rules! export {
-    ($endpoint:ty) => {
+    ($endpoint:ty $(,)?) => {
         #[cfg(target_arch = "wasm32")]
         #[allow(unsafe_code, reason = "exported symbols are unsafe attributes, and the bindings uphold their ABI")]
         const _: () = {
@@ -39,6 +52,53 @@ macro_rules! export {
         };
         #[cfg(not(target_arch = "wasm32"))]
         const _: fn() = $crate::__private::assert_endpoint::<$endpoint>;
+    };
+    ($endpoint:ty, schema = $schema:expr $(,)?) => {
+        $crate::export!($endpoint);
+        $crate::__export_schema!($schema);
+    };
+    ($endpoint:ty, $($other:tt)*) => {
+        ::std::compile_error!(
+            "after the endpoint's type there may only be `schema = …`: tessera_sdk::export!(MyEndpoint, schema = schema());"
+        );
+    };
+    () => {
+        ::std::compile_error!("the endpoint's type is missing: tessera_sdk::export!(MyEndpoint);");
+    };
+}
+
+/// The part of [`export!`] that tells what the endpoint takes and answers.
+#[cfg(feature = "schema")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_schema {
+    ($schema:expr) => {
+        // Names of items would hide those in `$schema`.
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: fn() -> $crate::schema::Schema = || $schema;
+        #[cfg(target_arch = "wasm32")]
+        #[allow(unsafe_code, reason = "as for the endpoint itself")]
+        const _: () = {
+            struct __TesseraDescribed;
+            impl $crate::schema::bindings::Guest for __TesseraDescribed {
+                fn describe() -> ::std::string::String {
+                    $crate::schema::__describe(&$schema)
+                }
+            }
+            $crate::schema::bindings::export! { __TesseraDescribed with_types_in $crate::schema::bindings }
+        };
+    };
+}
+
+/// Says what is missing.
+#[cfg(not(feature = "schema"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_schema {
+    ($schema:expr) => {
+        ::std::compile_error!(
+            "`schema = …` needs the feature `schema`: tessera-sdk = { …, features = [\"schema\"] } in Cargo.toml"
+        );
     };
 }
 

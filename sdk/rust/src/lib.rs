@@ -36,12 +36,14 @@
 //! - [`Tensor`], [`Graph`], [`Outputs`]: compute on the host, with shapes and types checked before the call. Programs that
 //!   bring `wasi:nn` with them can use that instead, through [`bindings`].
 //! - [`Response`], [`StreamingResponse`]: the answer, whole or in chunks.
+//! - [`table`]: the tables that Databricks' and MLflow's clients send, as typed rows, columns or a tensor.
 //! - [`open_inference`]: bodies of the Open Inference Protocol, whose tensors may be bytes behind the JSON.
 //! - [`Error`]: a kind (which decides the HTTP status) and a message for the caller.
 //! - [`log`]: lines for `tessera logs`.
 //!
+//! - `schema`: requests and answers described from their types, in the endpoint's OpenAPI document.
 //! - `image`, `audio`: a picture or a sound in the body becomes a tensor. Each is a feature of the crate, off by
-//!   default, so that a component carries what it uses; so are `ndarray` (tensors from and to arrays), `base64` (files in
+//!   default, so that a component carries what it uses; so are `schema`, `ndarray` (tensors from and to arrays), `base64` (files in
 //!   JSON) and `getrandom` (for dependencies that will not build without a source of randomness).
 //!
 //! Deliberately absent: clock, randomness, files, network. A guest that needs none of WASI imports none of it. Natively
@@ -76,6 +78,9 @@ mod package;
 mod randomness;
 mod request;
 mod response;
+#[cfg(feature = "schema")]
+pub mod schema;
+pub mod table;
 mod tensor;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
@@ -88,4 +93,5 @@ pub use graph::{Graph, Outputs};
 pub use package::{ElementType, GraphInfo, Package, TensorInfo};
 pub use request::{Chunks, Request};
 pub use response::{Response, StreamingResponse};
+pub use table::Table;
 pub use tensor::{Element, Tensor, TensorType};

@@ -155,6 +155,9 @@ impl fmt::Debug for Tensor<'_> {
 pub trait Element: bytemuck::Pod + sealed::Sealed {
     /// Its name in `wasi:nn`.
     const TYPE: TensorType;
+
+    /// What stands for a number that is not known, as in pandas: NaN. Integers have none.
+    const MISSING: Option<Self>;
 }
 
 mod sealed {
@@ -163,14 +166,16 @@ mod sealed {
 }
 
 macro_rules! element {
-    ($($rust:ty => $ty:ident),*) => {$(
+    ($($rust:ty => $ty:ident $missing:expr),*) => {$(
         impl sealed::Sealed for $rust {}
         impl Element for $rust {
             const TYPE: TensorType = TensorType::$ty;
+            const MISSING: Option<Self> = $missing;
         }
     )*};
 }
-element!(f32 => Fp32, f64 => Fp64, u8 => U8, i8 => U8, i32 => I32, i64 => I64);
+element!(f32 => Fp32 Some(f32::NAN), f64 => Fp64 Some(f64::NAN));
+element!(u8 => U8 None, i8 => U8 None, i32 => I32 None, i64 => I64 None);
 
 /// None when the size exceeds what the guest can address.
 fn byte_len(dims: &[u32], ty: TensorType) -> Option<usize> {

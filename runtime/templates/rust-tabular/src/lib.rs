@@ -1,36 +1,45 @@
-//! Rows of numbers in, a label for each out.
+//! A table of measures in, a label for each row out.
 //!
 //! ```text
-//! {"rows": [[5.1, 3.5, 1.4, 0.2]]}  →  {"predictions": [{"label": "setosa", "probability": 0.98}]}
+//! {"dataframe_records": [{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}]}
+//!   →  {"predictions": [{"label": "setosa", "probability": 0.98}]}
 //! ```
+//!
+//! Clients may send the table in any of the forms of Databricks' and MLflow's clients; `tessera endpoint openapi {{name}}`
+//! prints them, with what the types below say.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tessera_sdk::{Endpoint, Error, Graph, Package, Request, Response, Tensor};
+use tessera_sdk::schema::Schema;
+use tessera_sdk::{Endpoint, Error, Graph, Outputs, Package, Request, Response, Tensor};
 
-/// What the model takes: sepal length and width, petal length and width, in centimetres.
-const COLUMNS: usize = 4;
+tessera_sdk::export!(Classifier, schema = schema());
 
-tessera_sdk::export!(Classifier);
+/// What the endpoint takes and answers.
+fn schema() -> Schema {
+    Schema::new().takes_rows::<Flower>().answers_predictions::<Prediction>()
+}
+
+/// The measures of a flower, in centimetres.
+#[derive(Deserialize, JsonSchema)]
+struct Flower {
+    sepal_length: f32,
+    sepal_width: f32,
+    petal_length: f32,
+    petal_width: f32,
+}
+
+/// The likeliest class of a row.
+#[derive(Serialize, JsonSchema)]
+struct Prediction<'a> {
+    label: &'a str,
+    /// Between 0 and 1.
+    probability: f32,
+}
 
 struct Classifier {
     /// The names of the classes, in the model's order.
     labels: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Rows {
-    rows: Vec<[f32; COLUMNS]>,
-}
-
-#[derive(Debug, PartialEq, Serialize)]
-struct Prediction<'a> {
-    label: &'a str,
-    probability: f32,
-}
-
-#[derive(Serialize)]
-struct Answer<'a> {
-    predictions: Vec<Prediction<'a>>,
 }
 
 impl Endpoint for Classifier {
@@ -41,25 +50,31 @@ impl Endpoint for Classifier {
 
     /// Runs for each request, in an instance that has seen no other.
     fn handle(&self, request: Request) -> Result<Response, Error> {
-        let Rows { rows } = request.json()?;
-        if rows.is_empty() {
-            return Err(Error::invalid_input("`rows` is empty: give at least one row"));
+        let flowers: Vec<Flower> = request.rows()?;
+        if flowers.is_empty() {
+            return Err(Error::invalid_input("the table has no rows: send at least one"));
         }
-        let input = Tensor::new(&[rows.len() as u32, COLUMNS as u32], rows.as_flattened())?;
+        let rows: Vec<[f32; 4]> = flowers.iter().map(Flower::measures).collect();
+        let input = Tensor::new(&[rows.len() as u32, 4], rows.as_flattened())?;
         let outputs = Graph::named("model").compute([("X", &input)])?;
-        // The model gives the class of each row, then for each class the probabilities of the rows.
-        let classes = outputs.get("label")?;
-        let mut probabilities = Vec::new();
-        for class in 0..self.labels.len() {
-            probabilities.push(outputs.at(1 + class)?.as_slice::<f32>()?.into_owned());
-        }
-        Response::json(&Answer { predictions: self.predictions(&classes.as_slice::<i64>()?, &probabilities)? })
+        Response::predictions(&self.predictions(&outputs)?)
+    }
+}
+
+impl Flower {
+    /// In the order that the model takes.
+    fn measures(&self) -> [f32; 4] {
+        [self.sepal_length, self.sepal_width, self.petal_length, self.petal_width]
     }
 }
 
 impl Classifier {
-    /// Names the classes that the model chose.
-    fn predictions(&self, classes: &[i64], probabilities: &[Vec<f32>]) -> Result<Vec<Prediction<'_>>, Error> {
+    /// The model gives the class of each row, then for each class the probabilities of the rows.
+    fn predictions(&self, outputs: &Outputs) -> Result<Vec<Prediction<'_>>, Error> {
+        let mut probabilities = Vec::new();
+        for class in 0..self.labels.len() {
+            probabilities.push(outputs.at(1 + class)?.as_slice::<f32>()?.into_owned());
+        }
         let prediction = |(row, class): (usize, &i64)| {
             let class = usize::try_from(*class).unwrap_or(usize::MAX);
             let label = self.labels.get(class).map(String::as_str);
@@ -67,34 +82,41 @@ impl Classifier {
             let unknown = || Error::model(format!("the model chose class {class}, which labels.txt does not have"));
             label.zip(probability).map(|(label, probability)| Prediction { label, probability }).ok_or_else(unknown)
         };
-        classes.iter().enumerate().map(prediction).collect()
+        outputs.get("label")?.as_slice::<i64>()?.iter().enumerate().map(prediction).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tessera_sdk::testing::Host;
 
-    fn classifier() -> Classifier {
-        Classifier { labels: vec!["no".to_owned(), "yes".to_owned()] }
+    /// A stand-in for the model, which takes each row for this class with a probability of 0.75.
+    fn answer(class: i64, body: &str) -> Result<String, Error> {
+        let host = Host::new().asset("labels.txt", "no\nyes\n").graph("model", move |inputs| {
+            let rows = inputs.get("X")?.dims()[0];
+            let of_class = |probability: f32| Tensor::from_vec(&[rows], vec![probability; rows as usize]);
+            let label = Tensor::from_vec(&[rows], vec![class; rows as usize])?;
+            Ok(vec![("label", label), ("no", of_class(0.25)?), ("yes", of_class(0.75)?)])
+        });
+        let response = host.deploy::<Classifier>()?.call(Request::new("invocations", "application/json", body))?;
+        Ok(String::from_utf8_lossy(response.parts().unwrap().2).into_owned())
     }
 
     #[test]
-    fn the_golden_request_can_be_read() {
-        let Rows { rows } = serde_json::from_str(include_str!("../golden/request.json")).unwrap();
-        assert_eq!(rows[0], [5.1, 3.5, 1.4, 0.2]);
+    fn each_row_gets_its_label() {
+        let expected = r#"{"predictions":[{"label":"yes","probability":0.75},{"label":"yes","probability":0.75}]}"#;
+        assert_eq!(answer(1, include_str!("../golden/request.json")).unwrap(), expected);
     }
 
     #[test]
-    fn the_class_gets_its_name_and_its_probability() {
-        let classifier = classifier();
-        let predictions = classifier.predictions(&[1, 0], &[vec![0.2, 0.9], vec![0.8, 0.1]]).unwrap();
-        let expected = [Prediction { label: "yes", probability: 0.8 }, Prediction { label: "no", probability: 0.9 }];
-        assert_eq!(predictions, expected);
+    fn a_value_that_is_no_number_is_told() {
+        let error = answer(0, r#"{"instances": [[5.1, "wide", 1.4, 0.2]]}"#).unwrap_err();
+        assert_eq!(error.message, "row 0: invalid type: string \"wide\", expected f32");
     }
 
     #[test]
     fn a_class_without_a_name_is_an_error() {
-        assert!(classifier().predictions(&[2], &[vec![1.0], vec![0.0]]).is_err());
+        assert!(answer(2, include_str!("../golden/request.json")).unwrap_err().message.contains("class 2"));
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Uses no WASI. The graph of its package is called `model`; it may be absent. What `init` does is the setting `init`:
 //! `ok` (default), `trap`, `error`, `long_error`, `loop` or `asset_missing`. A body of the type [`COUNT_CHUNKS`] is read
-//! in chunks, which are counted; any other body that is not JSON is echoed.
+//! in chunks, which are counted; any other body that is not JSON is echoed. The setting `describe` is for [`describe`].
 
+#[cfg(target_arch = "wasm32")]
+mod describe;
 mod memory;
 mod nn;
 
