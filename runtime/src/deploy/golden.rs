@@ -41,6 +41,7 @@ pub async fn check(
         World::Proxy => InvocationBody::Full(request),
     };
     let invocation = Invocation {
+        id: "golden".to_owned(),
         package: Arc::clone(&entity.plan.guest),
         init_assets: entity.plan.init_assets.clone(),
         limits: entity.plan.limits.clone(),
