@@ -42,8 +42,8 @@ run: dist ## Build, serve on TESSERA_LISTEN (127.0.0.1:8080), deploy three model
 # dependency of the server would be compiled a second time.
 test: setup build ## Run all tests: native, over HTTP, through real Python clients
 	cargo test --release -p tessera
-	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings \
-		-p filetype -p imagenet -p ocr -p rerank -p vad --features tessera-sdk/ndarray
+	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings -p tessera-openai \
+		-p tessera-chat -p filetype -p imagenet -p ocr -p rerank -p vad --features tessera-sdk/ndarray
 	@tests/python/open-inference.sh
 	@tests/wasmtime.sh
 	cargo test --release -p tessera-tests
