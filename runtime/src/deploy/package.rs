@@ -159,6 +159,19 @@ impl From<TargetName> for ExecutionTarget {
     }
 }
 
+impl GraphSpec {
+    /// A model file with nothing said of it.
+    fn of(file: String) -> GraphSpec {
+        GraphSpec {
+            file,
+            backend: BackendName::default(),
+            target: TargetName::default(),
+            batch: BatchSpec::default(),
+            intra_op_threads: None,
+        }
+    }
+}
+
 /// Limits in a manifest; the server's own hold where one is absent. Memory and time on the clock can only be lowered;
 /// processor time may be raised up to the server's time on the clock.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -260,6 +273,11 @@ impl Manifest {
         toml::from_str(text).map_err(|error| PackageError(format!("{MANIFEST}: {error}")))
     }
 
+    /// That of a language model without one: the stock chat answers.
+    fn of_language_model(file: String) -> Manifest {
+        Manifest { graphs: BTreeMap::from([("model".to_owned(), GraphSpec::of(file))]), ..Manifest::default() }
+    }
+
     /// The files that it names beside the component, some perhaps twice.
     pub fn files(&self) -> Vec<String> {
         let golden = self.golden.iter().flat_map(|golden| golden.response.iter().chain([&golden.request]));
@@ -346,12 +364,17 @@ impl Package {
         let text = |name: &str| files.get(name).map(|file| read_text(name, file, source)).transpose();
         let manifest = text(MANIFEST)?.map(|text| Manifest::parse(&text)).transpose()?;
         let mlmodel = text(MLMODEL)?.map(|text| parse_mlmodel(&text)).transpose()?;
-        if manifest.is_none() && mlmodel.is_none() {
-            return Err(PackageError(format!(
-                "the package has neither a {MANIFEST} nor an {MLMODEL} file at its top: push the model's own folder"
-            )));
-        }
-        let mut package = assemble(manifest.unwrap_or_default(), mlmodel, files)?;
+        let manifest = match (manifest, &mlmodel, only_language_model(&files)) {
+            (Some(manifest), ..) => manifest,
+            (None, Some(_), _) => Manifest::default(),
+            (None, None, Some(file)) => Manifest::of_language_model(file.to_owned()),
+            (None, None, None) => {
+                return Err(PackageError(format!(
+                    "the package has neither a {MANIFEST} nor an {MLMODEL} file at its top: push the model's own folder"
+                )));
+            }
+        };
+        let mut package = assemble(manifest, mlmodel, files)?;
         package.check()?;
         package.inspect_component(source)?;
         package.inspect_graphs(source)?;
@@ -479,14 +502,28 @@ fn parse_mlmodel(text: &str) -> Result<MlModel, PackageError> {
         .map_err(|error| PackageError(format!("{MLMODEL} is not the YAML that MLflow writes: {error}")))
 }
 
+/// Whether a file is a language model, by its name.
+pub fn is_gguf(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// The one model file, where the package is nothing but a language model.
+fn only_language_model(files: &BTreeMap<String, PackageFile>) -> Option<&str> {
+    let mut models = files.keys().filter(|name| is_gguf(name));
+    models.next().filter(|_| models.next().is_none()).map(String::as_str)
+}
+
 fn assemble(
     manifest: Manifest,
     mlmodel: Option<MlModel>,
     files: BTreeMap<String, PackageFile>,
 ) -> Result<Package, PackageError> {
+    let mut graphs = manifest.graphs.values();
+    let is_language_model = matches!((graphs.next(), graphs.next()), (Some(only), None) if is_gguf(&only.file));
+    let stock = if is_language_model { "chat" } else { "scoring" };
     let mut package = Package {
         files,
-        component: manifest.component().unwrap_or_else(|| ComponentSource::Stock("scoring".to_owned())),
+        component: manifest.component().unwrap_or_else(|| ComponentSource::Stock(stock.to_owned())),
         world: World::default(),
         init: manifest.init,
         request_body: manifest.request_body,
@@ -500,7 +537,7 @@ fn assemble(
     };
     if let Some(mlmodel) = mlmodel {
         adopt_mlmodel(&mut package, mlmodel)?;
-    } else if manifest.component.is_none() {
+    } else if manifest.component.is_none() && !is_language_model {
         return Err(PackageError(format!(
             "{MANIFEST} names no component: set component to a file of the package or to a stock component"
         )));
@@ -512,14 +549,7 @@ fn assemble(
 fn adopt_mlmodel(package: &mut Package, mlmodel: MlModel) -> Result<(), PackageError> {
     if package.graphs.is_empty() && package.component == ComponentSource::Stock("scoring".to_owned()) {
         let file = onnx_file(&mlmodel)?;
-        let spec = GraphSpec {
-            file,
-            backend: BackendName::default(),
-            target: TargetName::default(),
-            batch: BatchSpec::default(),
-            intra_op_threads: None,
-        };
-        package.graphs.insert("model".to_owned(), spec);
+        package.graphs.insert("model".to_owned(), GraphSpec::of(file));
     }
     let signature = mlmodel.signature.unwrap_or(Signature { inputs: None, outputs: None, params: None });
     for (part, text) in [("inputs", signature.inputs), ("outputs", signature.outputs), ("params", signature.params)] {
@@ -583,6 +613,21 @@ mod tests {
         assert_eq!(package.component, ComponentSource::Stock("scoring".to_owned()));
         assert_eq!(package.graphs["model"].file, "model.onnx");
         assert!(package.settings["mlflow.signature.inputs"].contains("double"));
+    }
+
+    #[test]
+    fn a_language_model_alone_is_a_package_and_the_stock_chat_answers() {
+        let file = || PackageFile { digest: Digest([0; 32]), bytes: 1 };
+        let files = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), file())).collect::<BTreeMap<_, _>>();
+        assert_eq!(only_language_model(&files(&["README.md", "Model.GGUF"])), Some("Model.GGUF"));
+        assert_eq!(only_language_model(&files(&["a.gguf", "b.gguf"])), None);
+        let chat = ComponentSource::Stock("chat".to_owned());
+        let package = assemble(Manifest::of_language_model("a.gguf".to_owned()), None, files(&["a.gguf"])).unwrap();
+        assert_eq!((&package.component, package.graphs["model"].file.as_str()), (&chat, "a.gguf"));
+        let manifest = |text: &str| assemble(Manifest::parse(text).unwrap(), None, files(&[]));
+        assert_eq!(manifest("[graphs.writer]\nfile = 'a.gguf'\n").unwrap().component, chat);
+        let two = manifest("[graphs.a]\nfile = 'a.gguf'\n[graphs.b]\nfile = 'b.onnx'\n");
+        assert!(two.unwrap_err().0.contains("names no component"));
     }
 
     #[test]
