@@ -24,6 +24,11 @@ export TESSERA_MODELS := $(TESSERA_CACHE)/models
 export TESSERA_PYTHON := $(TESSERA_CACHE)/python/bin/python
 export TESSERA_PYTHON_SDK := $(TESSERA_CACHE)/python-sdk/bin/python
 
+# What is built of llama.cpp for one profile serves the other too.
+export CMAKE_C_COMPILER_LAUNCHER := ccache
+export CMAKE_CXX_COMPILER_LAUNCHER := ccache
+export CCACHE_DIR := $(TESSERA_CACHE)/ccache
+
 SETUP := guest-examples/setup.sh
 
 .PHONY: help run test schema conformance bench setup guests build dist lint clippy fmt iris clean
@@ -41,7 +46,7 @@ run: dist ## Build, serve on TESSERA_LISTEN (127.0.0.1:8080), deploy three model
 # Three calls, because cargo unites the features of all packages that it builds at once: with the others beside it, every
 # dependency of the server would be compiled a second time.
 test: setup build ## Run all tests: native, over HTTP, through real Python clients
-	cargo test --release -p tessera
+	cargo test --release -p tessera --features llama
 	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings -p tessera-openai \
 		-p tessera-chat -p filetype -p imagenet -p ocr -p rerank -p vad --features tessera-sdk/ndarray
 	@tests/python/open-inference.sh
@@ -67,10 +72,10 @@ bench: dist ## Measure speed beside bare baselines, cold starts, batching, densi
 	@benches/cold.sh
 	@benches/batching.sh
 	@benches/density.sh
-	cargo bench --profile dist -p tessera --bench sandbox --bench accounting
+	cargo bench --profile dist -p tessera --features llama --bench sandbox --bench accounting
 
 setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients, a registry
-	@$(SETUP) rust onnxruntime iris minilm filetype imagenet ocr vad python registry
+	@$(SETUP) rust llama onnxruntime iris minilm filetype imagenet ocr vad smollm2 python registry
 	@sdk/python/setup.sh
 
 guests: ## Build the WebAssembly components into CARGO_TARGET_DIR/guests
@@ -78,14 +83,17 @@ guests: ## Build the WebAssembly components into CARGO_TARGET_DIR/guests
 	@sdk/build-guests.sh "$(TESSERA_GUESTS)"
 
 build: guests ## Build the server, with its stock components inside
-	cargo build --release -p tessera
+	@$(SETUP) llama
+	cargo build --release -p tessera --features llama
 
 dist: guests ## Build the server with all optimisations
-	cargo build --profile dist -p tessera
+	@$(SETUP) llama
+	cargo build --profile dist -p tessera --features llama
 
 lint: guests ## Check formatting; clippy with warnings denied
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	@$(SETUP) llama
+	cargo clippy --release --workspace --features tessera/llama --all-targets -- -D warnings
 
 clippy: lint
 

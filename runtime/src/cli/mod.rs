@@ -80,6 +80,9 @@ pub enum Command {
     /// Compile one component: the server starts this in a child process under limits.
     #[command(hide = true)]
     CompileWorker,
+    /// Load one language model: the server starts this in a child process under limits.
+    #[command(hide = true)]
+    ModelWorker,
     /// A command for whoever writes a model's code.
     #[command(flatten)]
     Developer(DeveloperCommand),

@@ -7,8 +7,8 @@ use std::path::{Component as PathPart, Path};
 use serde::{Deserialize, Serialize};
 
 use super::capability::{self, COMPONENT_BYTES_MAX};
-use crate::nn::backends::ReadSeek;
-use crate::nn::{self, BackendChoice, BatchSpec, ExecutionTarget, NnError, NnErrorKind};
+use crate::nn::backends::{ModelFormat, ReadSeek};
+use crate::nn::{self, BackendChoice, BatchSpec, ExecutionTarget, NnError, NnErrorKind, SequenceSpec};
 use crate::outbound::HostPatterns;
 use crate::sandbox::World;
 use crate::store::blobs::{Blobs, Digest};
@@ -114,6 +114,45 @@ pub struct GraphSpec {
     /// Threads of one run; without it a deploy measures how many pay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intra_op_threads: Option<u32>,
+    /// For a language model: most tokens of one sequence, prompt and answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_tokens: Option<u32>,
+    /// For a language model: most sequences at once; others wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequences: Option<u32>,
+    /// For a language model: tokens whose keys and values are in memory, of all sequences together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_tokens: Option<u32>,
+}
+
+impl GraphSpec {
+    /// What it says about sequences.
+    pub fn sequence_spec(&self) -> SequenceSpec {
+        SequenceSpec { context_tokens: self.context_tokens, sequences: self.sequences, cache_tokens: self.cache_tokens }
+    }
+
+    /// Checks it against what its model file is, and settles who runs it where it leaves that open.
+    fn settle(&mut self, format: ModelFormat) -> Result<(), String> {
+        let spec = self.sequence_spec();
+        match (format, self.backend) {
+            (ModelFormat::Gguf, BackendName::Auto | BackendName::Llama) if self.batch != BatchSpec::default() => Err(
+                "batch is for models that run at once; a GGUF model has sequences, which are always computed together"
+                    .to_owned(),
+            ),
+            (ModelFormat::Gguf, BackendName::Auto | BackendName::Llama) => {
+                self.backend = BackendName::Llama;
+                spec.check()
+            }
+            (ModelFormat::Gguf, _) => Err("it is a GGUF model, which only backend 'llama' runs".to_owned()),
+            (ModelFormat::Onnx, BackendName::Llama) => {
+                Err("it is not a GGUF model, and backend 'llama' runs no other".to_owned())
+            }
+            (ModelFormat::Onnx, _) if !spec.is_default() => {
+                Err("context_tokens, sequences and cache_tokens are for GGUF models, and it is none".to_owned())
+            }
+            (ModelFormat::Onnx, _) => Ok(()),
+        }
+    }
 }
 
 /// The manifest's word for a backend.
@@ -127,6 +166,8 @@ pub enum BackendName {
     Onnxruntime,
     /// The built-in backend.
     Tract,
+    /// llama.cpp, for GGUF models: what `auto` becomes for them.
+    Llama,
 }
 
 impl From<BackendName> for BackendChoice {
@@ -135,6 +176,7 @@ impl From<BackendName> for BackendChoice {
             BackendName::Auto => BackendChoice::Auto,
             BackendName::Onnxruntime => BackendChoice::OnnxRuntime,
             BackendName::Tract => BackendChoice::Tract,
+            BackendName::Llama => BackendChoice::Llama,
         }
     }
 }
@@ -168,6 +210,9 @@ impl GraphSpec {
             target: TargetName::default(),
             batch: BatchSpec::default(),
             intra_op_threads: None,
+            context_tokens: None,
+            sequences: None,
+            cache_tokens: None,
         }
     }
 }
@@ -415,23 +460,40 @@ impl Package {
     /// Reads every graph's signature, so that a model that cannot be served is refused now, and finds where its weights
     /// are.
     fn inspect_graphs(&mut self, source: &dyn PackageSource) -> Result<(), PackageError> {
-        for (name, graph) in &self.graphs {
-            let Some(file) = self.files.get(&graph.file) else { continue };
-            let failed = |error: NnError| PackageError(format!("graph '{name}' ('{}'): {error}", graph.file));
-            let inspect = |external_files: &[String]| {
-                let opened = source.open(&graph.file, file);
-                let (reader, end) = opened.map_err(|error| NnError::new(NnErrorKind::RuntimeError, error))?;
-                nn::backends::inspect_reader(reader, end, external_files)
-            };
-            match inspect(&[]) {
-                Ok(_) => {}
-                Err(error) if error.kind() == NnErrorKind::Security => {
-                    let beside = self.siblings(&graph.file);
-                    inspect(&beside).map_err(failed)?;
-                    self.weights.insert(name.clone(), beside);
-                }
-                Err(error) => return Err(failed(error)),
+        let mut graphs = std::mem::take(&mut self.graphs);
+        for (name, graph) in &mut graphs {
+            self.inspect_graph(name, graph, source)?;
+        }
+        self.graphs = graphs;
+        Ok(())
+    }
+
+    fn inspect_graph(
+        &mut self,
+        name: &str,
+        graph: &mut GraphSpec,
+        source: &dyn PackageSource,
+    ) -> Result<(), PackageError> {
+        let Some(file) = self.files.get(&graph.file) else { return Ok(()) };
+        let model_file = graph.file.clone();
+        let failed = |error: &dyn std::fmt::Display| PackageError(format!("graph '{name}' ('{model_file}'): {error}"));
+        let (mut model, _) = source.open(&graph.file, file).map_err(|error| failed(&error))?;
+        let format = ModelFormat::of(&mut *model).map_err(|error| failed(&error))?;
+        drop(model);
+        graph.settle(format).map_err(|error| failed(&error))?;
+        let inspect = |external_files: &[String]| {
+            let opened = source.open(&graph.file, file);
+            let (reader, end) = opened.map_err(|error| NnError::new(NnErrorKind::RuntimeError, error))?;
+            nn::backends::inspect_reader(reader, end, external_files)
+        };
+        match inspect(&[]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == NnErrorKind::Security => {
+                let beside = self.siblings(&graph.file);
+                inspect(&beside).map_err(|error| failed(&error))?;
+                self.weights.insert(name.to_owned(), beside);
             }
+            Err(error) => return Err(failed(&error)),
         }
         Ok(())
     }

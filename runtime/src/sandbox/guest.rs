@@ -217,22 +217,28 @@ impl logging::Host for GuestState {
     }
 }
 
+impl GuestState {
+    /// What is known of a graph of the package.
+    fn graph_info(&self, name: &str) -> Option<&GraphInfo> {
+        match &self.phase {
+            Phase::Init { .. } => self.package.graphs.get(name),
+            Phase::Handle(request) => {
+                request.graphs.iter().find(|(known, _)| known == name).map(|(_, graph)| graph.info())
+            }
+        }
+    }
+}
+
 impl graph_info::Host for GuestState {
     fn describe(&mut self, name: String) -> wasmtime::Result<Option<graph_info::Description>> {
-        let info = match &self.phase {
-            Phase::Init { .. } => self.package.graphs.get(&name),
-            Phase::Handle(request) => {
-                request.graphs.iter().find(|(known, _)| *known == name).map(|(_, graph)| graph.info())
-            }
-        };
-        Ok(info.map(|info| graph_info::Description {
+        Ok(self.graph_info(&name).map(|info| graph_info::Description {
             inputs: info.inputs.iter().map(describe_tensor).collect(),
             outputs: info.outputs.iter().map(describe_tensor).collect(),
         }))
     }
 
-    fn metadata(&mut self, _: String, _: String) -> wasmtime::Result<Option<String>> {
-        Ok(None)
+    fn metadata(&mut self, name: String, key: String) -> wasmtime::Result<Option<String>> {
+        Ok(self.graph_info(&name).and_then(|info| info.metadata.get(&key).cloned()))
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) fn source(path: PathBuf, converted: Option<PathBuf>) -> GraphSource {
         converted,
         batch: BatchSpec::default(),
         intra_op_threads: 1,
+        sequences: SequenceSpec::default(),
+        host: LoadHost::default(),
     }
 }
 
