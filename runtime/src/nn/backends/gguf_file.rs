@@ -584,7 +584,7 @@ mod tests {
         says(refused(&|made| made.tensors[0] = tensor("a", &[32], 0, 8)), "aligned");
         says(refused(&|made| made.tensors[0] = tensor("a", &[1; 5], 0, 0)), "5 axes");
         says(refused(&|made| made.tensors[0] = tensor(&"a".repeat(64), &[1], 0, 0)), "64 bytes");
-        says(refused(&|made| made.tensors[0] = tensor("a", &[4], 0, u64::MAX - 31)), "too large");
+        says(refused(&|made| made.tensors[0] = tensor("a", &[4], 0, u64::MAX - 31)), "cut off");
         says(refused(&|made| drop(made.keys.remove(0))), "general.architecture");
         says(refused(&|made| made.keys[1] = key("llama.block_count", 4, &0u32.to_le_bytes())), "block_count");
         says(refused(&|made| made.keys[1] = key("x", 99, &[])), "99");

@@ -364,7 +364,11 @@ fn the_place_of_the_library_is_chosen_in_order() {
 
 #[test]
 fn a_choice_or_target_that_is_not_there_is_an_error_and_auto_takes_what_is() {
-    let without = Backends { tract: Arc::new(tract::Tract), onnxruntime: Err("no library".into()) };
+    let without = Backends {
+        tract: Arc::new(tract::Tract),
+        onnxruntime: Err("no library".into()),
+        llama: Err("no library".into()),
+    };
     let id = |choice| without.select(choice, ExecutionTarget::Cpu).map(|backend| backend.id());
     assert_eq!(id(BackendChoice::Auto).unwrap(), BackendId::Tract);
     assert_eq!(id(BackendChoice::Tract).unwrap(), BackendId::Tract);

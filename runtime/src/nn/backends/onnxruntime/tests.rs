@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::nn::backends::Backends;
 use crate::nn::test_models::*;
-use crate::nn::{BatchSpec, Cancel, Tensor, TensorType};
+use crate::nn::{BatchSpec, Cancel, LoadHost, SequenceSpec, Tensor, TensorType};
 
 pub(super) fn library() -> Option<&'static Library> {
     let backends = Backends::discover(None).unwrap();
