@@ -40,6 +40,15 @@ fn run(folder: &Path, args: &[&str]) -> Output {
     command(folder, args).output().unwrap()
 }
 
+/// The project that `tessera new` makes of another template in Rust, built.
+fn built(template: &str) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    ok(run(folder.path(), &["new", "mine", "--lang", "rust", "--template", template]));
+    let project = folder.path().join("mine");
+    ok(run(&project, &["build", "--release"]));
+    (folder, project)
+}
+
 /// A project in Rust as `tessera new` makes it, and its component, which is the same for all of them.
 fn project() -> (TempDir, PathBuf) {
     static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
@@ -96,6 +105,45 @@ fn from_nothing_to_an_answer() {
         let answer = ok(run(&project, &["invoke", "flowers", "--data", ROW, "--home", home]));
         assert!(answer.contains(r#""label":"setosa","probability":0.98"#), "{answer}");
     }
+}
+
+/// A deploy sends the project's golden request and compares the answer, so a project that serves answers right.
+fn served(project: &Path, home: &str) {
+    ok(run(project, &["model", "push", ".", "--name", "main.default.mine", "--home", home]));
+    let of = ["--model", "main.default.mine", "--version", "1", "--wait", "--home", home];
+    ok(run(project, &[&["endpoint", "create", "mine"], &of[..]].concat()));
+}
+
+#[test]
+fn a_project_for_pictures_reads_a_digit() {
+    let (_folder, project) = built("image");
+    let server = Server::start();
+    let home = server.home();
+    let home = home.to_str().unwrap();
+    served(&project, home);
+    let picture = ["--content-type", "image/png", "--data", "@golden/request.png", "--home", home];
+    let answer = ok(run(&project, &[&["invoke", "mine"], &picture[..]].concat()));
+    assert!(answer.contains(r#"{"predictions":[{"label":"5","probability":0.9"#), "{answer}");
+}
+
+#[test]
+fn a_project_for_embeddings_puts_texts_that_share_words_close() {
+    let (_folder, project) = built("embeddings");
+    let server = Server::start();
+    let home = server.home();
+    served(&project, home.to_str().unwrap());
+    let texts =
+        ["How do I reset my password?", "Reset a forgotten password in the settings.", "The weather is mild today."];
+    let answer = server.post("/v1/embeddings", &json!({ "model": "mine", "input": texts })).ok();
+    let vectors: Vec<Vec<f64>> = answer["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|datum| serde_json::from_value(datum["embedding"].clone()).unwrap())
+        .collect();
+    let closeness = |other: usize| vectors[0].iter().zip(&vectors[other]).map(|(a, b)| a * b).sum::<f64>();
+    assert!(closeness(1) > closeness(2) + 0.2, "{} and {}", closeness(1), closeness(2));
+    assert_eq!(answer["model"], "mine");
 }
 
 /// `tessera dev` on a project, ended when dropped.
@@ -204,6 +252,8 @@ fn mistakes_are_told_with_the_way_out() {
     fails(&["new", "Flowers", "--lang", "rust"], "'Flowers' is no name for a project");
     fails(&["new", "chat", "--lang", "rust"], "'chat' is reserved");
     fails(&["new", "flowers", "--lang", "cobol"], "possible values");
+    let in_python = ["new", "flowers", "--lang", "python", "--template", "image"];
+    fails(&in_python, "there is no template image in python; there are tabular");
     ok(run(folder.path(), &["new", "flowers", "--lang", "rust"]));
     fails(&["new", "flowers", "--lang", "rust"], "is there already");
     fails(&["package", "flowers"], "is not built: run `tessera build --release`");

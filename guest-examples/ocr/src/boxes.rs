@@ -21,7 +21,10 @@ const LINES_MAX: usize = 500;
 /// Where there is text, in pixels of the map; a map has as many rows as its length gives.
 pub(crate) fn find(map: &[f32], width: usize) -> Vec<Quad> {
     let mut mask = mask(map, width);
-    let islands = (0..mask.len()).filter_map(|start| mask[start].then(|| Island::take(&mut mask, width, start)));
+    let islands = (0..mask.len()).filter_map(|start| match mask[start] {
+        true => Some(Island::take(&mut mask, width, start)),
+        false => None,
+    });
     islands.filter_map(|island| text_box(&island, map, width)).take(LINES_MAX).collect()
 }
 

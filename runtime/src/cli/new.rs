@@ -38,6 +38,10 @@ pub struct NewArgs {
 pub enum Template {
     /// Rows of numbers in, a label for each out
     Tabular,
+    /// Texts in, a vector for each out, over OpenAI's API
+    Embeddings,
+    /// A PNG or JPEG file in, its likeliest classes out
+    Image,
     /// OpenAI's chat API in front of code of your own
     Chat,
     /// Bodies of any form and length, in and out in chunks
@@ -48,6 +52,8 @@ impl Template {
     fn name(self) -> &'static str {
         match self {
             Template::Tabular => "tabular",
+            Template::Embeddings => "embeddings",
+            Template::Image => "image",
             Template::Chat => "chat",
             Template::Http => "http",
         }

@@ -77,8 +77,11 @@ pub(super) struct Tables {
 impl Tables {
     pub(super) fn open(dir: &Path, key: [u8; 32], retention: Retention) -> io::Result<Tables> {
         create_private_dir(&dir.join("spill"))?;
+        // A spill whose number lies in a part counts as written, so none may get one again, even if the clock was set back.
+        let mut last_number = 0;
         for day in day_folders(dir)? {
             remove_leftovers(&day)?;
+            last_number = parts(&day)?.iter().map(|part| part.last).fold(last_number, u64::max);
         }
         let account = blake3::derive_key("tessera 2026 account id", &key);
         Ok(Tables {
@@ -86,7 +89,7 @@ impl Tables {
             key,
             account: hex::encode(&account[..16]),
             retention,
-            last_number: 0,
+            last_number,
             merged_day: 0,
         })
     }

@@ -141,6 +141,22 @@ fn a_day_that_is_over_becomes_one_part_at_the_next_start() {
 }
 
 #[test]
+fn rows_are_kept_when_the_clock_was_set_back_before_a_start() {
+    let dir = tempfile::tempdir().unwrap();
+    for id in 0..2 {
+        let mut tables = Tables::open(dir.path(), KEY, FOR_EVER).unwrap();
+        let mut spill = tables.new_spill().unwrap();
+        spill.append(&[Row::from(row(id)).into_record()]).unwrap();
+        tables.convert_spills().unwrap();
+        if let [part] = &files(dir.path())[..] {
+            // As if it had been merged a day later.
+            std::fs::rename(part, part.with_file_name(format!("part-1-{}.parquet", now_ms() + DAY_MS))).unwrap();
+        }
+    }
+    assert_eq!(requests(dir.path()), 2);
+}
+
+#[test]
 fn retention_removes_by_age_and_by_size_oldest_first() {
     let dir = tempfile::tempdir().unwrap();
     let record = |days: u64, retention| {
