@@ -108,5 +108,5 @@ pub use graph::{Graph, Outputs};
 pub use package::{ElementType, GraphInfo, Package, TensorInfo};
 pub use request::{Chunks, Request};
 pub use response::{Response, StreamingResponse};
-pub use sequence::{Chunk, Embeddings, End, FinishReason, Logprobs, Options, Prompt, Sequence, Token};
+pub use sequence::{Begin, Chunk, Embeddings, End, FinishReason, Logprobs, Options, Prompt, Sequence, Token};
 pub use tensor::{Element, Tensor, TensorType};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::bindings::wasi::nn::errors::Error as HostError;
@@ -74,6 +75,10 @@ pub struct Options {
     /// Whether the model may not end before its `max_tokens`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub ignore_eos: bool,
+    /// Whether what the model read for earlier requests of the workspace is used, and this kept for later ones. It is,
+    /// where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<bool>,
 }
 
 impl Options {
@@ -93,6 +98,8 @@ impl Options {
 /// What a model wrote since the last call: at least one token, or the end.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Chunk {
+    /// Set in the first chunk of an answer.
+    pub begin: Option<Begin>,
     /// In the order in which they were written.
     pub tokens: Vec<Token>,
     /// Set in the last chunk of an answer.
@@ -127,6 +134,16 @@ pub struct Logprobs {
     pub chosen: f32,
     /// The most likely tokens in its place, most likely first: their bytes and logarithms.
     pub top: Vec<(Vec<u8>, f32)>,
+}
+
+/// What a model read before its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Begin {
+    /// Tokens that the model read.
+    pub prompt_tokens: u32,
+    /// Of `prompt_tokens`, those that it had read before, for another request of the workspace.
+    #[serde(default)]
+    pub cached_tokens: u32,
 }
 
 /// How an answer ended.
@@ -294,12 +311,12 @@ impl Outputs {
         self.get(name).filter(|tensor| tensor.ty() == TensorType::U8).map_or(&[], |tensor| tensor.bytes())
     }
 
-    fn end(&self) -> Result<Option<End>, Error> {
+    fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let read = |json: &Tensor<'_>| {
             serde_json::from_slice(json.bytes())
-                .map_err(|error| Error::model(format!("the host's output `end` is not as agreed: {error}")))
+                .map_err(|error| Error::model(format!("the host's output `{name}` is not as agreed: {error}")))
         };
-        self.get("end").map(read).transpose()
+        self.get(name).map(read).transpose()
     }
 
     fn chunk(&self, text: &mut Text) -> Result<Chunk, Error> {
@@ -312,7 +329,8 @@ impl Outputs {
             bytes: bytes.to_vec(),
             logprobs: logprobs.next(),
         };
-        Ok(Chunk { tokens: ids.into_iter().zip(pieces).map(token).collect(), end: self.end()? })
+        let tokens = ids.into_iter().zip(pieces).map(token).collect();
+        Ok(Chunk { begin: self.json("begin")?, tokens, end: self.json("end")? })
     }
 
     /// Of each token, where they were asked for.

@@ -46,6 +46,7 @@ pub(crate) struct Body {
     repeat_penalty: Option<f32>,
     logit_bias: Option<BTreeMap<i32, f32>>,
     ignore_eos: Option<bool>,
+    cache_prompt: Option<bool>,
 
     logprobs: Option<Logprobs>,
     top_logprobs: Option<u32>,
@@ -242,6 +243,7 @@ impl Body {
             grammar: self.grammar.clone(),
             json_schema: self.schema()?,
             ignore_eos: self.ignore_eos.unwrap_or(false),
+            cache: self.cache_prompt,
         })
     }
 

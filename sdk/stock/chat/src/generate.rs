@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use tessera_sdk::{Chunk, Error, FinishReason, Graph, Options, Prompt, Sequence, Token};
+use tessera_sdk::{Begin, Chunk, Error, FinishReason, Graph, Options, Prompt, Sequence, Token};
 
 use crate::calls::{Call, Listener};
 use crate::stops::Stops;
@@ -11,21 +11,11 @@ use crate::stops::Stops;
 pub(crate) trait Model {
     /// A new one.
     fn sequence(&self) -> Result<Sequence, Error>;
-
-    /// How many tokens a prompt has.
-    fn count(&self, prompt: Prompt<'_>) -> Result<u32, Error>;
 }
 
 impl Model for Graph<'_> {
     fn sequence(&self) -> Result<Sequence, Error> {
         Graph::sequence(self)
-    }
-
-    fn count(&self, prompt: Prompt<'_>) -> Result<u32, Error> {
-        Ok(match prompt {
-            Prompt::Text(text) => self.tokenize(text)?.len() as u32,
-            Prompt::Tokens(tokens) => tokens.len() as u32,
-        })
     }
 }
 
@@ -88,23 +78,22 @@ pub(crate) struct Usage {
 }
 
 /// The answers to a request, on their way.
-pub(crate) struct Answers<'m, M> {
-    model: &'m M,
+pub(crate) struct Answers {
     plan: Plan,
     choices: Vec<Choice>,
     /// What was said before anybody asked.
     ready: VecDeque<Delta>,
     /// Whose turn it is.
     turn: usize,
-    /// Of each prompt: how many tokens it has, and how many of them were in memory.
-    read: Vec<Option<(u32, u32)>>,
+    /// Of each prompt, as its first sequence says.
+    read: Vec<Option<Begin>>,
 }
 
-impl<'m, M: Model> Answers<'m, M> {
+impl Answers {
     /// Starts all sequences; returns when each has said something. What is wrong with a prompt is told here.
-    pub(crate) fn start(model: &'m M, plan: Plan) -> Result<Self, Error> {
+    pub(crate) fn start(model: &impl Model, plan: Plan) -> Result<Self, Error> {
         let read = vec![None; plan.prompts.len()];
-        let mut answers = Self { model, plan, choices: Vec::new(), ready: VecDeque::new(), turn: 0, read };
+        let mut answers = Self { plan, choices: Vec::new(), ready: VecDeque::new(), turn: 0, read };
         for index in 0..answers.plan.prompts.len() * answers.plan.n {
             let plan = &answers.plan;
             let prompt = plan.prompts[index / plan.n].as_prompt();
@@ -141,26 +130,19 @@ impl<'m, M: Model> Answers<'m, M> {
     }
 
     fn hear(&mut self, index: usize, chunk: Chunk) -> Delta {
-        if let Some(end) = &chunk.end {
-            self.read[index / self.plan.n].get_or_insert((end.prompt_tokens, end.cached_tokens));
+        if let Some(begin) = chunk.begin {
+            self.read[index / self.plan.n].get_or_insert(begin);
         }
         self.choices[index].hear(chunk)
     }
 
     /// What was read and written; to be asked at the end.
-    pub(crate) fn usage(&self) -> Result<Usage, Error> {
-        let mut usage = Usage::default();
-        for (prompt, read) in self.plan.prompts.iter().zip(&self.read) {
-            // A sequence that was ended by a stop string did not come to tell.
-            let (tokens, cached) = match read {
-                Some(read) => *read,
-                None => (self.model.count(prompt.as_prompt())?, 0),
-            };
-            usage.prompt_tokens += tokens;
-            usage.cached_tokens += cached;
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.read.iter().flatten().map(|read| read.prompt_tokens).sum(),
+            cached_tokens: self.read.iter().flatten().map(|read| read.cached_tokens).sum(),
+            completion_tokens: self.choices.iter().map(|choice| choice.completion_tokens).sum(),
         }
-        usage.completion_tokens = self.choices.iter().map(|choice| choice.completion_tokens).sum();
-        Ok(usage)
     }
 }
 
@@ -273,6 +255,9 @@ pub(crate) mod tests {
                     let finish_reason = FinishReason::Stop;
                     last.end = Some(End { finish_reason, prompt_tokens: 5, completion_tokens, cached_tokens: 2 });
                 }
+                if let Some(first) = chunks.first_mut() {
+                    first.begin = Some(Begin { prompt_tokens: 5, cached_tokens: 2 });
+                }
                 chunks
             };
             Self(RefCell::new(sequences.iter().map(sequence).collect()))
@@ -286,18 +271,13 @@ pub(crate) mod tests {
             bytes: text.as_bytes().to_vec(),
             logprobs: Some(Logprobs { chosen: -0.5, top: vec![(b"x".to_vec(), f32::NEG_INFINITY)] }),
         };
-        Chunk { tokens: tokens.iter().map(token).collect(), end: None }
+        Chunk { begin: None, tokens: tokens.iter().map(token).collect(), end: None }
     }
 
     impl Model for Script {
         fn sequence(&self) -> Result<Sequence, Error> {
             let chunks = self.0.borrow_mut().pop_front();
             chunks.map(Sequence::scripted).ok_or_else(|| Error::model("the script has ended"))
-        }
-
-        fn count(&self, prompt: Prompt<'_>) -> Result<u32, Error> {
-            let Prompt::Text(text) = prompt else { return Err(Error::model("no text")) };
-            Ok(text.len() as u32)
         }
     }
 
@@ -315,7 +295,7 @@ pub(crate) mod tests {
     fn all(script: &Script, plan: Plan) -> (Vec<Delta>, Usage) {
         let mut answers = Answers::start(script, plan).unwrap();
         let deltas = std::iter::from_fn(|| answers.next().unwrap()).collect();
-        (deltas, answers.usage().unwrap())
+        (deltas, answers.usage())
     }
 
     #[test]
@@ -335,8 +315,8 @@ pub(crate) mod tests {
         let (deltas, usage) = all(&script, plan(1, &["END"]));
         assert_eq!(deltas.iter().map(|delta| delta.text.as_str()).collect::<String>(), "a");
         assert_eq!(deltas.last().unwrap().finish, Some(Finish::Stop));
-        // Its four tokens, and the prompt's by count, for the sequence was ended before it told.
-        assert_eq!(usage, Usage { prompt_tokens: 11, cached_tokens: 0, completion_tokens: 4 });
+        // Its four tokens, and the prompt's, of which the beginning of the answer told.
+        assert_eq!(usage, Usage { prompt_tokens: 5, cached_tokens: 2, completion_tokens: 4 });
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tessera_sdk::{Error, ErrorKind, Response, Token};
 
 use crate::calls::Call;
-use crate::generate::{Answers, Delta, Finish, Model, Usage};
+use crate::generate::{Answers, Delta, Finish, Usage};
 
 /// Which API answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +134,7 @@ struct Told {
 }
 
 /// The whole answer.
-pub(crate) fn whole<M: Model>(head: &Head, mut answers: Answers<'_, M>) -> Result<Response, Error> {
+pub(crate) fn whole(head: &Head, mut answers: Answers) -> Result<Response, Error> {
     let mut deltas: Vec<Delta> = (0..answers.len()).map(|index| Delta { index, ..Delta::default() }).collect();
     while let Some(delta) = answers.next()? {
         let whole = &mut deltas[delta.index];
@@ -150,15 +150,15 @@ pub(crate) fn whole<M: Model>(head: &Head, mut answers: Answers<'_, M>) -> Resul
         created: head.created_s,
         model: &head.model,
         choices: deltas.iter().map(choice).collect(),
-        usage: Some(Some(answers.usage()?.into())),
+        usage: Some(Some(answers.usage().into())),
     })
 }
 
 /// The answer as events, as it is made. An error of the model is told as an event, after which nothing comes, and
 /// returned; one of `write` means that nobody listens any longer.
-pub(crate) fn stream<M: Model>(
+pub(crate) fn stream(
     head: &Head,
-    mut answers: Answers<'_, M>,
+    mut answers: Answers,
     include_usage: bool,
     mut write: impl FnMut(&str) -> Result<(), Error>,
 ) -> Result<Option<Error>, Error> {
@@ -183,10 +183,7 @@ pub(crate) fn stream<M: Model>(
             open -= 1;
             // Also who does not ask for it is told once: the server counts by it.
             let usage = match (open, include_usage) {
-                (0, false) => match answers.usage() {
-                    Ok(usage) => Some(Some(usage.into())),
-                    Err(error) => return tell_error(error, write),
-                },
+                (0, false) => Some(Some(answers.usage().into())),
                 _ => include_usage.then_some(None),
             };
             events.push_str(&head.event(head.last(&delta), usage)?);
@@ -197,10 +194,7 @@ pub(crate) fn stream<M: Model>(
     }
     let mut events = String::new();
     if include_usage {
-        match answers.usage() {
-            Ok(usage) => events = head.event(None, Some(Some(usage.into())))?,
-            Err(error) => return tell_error(error, write),
-        }
+        events = head.event(None, Some(Some(answers.usage().into())))?;
     }
     events.push_str("data: [DONE]\n\n");
     write(&events)?;
@@ -366,12 +360,12 @@ fn top(token: &Token) -> impl Iterator<Item = (&[u8], f32)> {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use tessera_sdk::{Options, Prompt, Sequence};
+    use tessera_sdk::{Options, Sequence};
 
     use super::*;
     use crate::calls::{Listener, Syntax};
     use crate::generate::tests::Script;
-    use crate::generate::{Plan, PromptText};
+    use crate::generate::{Model, Plan, PromptText};
     use crate::stops::Stops;
 
     fn head(api: Api) -> Head {
@@ -501,10 +495,6 @@ mod tests {
     impl Model for Broken {
         fn sequence(&self) -> Result<Sequence, Error> {
             Ok(Sequence::scripted(vec![Default::default()]))
-        }
-
-        fn count(&self, _: Prompt<'_>) -> Result<u32, Error> {
-            Ok(0)
         }
     }
 

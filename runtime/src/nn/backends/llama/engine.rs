@@ -12,7 +12,7 @@ use super::embedding::{Embedder, Texts};
 use super::fair::Served;
 use super::prefix::{Kept, PREFIX_TOKENS_MIN, shared_prefix};
 use super::sampling::{self, Sampler};
-use super::stream::{End, Ended, FinishReason, Logprobs, Stream, Token};
+use super::stream::{Begin, End, Ended, FinishReason, Logprobs, Stream, Token};
 use super::vocabulary::Vocabulary;
 use crate::nn::{BusyThreads, NnError, NnErrorKind, SequenceCounters, Tenant};
 
@@ -40,6 +40,8 @@ pub(super) struct Run {
     pub(super) sampler: Sampler,
     /// How many most likely tokens are told, if any are.
     pub(super) logprobs: Option<usize>,
+    /// Whether its beginning is looked for among others, and it among theirs.
+    cache: bool,
     /// While it has not had a sequence yet.
     ticket: Option<Ticket>,
     /// Tokens of the prompt that need not be computed.
@@ -57,6 +59,7 @@ pub(super) struct NewRun {
     pub(super) tokens_max: usize,
     pub(super) sampler: Sampler,
     pub(super) logprobs: Option<usize>,
+    pub(super) cache: bool,
     pub(super) ticket: Ticket,
 }
 
@@ -84,14 +87,32 @@ impl Drop for Ticket {
 impl Run {
     /// One that waits.
     pub(super) fn new(new: NewRun) -> Run {
-        let NewRun { tenant, stream, tokens, tokens_max, sampler, logprobs, ticket } = new;
+        let NewRun { tenant, stream, tokens, tokens_max, sampler, logprobs, cache, ticket } = new;
         let (prompt_tokens, ticket) = (tokens.len(), Some(ticket));
         let (cached, computed, id) = (0, 0, None);
-        Run { tenant, stream, tokens, prompt_tokens, tokens_max, sampler, logprobs, ticket, cached, computed, id }
+        Run {
+            tenant,
+            stream,
+            tokens,
+            prompt_tokens,
+            tokens_max,
+            sampler,
+            logprobs,
+            cache,
+            ticket,
+            cached,
+            computed,
+            id,
+        }
     }
 
     fn to_compute(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Whether its guest is so far behind that it is not computed.
+    fn is_stalled(&self) -> bool {
+        self.stream.is_full()
     }
 
     fn finish(&self, reason: FinishReason) {
@@ -246,18 +267,35 @@ impl Engine {
 
     /// Gives sequences to those who wait, the workspace with the fewest first.
     fn admit(&mut self) {
-        while self.live.len() < self.parts.sequences && !(self.full && !self.live.is_empty()) {
+        while !(self.full && self.live.iter().any(|run| !run.is_stalled())) {
             let live_of = |tenant| self.live.iter().filter(|run| run.tenant == tenant).count();
             let turn = |(_, run): &(usize, &Run)| (live_of(run.tenant), self.served.tokens(run.tenant));
-            let Some((next, _)) = self.waiting.iter().enumerate().min_by_key(turn) else { break };
+            let ready = self.waiting.iter().enumerate().filter(|(_, run)| !run.is_stalled());
+            let Some((next, _)) = ready.min_by_key(turn) else { break };
+            if self.live.len() >= self.parts.sequences && !self.set_aside_one() {
+                break;
+            }
             let Some(id) = self.take_id() else { break };
             let Some(mut run) = self.waiting.remove(next) else { break };
             run.id = Some(id);
-            run.ticket = None;
             self.reuse_prefix(&mut run, id);
+            if run.ticket.take().is_some() {
+                run.stream.begin(Begin { prompt_tokens: run.prompt_tokens, cached_tokens: run.cached });
+            }
             self.live.push(run);
         }
         self.count();
+    }
+
+    /// Takes the sequence from an answer whose guest is behind: that guest may be waiting for one of those who wait. What
+    /// was computed is kept, and found again when the guest has fetched. False when all are computed.
+    fn set_aside_one(&mut self) -> bool {
+        let Some(index) = self.live.iter().position(Run::is_stalled) else { return false };
+        let mut run = self.live.remove(index);
+        self.keep(&mut run);
+        // Behind the others, whose places stay as they are; it has what its guest did not fetch yet.
+        self.waiting.push_back(run);
+        true
     }
 
     fn take_id(&mut self) -> Option<SequenceId> {
@@ -277,12 +315,12 @@ impl Engine {
 
     /// Takes over the beginning of a prompt from another sequence of the same workspace, kept or alive.
     fn reuse_prefix(&mut self, run: &mut Run, id: SequenceId) {
-        if !self.parts.shares_prefixes {
+        if !self.parts.shares_prefixes || !run.cache {
             return;
         }
         // The last token is computed in any case: it gives the first of the answer.
         let wanted = &run.tokens[..run.tokens.len() - 1];
-        let own = self.live.iter().filter(|other| other.tenant == run.tenant);
+        let own = self.live.iter().filter(|other| other.tenant == run.tenant && other.cache);
         let of_live = |other: &Run| Some((other.id?, shared_prefix(&other.tokens[..other.computed], wanted)));
         let alive = own.filter_map(of_live).max_by_key(|&(_, shared)| shared);
         let kept = self.kept.find(run.tenant, wanted);
@@ -291,7 +329,7 @@ impl Engine {
         self.parts.context.share(from, id, shared);
         run.computed = shared;
         // One that was given up and comes back has told of its prompt already.
-        if run.tokens.len() == run.prompt_tokens {
+        if run.ticket.is_some() {
             run.cached = shared;
             self.parts.counters.cached_tokens.fetch_add(shared as u64, Relaxed);
         }
@@ -333,8 +371,8 @@ impl Engine {
         ended.sort_unstable();
         self.full &= ended.is_empty();
         for index in ended.into_iter().rev() {
-            let run = self.live.remove(index);
-            self.keep(run);
+            let mut run = self.live.remove(index);
+            self.keep(&mut run);
         }
         true
     }
@@ -352,7 +390,7 @@ impl Engine {
 
     /// What the next step computes.
     fn plan(&self) -> Vec<Part> {
-        let ready = |(index, run): (usize, &Run)| (!run.stream.is_full()).then_some((index, run.to_compute()));
+        let ready = |(index, run): (usize, &Run)| (!run.is_stalled()).then_some((index, run.to_compute()));
         let ready: Vec<(usize, usize)> = self.live.iter().enumerate().filter_map(ready).collect();
         let answering = ready.iter().filter(|&&(_, tokens)| tokens == 1);
         let mut parts: Vec<Part> = answering.map(|&(run, tokens)| Part { run, tokens, output: None }).collect();
@@ -409,9 +447,12 @@ impl Engine {
             run.stream.finish(Err(NnError::runtime("llama.cpp gave no outputs")));
             return false;
         };
-        let Some(token) = run.sampler.choose(logits, |token| vocabulary.ends(token)) else {
-            run.stream.finish(Err(NnError::runtime("the grammar allows no further token")));
-            return false;
+        let token = match run.sampler.choose(logits, |token| vocabulary.ends(token)) {
+            Ok(token) => token,
+            Err(error) => {
+                run.stream.finish(Err(error));
+                return false;
+            }
         };
         if vocabulary.ends(token) {
             run.finish(FinishReason::Stop);
@@ -431,13 +472,13 @@ impl Engine {
         true
     }
 
-    /// Keeps an ended sequence for prompts to come, if they could use it.
-    fn keep(&mut self, mut run: Run) {
-        if !self.parts.shares_prefixes || run.computed < PREFIX_TOKENS_MIN {
-            self.release(&mut run);
-        } else if let Some(id) = run.id {
-            run.tokens.truncate(run.computed);
-            self.kept.keep(run.tenant, id, run.tokens);
+    /// Takes a run's sequence and keeps it for prompts to come, if they could use it.
+    fn keep(&mut self, run: &mut Run) {
+        if !self.parts.shares_prefixes || !run.cache || run.computed < PREFIX_TOKENS_MIN {
+            self.release(run);
+        } else if let Some(id) = run.id.take() {
+            self.kept.keep(run.tenant, id, run.tokens[..run.computed].to_vec());
+            run.computed = 0;
         }
     }
 
@@ -449,13 +490,11 @@ impl Engine {
         run.computed = 0;
     }
 
-    /// Makes room by putting the youngest sequence back among those who wait: it is computed again later, and its answer
-    /// goes on. False when there is only one: it can never be given more room.
+    /// Makes room by putting a sequence back among those who wait, one whose guest is behind or else the youngest: it is
+    /// computed again later, and its answer goes on. False when there is only one: it can never be given more room.
     fn give_up_one(&mut self) -> bool {
-        if self.live.len() < 2 {
-            return false;
-        }
-        let Some(mut run) = self.live.pop() else { return false };
+        let Some(last) = self.live.len().checked_sub(1).filter(|&last| last > 0) else { return false };
+        let mut run = self.live.remove(self.live.iter().position(Run::is_stalled).unwrap_or(last));
         self.release(&mut run);
         self.waiting.push_front(run);
         self.full = true;

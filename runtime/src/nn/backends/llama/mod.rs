@@ -2,13 +2,15 @@
 //!
 //! A loaded model has one thread, [`engine`], that computes the sequences of all guests together. A guest's sequence
 //! ([`Sequence`]) checks what the guest sends ([`request`]), turns it into tokens ([`vocabulary`]), hands it to the engine
-//! and fetches the answer ([`stream`]). The engine chooses tokens ([`sampling`]), is fair between workspaces ([`fair`])
+//! and fetches the answer ([`stream`]). The engine chooses tokens ([`sampling`]), as a grammar may ask ([`grammar`], [`gbnf`]), is fair between workspaces ([`fair`])
 //! and keeps ended sequences for prompts that begin alike ([`prefix`]).
 
 mod context;
 mod embedding;
 mod engine;
 mod fair;
+mod gbnf;
+mod grammar;
 mod log;
 mod prefix;
 mod request;
@@ -35,6 +37,7 @@ use llama_cpp_2::{LlamaBackendDeviceType, list_llama_ggml_backend_devices};
 use self::context::{Context, ContextSpec, Purpose};
 use self::embedding::{Embedder, Texts};
 use self::engine::{BATCH_TOKENS, Command, Engine, EngineParts, NewRun, Run, Ticket};
+use self::grammar::Grammars;
 use self::request::{Prompt, Request, Task};
 use self::sampling::Sampler;
 use self::stream::{Engine as EngineState, Stream};
@@ -264,6 +267,7 @@ struct LlamaGraph {
 struct Shared {
     model: Arc<LlamaModel>,
     vocabulary: Arc<Vocabulary>,
+    grammars: Grammars,
     commands: Sender<Command>,
     limits: Limits,
     kind: Kind,
@@ -318,7 +322,8 @@ impl LlamaGraph {
         let refused = |error: std::io::Error| NnError::runtime(format!("failed to start a thread: {}", error.kind()));
         let thread = Builder::new().name("llama".to_owned()).spawn(move || engine.run()).map_err(refused)?;
         let waiting = Arc::default();
-        let shared = Arc::new(Shared { model: Arc::clone(model), vocabulary, commands, limits, kind, waiting });
+        let (model, grammars) = (Arc::clone(model), Grammars::new(model));
+        let shared = Arc::new(Shared { model, vocabulary, grammars, commands, limits, kind, waiting });
         Ok(LlamaGraph {
             info: gguf.info(),
             schedule: Schedule::threads_only(BatchSpec::default()),
@@ -534,13 +539,14 @@ impl Shared {
         if tokens.len() >= context_tokens {
             return Err(vocabulary::too_long(&tokens.len().to_string(), context_tokens));
         }
-        let mut sampler = Sampler::new(&self.model, options, self.vocabulary.end_tokens())?;
+        let mut sampler = Sampler::new(&self.model, options, self.vocabulary.end_tokens(), &self.grammars)?;
         if options.counts_tokens() {
             sampler.see_prompt(&tokens, options.penalty_last_n);
         }
         let max_tokens = options.max_tokens.map_or(usize::MAX, |max_tokens| max_tokens as usize);
         let tokens_max = tokens.len().saturating_add(max_tokens).min(context_tokens);
         let logprobs = options.logprobs.map(|top| top as usize);
-        Ok(Run::new(NewRun { tenant, stream, tokens, tokens_max, sampler, logprobs, ticket }))
+        let cache = options.cache;
+        Ok(Run::new(NewRun { tenant, stream, tokens, tokens_max, sampler, logprobs, cache, ticket }))
     }
 }

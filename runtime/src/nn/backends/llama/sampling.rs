@@ -9,23 +9,29 @@ use llama_cpp_2::token::data::LlamaTokenData;
 use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 use llama_cpp_2::token::logit_bias::LlamaLogitBias;
 
-use super::request::{Options, check_grammar};
+use super::grammar::{Grammar, Grammars};
+use super::request::Options;
 use crate::nn::NnError;
 
 /// A sequence's way of choosing, with what it remembers.
 pub(super) struct Sampler {
     /// None where the most likely token is chosen, whatever came before.
     chain: Option<LlamaSampler>,
-    grammar: Option<LlamaSampler>,
+    grammar: Option<Grammar>,
     // Samplers read its vocabulary: freed after them.
     _model: Arc<LlamaModel>,
 }
 
 impl Sampler {
-    /// The one that the options ask for. `eog` are the tokens that end an answer. Parses the grammar: may take long.
-    pub(super) fn new(model: &Arc<LlamaModel>, options: &Options, eog: &[i32]) -> Result<Sampler, NnError> {
-        let chain = chain(model.n_vocab(), options, eog)?;
-        let grammar = grammar(model, options)?;
+    /// The one that the options ask for. `ends` are the tokens that end an answer. Parses the grammar: may take long.
+    pub(super) fn new(
+        model: &Arc<LlamaModel>,
+        options: &Options,
+        ends: &[i32],
+        grammars: &Grammars,
+    ) -> Result<Sampler, NnError> {
+        let chain = chain(model.n_vocab(), options, ends)?;
+        let grammar = grammars.grammar(options)?;
         Ok(Sampler { chain, grammar, _model: Arc::clone(model) })
     }
 
@@ -36,42 +42,38 @@ impl Sampler {
         chain.accept_many(tokens[from..].iter().map(|&token| LlamaToken(token)));
     }
 
-    /// Chooses a token, and remembers it. None when the grammar allows none.
-    pub(super) fn choose(&mut self, logits: &[f32], is_end: impl Fn(i32) -> bool) -> Option<i32> {
+    /// Chooses a token, and remembers it. `InvalidArgument` when the grammar allows none, or takes too long to tell.
+    pub(super) fn choose(&mut self, logits: &[f32], is_end: impl Fn(i32) -> bool) -> Result<i32, NnError> {
         let mut chosen = match &mut self.chain {
-            None => most_likely(logits)?,
-            Some(chain) => pick(candidates(logits), chain)?,
+            None => most_likely(logits),
+            Some(chain) => pick(candidates(logits), chain),
         };
-        if let Some(grammar) = &mut self.grammar
-            && !allows(grammar, chosen)
+        if let Some(grammar) = &mut self.grammar {
+            // Most tokens that a model likes are allowed: all are checked only when this one is not.
+            if !chosen.map_or(Ok(false), |token| grammar.allows(token, is_end(token)))? {
+                let allowed = grammar.allowed()?;
+                let mut candidates = candidates(logits);
+                candidates.data.retain(|candidate| allowed.is_allowed(candidate.id().0.cast_unsigned()));
+                chosen = match (candidates.data.first().map(|candidate| candidate.id().0), &mut self.chain) {
+                    (None, _) => return Err(NnError::invalid_argument("the grammar allows no further token")),
+                    // Only the end is left: also where options forbid it.
+                    (Some(end), _) if candidates.data.iter().all(|candidate| is_end(candidate.id().0)) => Some(end),
+                    (_, Some(chain)) => pick(candidates, chain),
+                    (_, None) => pick(candidates, &mut LlamaSampler::greedy()),
+                };
+            }
+            if let Some(token) = chosen.filter(|&token| !is_end(token)) {
+                grammar.accept(token)?;
+            }
+        }
+        let chosen = chosen.ok_or_else(|| NnError::runtime("llama.cpp chose no token"))?;
+        if let Some(chain) = &mut self.chain
+            && !is_end(chosen)
         {
-            // Checked only now, because most tokens are allowed, and to check all of the vocabulary takes longer than all
-            // the rest.
-            let mut allowed = candidates(logits);
-            grammar.apply(&mut allowed);
-            allowed.data.retain(|candidate| candidate.logit() != f32::NEG_INFINITY);
-            if allowed.data.is_empty() {
-                return None;
-            }
-            chosen = match &mut self.chain {
-                Some(chain) => pick(allowed, chain)?,
-                None => pick(allowed, &mut LlamaSampler::greedy())?,
-            };
+            chain.accept(LlamaToken(chosen));
         }
-        for sampler in self.chain.iter_mut().chain(&mut self.grammar) {
-            if !is_end(chosen) {
-                sampler.accept(LlamaToken(chosen));
-            }
-        }
-        Some(chosen)
+        Ok(chosen)
     }
-}
-
-/// Whether a grammar lets a token follow.
-fn allows(grammar: &mut LlamaSampler, token: i32) -> bool {
-    let mut only = LlamaTokenDataArray::new(vec![LlamaTokenData::new(LlamaToken(token), 1.0, 0.0)], false);
-    grammar.apply(&mut only);
-    only.data.first().is_some_and(|only| only.logit() != f32::NEG_INFINITY)
 }
 
 fn pick(mut candidates: LlamaTokenDataArray, chain: &mut LlamaSampler) -> Option<i32> {
@@ -148,19 +150,6 @@ impl Options {
         self.penalty_last_n > 0
             && (self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0)
     }
-}
-
-fn grammar(model: &LlamaModel, options: &Options) -> Result<Option<LlamaSampler>, NnError> {
-    let from_schema = options.json_schema.as_ref().map(|schema| {
-        let made = llama_cpp_2::json_schema_to_grammar(&schema.to_string());
-        let made =
-            made.map_err(|_| NnError::invalid_argument("options: json_schema is not one that can be followed"))?;
-        check_grammar(&made).map_err(|error| NnError::invalid_argument(format!("options: json_schema: {error}")))?;
-        Ok(made)
-    });
-    let Some(text) = from_schema.transpose()?.or_else(|| options.grammar.clone()) else { return Ok(None) };
-    let refused = |_| NnError::invalid_argument("options: the grammar is not GBNF with a rule 'root'");
-    LlamaSampler::grammar(model, &text, "root").map(Some).map_err(refused)
 }
 
 /// The logarithms of how likely the chosen token and the `top` most likely ones were.

@@ -26,6 +26,15 @@ pub(super) struct Logprobs {
     pub(super) top: Vec<(i32, f32, Vec<u8>)>,
 }
 
+/// The beginning of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) struct Begin {
+    /// Tokens of the sequence before the answer.
+    pub(super) prompt_tokens: usize,
+    /// Tokens of the prompt that were computed for an earlier sequence of the same workspace.
+    pub(super) cached_tokens: usize,
+}
+
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -70,6 +79,8 @@ pub(super) enum Ended {
 /// What a guest gets at once.
 #[derive(Debug, Default)]
 pub(super) struct Chunk {
+    /// With the first tokens.
+    pub(super) begin: Option<Begin>,
     pub(super) tokens: Vec<Token>,
     pub(super) end: Option<Ended>,
 }
@@ -83,6 +94,7 @@ pub(super) struct Stream {
 
 #[derive(Default)]
 struct State {
+    begin: Option<Begin>,
     tokens: Vec<Token>,
     end: Option<Result<Ended, NnError>>,
     closed: bool,
@@ -96,6 +108,11 @@ pub(super) enum Engine {
 }
 
 impl Stream {
+    /// For the engine: the answer begins.
+    pub(super) fn begin(&self, begin: Begin) {
+        self.lock().begin = Some(begin);
+    }
+
     /// For the engine: another token.
     pub(super) fn push(&self, token: Token) {
         self.lock().tokens.push(token);
@@ -137,17 +154,18 @@ impl Stream {
         let mut state = self.lock();
         let engine = if state.tokens.len() >= WAITING_MAX { Engine::Waits } else { Engine::Runs };
         let tokens = std::mem::take(&mut state.tokens);
-        match state.end.take() {
-            Some(Err(error)) if tokens.is_empty() => Some(Err(error)),
+        let end = match state.end.take() {
+            Some(Err(error)) if tokens.is_empty() => return Some(Err(error)),
             // What was made before it failed is told first.
             Some(Err(error)) => {
                 state.end = Some(Err(error));
-                Some(Ok((Chunk { tokens, end: None }, engine)))
+                None
             }
-            Some(Ok(end)) => Some(Ok((Chunk { tokens, end: Some(end) }, engine))),
-            None if tokens.is_empty() => None,
-            None => Some(Ok((Chunk { tokens, end: None }, engine))),
-        }
+            Some(Ok(end)) => Some(end),
+            None if tokens.is_empty() => return None,
+            None => None,
+        };
+        Some(Ok((Chunk { begin: state.begin.take(), tokens, end }, engine)))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -176,16 +194,13 @@ impl Chunk {
         if !logprobs.is_empty() {
             outputs.extend(logprobs_outputs(&logprobs)?);
         }
+        if let Some(begin) = self.begin {
+            outputs.push(json("begin", &begin)?);
+        }
         if let Some(end) = end {
-            outputs.push(end.into_output()?);
+            outputs.push(json("end", &end)?);
         }
         Ok(outputs)
-    }
-}
-
-impl End {
-    fn into_output(self) -> Result<(String, Tensor), NnError> {
-        bytes("end", serde_json::to_vec(&self).map_err(|error| NnError::runtime(error.to_string()))?)
     }
 }
 
@@ -197,7 +212,7 @@ impl Vectors {
             completion_tokens: 0,
             cached_tokens: 0,
         };
-        Ok(vec![real("embedding", &[self.rows, self.width], &self.values)?, end.into_output()?])
+        Ok(vec![real("embedding", &[self.rows, self.width], &self.values)?, json("end", &end)?])
     }
 }
 
@@ -221,7 +236,11 @@ fn logprobs_outputs(logprobs: &[&Logprobs]) -> Result<Outputs, NnError> {
     ])
 }
 
-pub(super) fn bytes(name: &str, bytes: Vec<u8>) -> Result<(String, Tensor), NnError> {
+fn json(name: &str, value: &impl Serialize) -> Result<(String, Tensor), NnError> {
+    bytes(name, serde_json::to_vec(value).map_err(|error| NnError::runtime(error.to_string()))?)
+}
+
+fn bytes(name: &str, bytes: Vec<u8>) -> Result<(String, Tensor), NnError> {
     let dims = vec![bytes.len() as u32];
     Ok((name.to_owned(), Tensor::new(TensorType::U8, dims, Bytes::from(bytes))?))
 }

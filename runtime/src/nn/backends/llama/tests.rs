@@ -1,12 +1,16 @@
 //! llama.cpp with a real, small model: answers are the same however they are computed, nothing is shared that must not
 //! be, and what is given up is freed. Skipped, saying so, where the model or the libraries are absent; they fail in CI.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::sampling::LlamaSampler;
 use serde_json::{Value, json};
 
 use super::super::inspect;
@@ -60,6 +64,7 @@ fn inputs(prompt: &str, options: &Value) -> Vec<(String, Tensor)> {
 /// An answer with its end.
 #[derive(Debug, Clone, PartialEq)]
 struct Answer {
+    begin: Value,
     tokens: Vec<i32>,
     text: String,
     /// The two most likely tokens for each, with their logarithms, where they were asked for.
@@ -72,7 +77,7 @@ fn deadline() -> Instant {
 }
 
 async fn rest(sequence: &mut Box<dyn Sequence>, first: Outputs) -> Result<Answer, NnError> {
-    let mut answer = Answer { tokens: vec![], text: String::new(), top: vec![], end: Value::Null };
+    let mut answer = Answer { begin: Value::Null, tokens: vec![], text: String::new(), top: vec![], end: Value::Null };
     let (mut top_tokens, mut top_logprobs) = (Vec::new(), Vec::new());
     let mut text = Vec::new();
     let mut outputs = first;
@@ -89,6 +94,7 @@ async fn rest(sequence: &mut Box<dyn Sequence>, first: Outputs) -> Result<Answer
                 "top_logprobs" => {
                     top_logprobs.extend(tensor.data().as_chunks::<4>().0.iter().map(|n| f32::from_le_bytes(*n)))
                 }
+                "begin" => answer.begin = serde_json::from_slice(tensor.data()).unwrap(),
                 "end" => answer.end = serde_json::from_slice(tensor.data()).unwrap(),
                 _ => {}
             }
@@ -135,9 +141,53 @@ async fn an_answer_makes_sense_ends_and_is_counted() {
     assert!(answer.text.contains("Paris"), "{answer:?}");
     assert_eq!(answer.end["finish_reason"], "stop");
     assert_eq!(answer.end["completion_tokens"], answer.tokens.len());
+    assert_eq!(answer.begin, json!({ "prompt_tokens": answer.end["prompt_tokens"], "cached_tokens": 0 }));
     let short = ask(&graph, 1, &chat("What is the capital of France?"), greedy(3)).await.unwrap();
     assert_eq!(short.end["finish_reason"], "length");
     assert_eq!(short.tokens, answer.tokens[..3]);
+}
+
+/// Answers as llama.cpp's own examples make them: a context for each, the whole prompt in a step, then token by token.
+fn by_llama_cpp_alone(graph: &LlamaGraph, prompt: &str, tokens_max: usize) -> Vec<i32> {
+    let model = &graph.shared.model;
+    let threads = i32::try_from(graph.threads).unwrap();
+    let params = LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(512))
+        .with_n_threads(threads)
+        .with_n_threads_batch(threads);
+    let mut context = model.new_context(&library().unwrap().backend, params).unwrap();
+    let prompt = model.vocab().tokenize(prompt.as_bytes(), true, true);
+    let mut batch = LlamaBatch::new(512, 1);
+    batch.add_sequence(&prompt, 0, false).unwrap();
+    let mut sampler = LlamaSampler::greedy();
+    let mut tokens = Vec::new();
+    for place in i32::try_from(prompt.len()).unwrap().. {
+        context.decode(&mut batch).unwrap();
+        let token = sampler.sample(&context, batch.n_tokens() - 1);
+        if model.vocab().is_eog(token) {
+            break;
+        }
+        tokens.push(token.0);
+        if tokens.len() == tokens_max {
+            break;
+        }
+        batch.clear();
+        batch.add(token, place, &[0], true).unwrap();
+    }
+    tokens
+}
+
+#[tokio::test]
+async fn greedy_answers_are_llama_cpps_token_for_token() {
+    let Some(graph) = load(spec(512, 16, 2048)) else { return };
+    let subjects =
+        ["the sea", "bread", "a mosaic", "winter", "the number seven", "trains", "a cat", "iron", "tea", "maps"];
+    let asks = ["What is {}?", "Translate '{}' into French.", "List facts about {}.", "Joke about {}.", "Praise {}."];
+    let options = json!({ "temperature": 0, "max_tokens": 16, "cache": false });
+    for prompt in subjects.iter().flat_map(|subject| asks.map(|ask| chat(&ask.replace("{}", subject)))) {
+        let answer = ask(&graph, 1, &prompt, options.clone()).await.unwrap();
+        assert_eq!(answer.tokens, by_llama_cpp_alone(&graph, &prompt, 16), "{prompt}");
+    }
 }
 
 #[tokio::test]
@@ -169,7 +219,10 @@ async fn a_beginning_is_used_again_in_its_own_workspace_only() {
     let Some(graph) = load(spec(512, 2, 1024)) else { return };
     let system = "You are a helpful assistant who answers in one short sentence. ".repeat(4);
     let prompt = |question: &str| chat(&format!("{system}{question}"));
-    let cached = |answer: &Answer| answer.end["cached_tokens"].as_u64().unwrap();
+    let cached = |answer: &Answer| {
+        assert_eq!(answer.begin["cached_tokens"], answer.end["cached_tokens"]);
+        answer.end["cached_tokens"].as_u64().unwrap()
+    };
     let first = ask(&graph, 1, &prompt("Who are you?"), greedy(8)).await.unwrap();
     assert_eq!(cached(&first), 0);
     let other = ask(&graph, 2, &prompt("Who are you?"), greedy(8)).await.unwrap();
@@ -179,6 +232,13 @@ async fn a_beginning_is_used_again_in_its_own_workspace_only() {
     assert_eq!(again.tokens, first.tokens);
     let partly = ask(&graph, 1, &prompt("What is a tile?"), greedy(8)).await.unwrap();
     assert!(cached(&partly) > 40 && cached(&partly) < cached(&again), "{partly:?}");
+    // Unless it is not wanted.
+    let unshared = json!({ "temperature": 0, "max_tokens": 8, "cache": false });
+    for prompt in [&prompt("Who are you?"), "One, two, three, four, five, six, seven, eight, nine, ten,"] {
+        assert_eq!(cached(&ask(&graph, 1, prompt, unshared.clone()).await.unwrap()), 0);
+    }
+    let after = ask(&graph, 1, "One, two, three, four, five, six, seven, eight, nine, ten,", greedy(8)).await.unwrap();
+    assert_eq!(cached(&after), 0);
 }
 
 #[tokio::test]
@@ -239,6 +299,19 @@ async fn what_is_given_up_is_freed_at_every_stage() {
     assert!(reading.await.unwrap_err().is_cancelled(), "given up before its prompt was computed");
     settled((0, 0)).await;
     assert!(counters.steps.load(Relaxed) <= steps + 2, "the step that ran, and no more");
+    // While its guest does not fetch, after as much as the engine computes ahead.
+    let mut stalled = sequence();
+    stalled.compute(inputs(&chat("Count."), &long), deadline()).await.unwrap();
+    let steps = || counters.steps.load(Relaxed);
+    let (mut before, until) = (steps(), deadline());
+    // It has stopped when others are computed, and it is not.
+    while before != steps() {
+        assert!(Instant::now() < until);
+        before = steps();
+        tokio::task::yield_now().await;
+    }
+    drop(stalled);
+    settled((0, 0)).await;
     // When its guest does not fetch: the engine stops, and begins again when it does.
     let mut stalled = sequence();
     let first = stalled.compute(
@@ -248,6 +321,42 @@ async fn what_is_given_up_is_freed_at_every_stage() {
     let first = first.await.unwrap();
     let fetched = rest(&mut stalled, first).await.unwrap();
     assert_eq!(fetched.tokens.len(), 600);
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_fetch_leaves_its_sequence_to_others() {
+    // With one sequence; and with two, but room for one and a quarter.
+    for (spec, tokens) in [(spec(512, 1, 512), 8), (spec(512, 2, 640), 480)] {
+        let Some(graph) = load(spec) else { return };
+        let options = |tokens: u32| json!({ "temperature": 0, "ignore_eos": true, "max_tokens": tokens });
+        let mut slow = graph.sequences().unwrap().open(Tenant(1));
+        let first = slow.compute(inputs(&chat("Count."), &options(400)), deadline()).await.unwrap();
+        // Its guest waits for another answer before it fetches more: that one comes, and then the rest of its own.
+        let other = ask(&graph, 2, &chat("Tell me a story."), options(tokens)).await.unwrap();
+        assert_eq!(other.tokens.len(), tokens as usize);
+        let slow = rest(&mut slow, first).await.unwrap();
+        assert_eq!((slow.tokens.len(), &slow.end["finish_reason"]), (400, &json!("length")));
+        let alone = ask(&graph, 3, &chat("Count."), options(40)).await.unwrap();
+        assert_eq!(slow.tokens[..20], alone.tokens[..20]);
+    }
+}
+
+#[tokio::test]
+async fn a_grammar_that_means_ill_costs_its_own_answer_only() {
+    let Some(graph) = load(spec(512, 2, 1024)) else { return };
+    // Each letter, and each bracket, doubles the ways to go on: who follows them one by one never ends.
+    let grammar = "root ::= s\ns ::= \"a\" s \"b\" | \"a\" s \"c\" | \"a\"";
+    let lists = json!({ "type": "array", "items": { "anyOf": [{ "$ref": "#/$defs/a" }, { "$ref": "#/$defs/b" }] } });
+    let schema = json!({ "$defs": { "a": lists, "b": lists }, "$ref": "#/$defs/a" });
+    let repeated = format!("root ::= {}[a-z]{}", "(".repeat(20), "{1,9999})".repeat(20));
+    for ill in [json!({ "grammar": grammar }), json!({ "grammar": repeated }), json!({ "json_schema": schema })] {
+        let mut options = json!({ "temperature": 0, "max_tokens": 64, "ignore_eos": true });
+        options.as_object_mut().unwrap().extend(ill.as_object().unwrap().clone());
+        let (ill, well) = (chat("Write as many letters a and brackets as you can."), chat("Who are you?"));
+        let (ill, well) = tokio::join!(ask(&graph, 1, &ill, options), ask(&graph, 2, &well, greedy(8)));
+        assert!(ill.map_or_else(|error| error.kind() == NnErrorKind::InvalidArgument, |ill| !ill.tokens.is_empty()));
+        assert_eq!(well.unwrap().tokens.len(), 8);
+    }
 }
 
 #[tokio::test]
@@ -283,10 +392,10 @@ async fn too_much_is_refused_and_says_what() {
     let error = sequence.compute(vec![("tokens".to_owned(), unknown)], deadline()).await.unwrap_err();
     refused(error, NnErrorKind::InvalidArgument, "token 1073741824");
     for (options, says) in [
-        (json!({ "grammar": "root ::= (" }), "GBNF"),
-        (json!({ "grammar": "rule ::= \"a\"" }), "root"),
-        (json!({ "grammar": "root ::= root \"a\"" }), "GBNF"),
-        (json!({ "grammar": "root ::= \"a\"{1000000000}" }), "GBNF"),
+        (json!({ "grammar": "root ::= (" }), "line 1: expected ')'"),
+        (json!({ "grammar": "rule ::= \"a\"" }), "no rule 'root'"),
+        (json!({ "grammar": "root ::= root \"a\"" }), "cannot be followed"),
+        (json!({ "grammar": "root ::= \"a\"{1000000000}" }), "0 to 10000"),
         (json!({ "json_schema": { "type": "nonsense" } }), "json_schema"),
         (json!({ "logit_bias": { "999999": 1 } }), "logit_bias names token 999999"),
     ] {
