@@ -59,16 +59,18 @@ schema: build ## Ask a server all that its OpenAPI document allows, and more (sc
 	@$(SETUP) python
 	@tests/schemathesis.sh
 
-conformance: build ## Run the ONNX project's operator cases through a guest, on both backends (ten minutes)
-	@$(SETUP) onnxruntime
+conformance: build ## The ONNX project's operator cases through a guest, on both backends; llama.cpp's own answers (ten minutes)
+	@$(SETUP) onnxruntime smollm2 python
 	@tests/conformance/run.sh
+	ORACLE_PROMPTS=50 cargo test --release -p tessera-tests -- greedy_answers_are_those
 
 # The baselines are built apart from the server, so that neither gets features of the other's dependencies.
 bench: dist ## Measure speed beside bare baselines, cold starts, batching, density (installs wrk)
 	cargo build --profile dist -p tessera-bare
-	@$(SETUP) onnxruntime iris minilm bench
+	@$(SETUP) onnxruntime iris minilm smollm2 python bench
 	@benches/ladder.sh
 	@benches/embeddings.sh
+	@benches/language.sh
 	@benches/cold.sh
 	@benches/batching.sh
 	@benches/density.sh

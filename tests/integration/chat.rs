@@ -1,12 +1,15 @@
 //! A real language model behind OpenAI's API: through the clients that people use, through the command line, and with a
 //! chat template that its author meant ill.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Package, Server, ask_python, model, printed, python, repository, send, serving, tessera};
+use crate::harness::{
+    Package, Server, ask_python, eventually, model, printed, python, repository, send, serving, tessera,
+};
 
 /// The demo's package.
 fn smollm2() -> Package {
@@ -167,4 +170,50 @@ fn models_are_listed_to_those_who_may_see_them() {
     }
     assert_eq!(server.get("/v1/models/e").ok()["id"], "e");
     server.get("/v1/models/other").is_error(404, "RESOURCE_DOES_NOT_EXIST", &["'other'"]);
+}
+
+/// Asks for a stream, and hangs up after its first bytes if `leaves` says so. Gives what was read of the body.
+fn stream(server: &Server, question: &str, leaves: bool) -> String {
+    let body = json!({
+        "messages": [{ "role": "user", "content": question }],
+        "max_tokens": 12, "temperature": 0, "ignore_eos": true, "stream": true,
+    });
+    let request = server.request(Method::POST, "/serving-endpoints/smollm2/invocations").json(&body);
+    let mut answer = request.send().unwrap();
+    assert_eq!(answer.status(), 200);
+    if leaves {
+        let mut first = [0; 1];
+        answer.read_exact(&mut first).unwrap();
+        return String::from_utf8_lossy(&first).into_owned();
+    }
+    answer.text().unwrap()
+}
+
+#[test]
+fn sixty_four_streams_at_once_leave_nothing_behind() {
+    // given a server that has answered as many before; SOAK_ROUNDS makes it longer than a test should be
+    let rounds = std::env::var("SOAK_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
+    let server = serving_smollm2();
+    let round = |round: usize| {
+        std::thread::scope(|scope| {
+            let server = &server;
+            let one = |n: usize| (n, scope.spawn(move || stream(server, &format!("What is {round}{n}?"), n % 3 == 0)));
+            let streams: Vec<_> = (0..64).map(one).collect();
+            for (n, stream) in streams {
+                let text = stream.join().unwrap();
+                assert!(n % 3 == 0 || text.ends_with("data: [DONE]\n\n"), "{text}");
+            }
+        });
+        for metric in ["tessera_sequences", "tessera_sequences_waiting"] {
+            eventually(metric, || (server.metric(metric) == 0.0).then_some(()));
+        }
+        server.memory_kib()
+    };
+    let before = round(0);
+
+    // when it goes on so, then no sequence is left, nor memory that was taken for one
+    for n in 1..=rounds {
+        let now = round(n);
+        assert!(now < before + (32 << 10), "{now} KiB after {n} rounds, {before} before");
+    }
 }

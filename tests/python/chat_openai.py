@@ -90,6 +90,7 @@ def stopped():
     answer = client.chat.completions.create(**GREEDY, stop=["\x00", stop])
     assert answer.choices[0].message.content == expected and answer.choices[0].finish_reason == "stop"
     assert answer.usage.prompt_tokens == said["usage"][0]
+    assert answer.usage.prompt_tokens_details.cached_tokens == said["usage"][0] - 1, "the prompt was read before"
     assert answer.usage.completion_tokens <= said["usage"][1]
     events = client.chat.completions.create(**GREEDY, stop=stop, stream=True)
     assert "".join(event.choices[0].delta.content or "" for event in events if event.choices) == expected
@@ -171,6 +172,17 @@ def completions():
     assert "".join(event.choices[0].text for event in told if event.choices) == choice.text
 
 
+def embeddings():
+    texts = ["The cat sits on the mat.", "A cat is sitting on a mat.", "Interest rates rose by a quarter point."]
+    answer = client.embeddings.create(model=model, input=texts)
+    cat, sitting, rates = [entry.embedding for entry in answer.data]
+    alike = lambda a, b: sum(x * y for x, y in zip(a, b))
+    assert abs(alike(cat, cat) - 1) < 1e-4 and alike(cat, sitting) > alike(cat, rates)
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 15
+    alone = client.embeddings.create(model=model, input=texts[0], encoding_format="float")
+    assert alike(alone.data[0].embedding, cat) > 0.999
+
+
 def errors():
     long = refused(openai.BadRequestError, messages=[{"role": "user", "content": "word " * 20_000}])
     assert long.code == "context_length_exceeded" and "maximum context length" in long.message, long
@@ -196,6 +208,6 @@ def models():
 
 
 whole()
-for check in (streamed, several, stopped, probabilities, formats, tools, completions, errors, models):
+for check in (streamed, several, stopped, probabilities, formats, tools, completions, embeddings, errors, models):
     check()
 print(json.dumps(said))
