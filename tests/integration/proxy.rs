@@ -81,6 +81,9 @@ fn a_request_reaches_the_guest_as_it_is() {
     }
     let seen = send(server.request(Method::from_bytes(b"PURGE").unwrap(), &below("p", "/echo"))).ok();
     assert_eq!(seen["method"], "PURGE");
+    // Nothing is said of a body that is not there.
+    let seen = get(&server, "/echo").ok();
+    assert_eq!(seen["headers"], json!({ "accept": ["*/*"] }));
 
     // And so are the paths of other protocols: a component may speak them.
     let seen = server.post("/v1/chat/completions", &json!({ "model": "p" })).ok();
@@ -457,6 +460,17 @@ fn a_package_that_asks_for_more_than_the_server_allows_is_not_deployed() {
     server.start_again();
     let answer = get(&server, "/echo");
     assert!(answer.status >= 400 && answer.text().contains("api.example.com"), "{}", answer.text());
+}
+
+#[test]
+fn what_a_manifest_says_of_the_other_world_is_refused() {
+    let server = Server::start();
+    for (setting, line) in [("init", "init = \"request\"\n"), ("request_body", "request_body = \"chunks\"\n")] {
+        let package = Package::new(&format!("component = 'proxy.wasm'\n{line}")).with("proxy.wasm", guest("proxy"));
+        let (_, refused) = server.register("main.default.p", &package);
+        let words = format!("'{setting}' in tessera.toml is for components of tessera:endpoint/endpoint");
+        assert!(refused.text().contains(&words), "{}", refused.text());
+    }
 }
 
 /// `wasmtime serve` on the same component, ended with this.

@@ -1,6 +1,8 @@
 //! Requests to components of `wasi:http/proxy`, and their answers: what HTTP says beside the body goes through as it is,
 //! but for what is between a client and this server alone.
 
+use std::sync::Arc;
+
 use hyper::header::{
     ALT_SVC, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE,
     TRAILER,
@@ -35,16 +37,15 @@ pub(super) fn guest_request(
     if entity.plan.world == World::Endpoint {
         return Ok((GuestRequest::Endpoint { path, content_type, headers }, body));
     }
-    let mut headers = HeaderMap::clone(&headers);
     let uri = uri(call, &headers, &path)?;
+    let mut headers = Arc::unwrap_or_clone(headers);
     if path != INVOCATIONS
-        && let Ok(value) = HeaderValue::from_str(&content_type)
+        && let InvocationBody::Full(body) = &body
     {
-        headers.insert(CONTENT_TYPE, value);
-    }
-    if let InvocationBody::Full(body) = &body {
         // It may have been unpacked, or put together of another.
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        let content_type = HeaderValue::try_from(content_type).ok().filter(|value| !value.is_empty());
+        headers.extend(content_type.map(|value| (CONTENT_TYPE, value)));
     }
     let (mut head, ()) = Request::new(()).into_parts();
     (head.method, head.uri, head.version, head.headers) = (call.head.method.clone(), uri, call.head.version, headers);

@@ -454,7 +454,20 @@ impl Package {
         let mut component = Vec::new();
         reader.take(COMPONENT_BYTES_MAX).read_to_end(&mut component).map_err(|error| failed(&error))?;
         self.world = capability::look(&component).ok().and_then(|found| found.world()).unwrap_or_default();
-        Ok(())
+        let of_endpoints = match (self.init, self.request_body) {
+            (InitTime::Request, _) => "init",
+            (_, RequestBodyMode::Chunks) => "request_body",
+            (InitTime::Deploy, RequestBodyMode::Full) => return Ok(()),
+        };
+        match self.world {
+            World::Endpoint => Ok(()),
+            World::Proxy => Err(PackageError(format!(
+                "'{of_endpoints}' in {MANIFEST} is for components of {}; leave it out, for '{name}' is one of {}, which has \
+                 no init and reads its request as it arrives",
+                World::Endpoint.name(),
+                World::Proxy.name()
+            ))),
+        }
     }
 
     /// Reads every graph's signature, so that a model that cannot be served is refused now, and finds where its weights

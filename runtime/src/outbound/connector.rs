@@ -1,7 +1,7 @@
 //! Connections to other hosts: a name is resolved once, its addresses are looked at, and one of them is connected to.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
@@ -14,7 +14,8 @@ use tokio_rustls::TlsConnector;
 use super::addresses::is_public;
 use super::hosts::{Target, TargetHost};
 
-/// Connections of all guests at one time: each takes a file descriptor, and while its name is resolved a thread.
+/// Connections of all guests at one time: each takes a file descriptor, and while its name is resolved a thread of those
+/// for blocking work, of which tokio has 512: a resolver that does not answer must not take them all.
 const CONNECTIONS_MAX: usize = 256;
 
 /// Addresses of one name that are tried.
@@ -90,7 +91,8 @@ impl Connector {
     /// See [`ConnectError`].
     pub async fn connect(&self, target: &Target) -> Result<Connection, ConnectError> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ConnectError::TooMany)?;
-        let stream = connect_any(&resolve(target).await?).await?;
+        let (addresses, place) = resolve(target, place).await?;
+        let stream = connect_any(&addresses).await?;
         // Small requests do not wait for the acknowledgement of those before.
         let _ = stream.set_nodelay(true);
         let stream: Box<dyn Stream> = match target.tls {
@@ -111,19 +113,23 @@ impl Connector {
 }
 
 /// The addresses of a host, of which every one may be connected to: a name with one in this network is somebody's attempt
-/// to get there.
-async fn resolve(target: &Target) -> Result<Vec<SocketAddr>, ConnectError> {
+/// to get there. Resolving cannot be broken off, so the place goes along, and is taken until it ends.
+async fn resolve(
+    target: &Target,
+    place: OwnedSemaphorePermit,
+) -> Result<(Vec<SocketAddr>, OwnedSemaphorePermit), ConnectError> {
     let name = match &target.host {
         // Named by the operator, exactly.
-        TargetHost::Address(address) => return Ok(vec![SocketAddr::new(*address, target.port)]),
-        TargetHost::Name(name) => name,
+        TargetHost::Address(address) => return Ok((vec![SocketAddr::new(*address, target.port)], place)),
+        TargetHost::Name(name) => (name.clone(), target.port),
     };
-    let found = tokio::net::lookup_host((name.as_str(), target.port)).await.map_err(ConnectError::Unresolved)?;
-    let addresses: Vec<SocketAddr> = found.collect();
+    let resolving = tokio::task::spawn_blocking(move || (name.to_socket_addrs().map(Vec::from_iter), place)).await;
+    let (found, place) = resolving.map_err(|error| ConnectError::Unresolved(io::Error::other(error)))?;
+    let addresses = found.map_err(ConnectError::Unresolved)?;
     if let Some(prohibited) = addresses.iter().find(|address| !is_public(address.ip())) {
         return Err(ConnectError::Prohibited(prohibited.ip()));
     }
-    Ok(addresses)
+    Ok((addresses, place))
 }
 
 /// Connects to the first of the addresses that answers.
