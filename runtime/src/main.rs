@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => report(serve(args)),
         Command::CompileWorker => deploy::worker::main(),
+        Command::ModelWorker => deploy::trial::main(),
         Command::Developer(command) => cli::develop(command),
         Command::Doctor(args) => cli::doctor::run(args),
         Command::Audit(args) => cli::audit(args),

@@ -271,6 +271,9 @@ fn model_host(
     for backend in backends.available() {
         tracing::info!(backend = backend.id().name(), version = backend.version(), "backend found");
     }
+    if let Some(reason) = backends.llama_absent() {
+        tracing::info!("llama.cpp is absent, so that language models in GGUF cannot be served: {reason}");
+    }
     if let Some(reason) = backends.onnxruntime_absent() {
         tracing::warn!("ONNX Runtime is absent, so graphs run on tract, which is slower: {reason}");
     }

@@ -19,6 +19,8 @@
 //! - [`sealed`]: nothing readable on disk, wrong keys, key rotation.
 //! - [`models`]: real models, compared with the Python libraries they come from.
 //! - [`examples`]: guests that take pictures, sound and texts.
+//! - [`chat`]: a language model through OpenAI's and MLflow's clients, `tessera chat`, hostile chat templates.
+//! - [`language_models`]: guests that drive language models.
 //! - [`open_inference`]: the Open Inference Protocol with tritonclient and kserve, over REST and gRPC.
 //! - [`packaging`]: models of other frameworks, by the Python package and by MLflow's deployment target.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
@@ -36,6 +38,7 @@
 
 mod access;
 mod audit;
+mod chat;
 mod cli;
 mod crash;
 mod density;
@@ -49,6 +52,7 @@ mod hostile;
 mod http;
 mod identities;
 mod isolation;
+mod language_models;
 mod languages;
 mod mlflow;
 mod models;

@@ -69,6 +69,7 @@ async fn metrics(call: &Call) -> Result<Answer, ApiError> {
         graphs: control.host.graphs.stats(),
         compute_queue: control.host.executor.queued().0,
         computes: Arc::clone(control.host.executor.counters()),
+        sequences: Arc::clone(&control.host.sequences),
         endpoints: control.catalog.len(),
         awake_endpoints: control.catalog.awake_count(),
         components: control.host.components_loaded(),

@@ -255,6 +255,7 @@ async fn run_admitted(
     let (guest_request, body) = proxied::guest_request(call, entity, request)?;
     let log = RequestLog::new(limits.log_bytes);
     let invocation = Invocation {
+        id: call.id.clone(),
         package: Arc::clone(&entity.plan.guest),
         init_assets: entity.plan.init_assets.clone(),
         limits,

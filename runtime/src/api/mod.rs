@@ -14,6 +14,7 @@ mod keys;
 mod model_schema;
 mod oauth;
 mod open_inference;
+mod openai_models;
 mod openapi;
 mod permissions;
 mod proxied;

@@ -19,7 +19,7 @@ use crate::access::Level;
 use crate::error::{ApiError, ErrorCode};
 
 /// All routes, by module.
-static ALL: [&[Route]; 22] = [
+static ALL: [&[Route]; 23] = [
     super::discovery::ROUTES,
     super::endpoint_reports::ROUTES,
     super::endpoint_settings::ROUTES,
@@ -29,6 +29,7 @@ static ALL: [&[Route]; 22] = [
     super::keys::ROUTES,
     super::oauth::ROUTES,
     super::open_inference::ROUTES,
+    super::openai_models::ROUTES,
     super::openapi::ROUTES,
     super::permissions::ROUTES,
     super::registry::files::ROUTES,

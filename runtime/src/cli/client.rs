@@ -178,6 +178,38 @@ impl Client {
         Ok(())
     }
 
+    /// `POST path` with JSON, until the person presses Ctrl-C, which ends the request: false then.
+    pub(super) fn post_until_interrupt(
+        &self,
+        path: &[&str],
+        body: &Value,
+        mut take: impl FnMut(&[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<bool> {
+        let url = self.url(path);
+        let path = url.path().to_owned();
+        let request = self.request(Method::POST, url).timeout(INVOKE_TIMEOUT).json(body);
+        let Some(sent) = self.until_interrupt(async { request.send().await })? else { return Ok(false) };
+        let mut response = self.received(Method::POST, path.clone(), sent)?;
+        loop {
+            let Some(piece) = self.until_interrupt(response.chunk())? else { return Ok(false) };
+            let read = |source: reqwest::Error| ClientError::Read { path: path.clone(), source: source.without_url() };
+            match piece.map_err(read)? {
+                Some(piece) => take(&piece)?,
+                None => return Ok(true),
+            }
+        }
+    }
+
+    /// Waits for `work`, or for Ctrl-C: none then. From the first call on, Ctrl-C no longer ends the process.
+    pub(super) fn until_interrupt<T>(&self, work: impl Future<Output = T>) -> anyhow::Result<Option<T>> {
+        self.runtime.block_on(async {
+            tokio::select! {
+                done = work => Ok(Some(done)),
+                pressed = tokio::signal::ctrl_c() => pressed.map(|()| None).context("failed to listen for Ctrl-C"),
+            }
+        })
+    }
+
     /// The address with `path` appended, each segment escaped.
     fn url(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
@@ -194,13 +226,25 @@ impl Client {
         fill: impl FnOnce(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, ClientError> {
         let path = url.path().to_owned();
-        let mut request = self.http.request(method.clone(), url);
-        if !self.token.is_empty() {
-            request = request.bearer_auth(&self.token);
-        }
-        let request = fill(request);
+        let request = fill(self.request(method.clone(), url));
         // `send` starts its timer at once, so it must be called within the runtime too.
-        match self.runtime.block_on(async { request.send().await }) {
+        let sent = self.runtime.block_on(async { request.send().await });
+        self.received(method, path, sent)
+    }
+
+    fn request(&self, method: Method, url: Url) -> RequestBuilder {
+        let request = self.http.request(method, url);
+        if self.token.is_empty() { request } else { request.bearer_auth(&self.token) }
+    }
+
+    /// What came of a request.
+    fn received(
+        &self,
+        method: Method,
+        path: String,
+        sent: Result<Response, reqwest::Error>,
+    ) -> Result<Response, ClientError> {
+        match sent {
             Ok(response) if response.status().is_success() => Ok(response),
             Ok(response) => Err(self.refusal(response)),
             Err(error) if is_refused(&error) => Err(ClientError::NoServer { address: address(&self.base) }),

@@ -1,7 +1,8 @@
 //! The files of a package on this machine: in a folder, in a project, or in an archive that `tessera package` wrote.
 //!
 //! Of a folder they are all but the hidden ones. Of a project they are those that its manifest names, for its folder holds
-//! the sources too. An archive is a tar file, whose files are read where they lie in it.
+//! the sources too. An archive is a tar file, whose files are read where they lie in it. A language model in GGUF says all
+//! of itself: it is a package alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -14,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::project::Project;
 use crate::deploy::package::{
-    ComponentSource, FILES_MAX, MANIFEST, MLMODEL, Package, PackageFile, PackageSource, check_path,
+    ComponentSource, FILES_MAX, MANIFEST, MLMODEL, Package, PackageFile, PackageSource, check_path, is_gguf,
 };
 use crate::deploy::signature::SIGNATURES;
 use crate::nn::backends::ReadSeek;
@@ -57,7 +58,11 @@ impl PackageFiles {
     pub(super) fn open(path: &Path) -> anyhow::Result<PackageFiles> {
         let kind = fs::metadata(path).with_context(|| format!("failed to open {}", path.display()))?;
         let mut package = PackageFiles::default();
-        if kind.is_file() {
+        let file_name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if kind.is_file() && is_gguf(file_name) {
+            // What was named itself may be a link: caches of models are full of them.
+            package.add_plain(fs::canonicalize(path)?, file_name.to_owned())?;
+        } else if kind.is_file() {
             package.add_archive(path)?;
         } else {
             let project = if path.join(MANIFEST).is_file() { Project::open(&fs::canonicalize(path)?)? } else { None };
@@ -81,9 +86,9 @@ impl PackageFiles {
 
     fn finish(mut self, path: &Path) -> anyhow::Result<PackageFiles> {
         ensure!(
-            self.files.iter().any(|file| [MANIFEST, MLMODEL].contains(&file.name.as_str())),
-            "{} holds neither {MLMODEL} nor {MANIFEST}: give the folder that mlflow's save_model wrote, or describe the \
-             package in a {MANIFEST}",
+            self.files.iter().any(|file| [MANIFEST, MLMODEL].contains(&file.name.as_str()) || is_gguf(&file.name)),
+            "{} holds neither {MLMODEL} nor {MANIFEST} nor a model in GGUF: give the folder that mlflow's save_model \
+             wrote, or describe the package in a {MANIFEST}",
             path.display()
         );
         self.files.sort_by(|a, b| a.name.cmp(&b.name));

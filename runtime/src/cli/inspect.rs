@@ -279,7 +279,7 @@ fn graphs(files: &PackageFiles, package: &Package) -> anyhow::Result<Vec<GraphRe
         let weights = package.weights.get(name).cloned().unwrap_or_default();
         let info = nn::backends::inspect_reader(Box::new(file.open()?), file.bytes, &weights)
             .with_context(|| format!("graph '{name}' ('{}')", graph.file))?;
-        let GraphInfo { inputs, outputs } = info;
+        let GraphInfo { inputs, outputs, .. } = info;
         let tensor = |tensor: TensorInfo| TensorReport { form: tensor.to_string(), name: tensor.name };
         Ok(GraphReport {
             name: name.clone(),

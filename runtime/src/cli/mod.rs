@@ -7,6 +7,7 @@
 
 mod audit;
 mod build;
+mod chat;
 mod client;
 mod dev;
 pub mod doctor;
@@ -44,6 +45,7 @@ use clap_complete::Shell;
 use crate::config::{DEFAULT_HOME, ServeArgs};
 use audit::AuditArgs;
 use build::BuildArgs;
+use chat::ChatArgs;
 use client::{Client, ClientError};
 use dev::DevArgs;
 use doctor::DoctorArgs;
@@ -78,6 +80,9 @@ pub enum Command {
     /// Compile one component: the server starts this in a child process under limits.
     #[command(hide = true)]
     CompileWorker,
+    /// Load one language model: the server starts this in a child process under limits.
+    #[command(hide = true)]
+    ModelWorker,
     /// A command for whoever writes a model's code.
     #[command(flatten)]
     Developer(DeveloperCommand),
@@ -183,6 +188,13 @@ pub enum ClientCommand {
     Invoke {
         #[command(flatten)]
         args: InvokeArgs,
+        #[command(flatten)]
+        options: ClientOptions,
+    },
+    /// Talk with a language model; with a pipe, answer one message
+    Chat {
+        #[command(flatten)]
+        args: ChatArgs,
         #[command(flatten)]
         options: ClientOptions,
     },
@@ -309,6 +321,7 @@ fn execute(command: ClientCommand, format: Format, out: &mut dyn Write) -> anyho
         ClientCommand::Token { command, .. } => token::run(&mut session, command),
         ClientCommand::Workspace { command, .. } => workspace::run(&mut session, command),
         ClientCommand::Invoke { args, .. } => invoke::invoke(&mut session, args),
+        ClientCommand::Chat { args, .. } => chat::run(&mut session, args),
         ClientCommand::Logs { args, .. } => invoke::logs(&mut session, args),
     }
 }
@@ -325,6 +338,7 @@ impl ClientCommand {
             | Self::Token { options, .. }
             | Self::Workspace { options, .. }
             | Self::Invoke { options, .. }
+            | Self::Chat { options, .. }
             | Self::Logs { options, .. } => options,
         }
     }

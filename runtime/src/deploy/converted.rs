@@ -115,6 +115,8 @@ mod tests {
             converted: Some(converted.clone()),
             batch: crate::nn::BatchSpec::default(),
             intra_op_threads: 1,
+            sequences: crate::nn::SequenceSpec::default(),
+            host: crate::nn::LoadHost::default(),
         };
         let files = || fs::read_dir(home.cache("graphs")).unwrap().count();
 

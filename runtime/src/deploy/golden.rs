@@ -85,6 +85,7 @@ async fn invoke(
 ) -> Result<Answer, InvokeError> {
     let log = RequestLog::new(entity.plan.limits.log_bytes);
     let invocation = Invocation {
+        id: "golden".to_owned(),
         package: Arc::clone(&entity.plan.guest),
         init_assets: entity.plan.init_assets.clone(),
         limits: entity.plan.limits.clone(),

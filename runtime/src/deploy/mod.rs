@@ -2,7 +2,8 @@
 //!
 //! In order: [`package`] (what was uploaded, checked at registration) → [`ModelHost::plan`] (backend, limits, the
 //! artifact's key) → [`capability`] → [`worker`] (run `init`, freeze, ask for the [`schema`], compile, in a child process)
-//! → [`artifact`] (authenticated, on disk) → [`converted`] graphs → load them → [`golden`] request → the catalog publishes.
+//! → [`artifact`] (authenticated, on disk) → [`converted`] graphs → [`trial`] of language models → load them → [`golden`]
+//! request → the catalog publishes.
 
 pub mod artifact;
 pub mod build_log;
@@ -14,6 +15,7 @@ pub mod profiles;
 pub mod schema;
 pub mod signature;
 pub mod stock;
+pub mod trial;
 pub mod worker;
 
 use std::collections::{BTreeMap, HashMap};
@@ -39,8 +41,8 @@ use crate::catalog::{EndpointRecord, EntityConfig, WorkspaceId};
 use crate::home::Home;
 use crate::nn::threads::{self, MeasuredThreads};
 use crate::nn::{
-    Backend, Backends, Cancel, ExecutionTarget, Executor, Graph, GraphKey, GraphSource, Graphs, Inputs, NnError,
-    NnErrorKind, Profile, Tenant, Threads, batcher,
+    Backend, Backends, Cancel, ExecutionTarget, Executor, Graph, GraphKey, GraphSource, Graphs, Inputs, LoadHost,
+    NnError, NnErrorKind, Profile, SequenceCounters, Tenant, Threads, batcher,
 };
 use crate::outbound::{Grant, Outbound};
 use crate::sandbox::{GuestPackage, LoadedComponent, RequestLimits, Sandbox, World};
@@ -103,6 +105,8 @@ pub struct ModelHost {
     pub backends: Backends,
     /// Loaded graphs.
     pub graphs: Graphs,
+    /// Sequences of language models among them.
+    pub sequences: Arc<SequenceCounters>,
     /// Threads that compute.
     pub executor: Arc<Executor>,
     /// Files of packages.
@@ -186,6 +190,7 @@ impl ModelHost {
             sandbox: parts.sandbox,
             backends: parts.backends,
             graphs: parts.graphs,
+            sequences: Arc::default(),
             executor: Arc::new(parts.executor),
             blobs: parts.blobs,
             artifacts: parts.artifacts,
@@ -275,9 +280,22 @@ impl ModelHost {
                 batch: spec.batch.clone(),
                 intra_op_threads: 1,
                 converted: form.map(|form| self.converted.path(&digest, form)),
+                sequences: spec.sequence_spec(),
+                host: LoadHost {
+                    memory_bytes_max: self.graphs.budget_bytes(),
+                    busy: Arc::clone(self.executor.busy()),
+                    sequences: Arc::clone(&self.sequences),
+                },
             };
             let threads = self.threads(&*backend, target, spec.intra_op_threads);
-            let key = GraphKey { digest, backend: backend.id(), target, batch: spec.batch.clone(), threads };
+            let key = GraphKey {
+                digest,
+                backend: backend.id(),
+                target,
+                batch: spec.batch.clone(),
+                sequences: spec.sequence_spec(),
+                threads,
+            };
             Ok(PlannedGraph {
                 name: name.clone(),
                 key,
@@ -295,7 +313,7 @@ impl ModelHost {
         match asked {
             _ if max == 1 || !backend.divides_runs(target) => Threads::Fixed(1),
             Some(asked) => Threads::Fixed(asked.min(max)),
-            None => Threads::Measured { max },
+            None => backend.threads_unmeasured(max).map_or(Threads::Measured { max }, Threads::Fixed),
         }
     }
 
@@ -346,6 +364,9 @@ impl ModelHost {
         for graph in &plan.graphs {
             self.convert(graph, log).await;
         }
+        for graph in &plan.graphs {
+            self.try_model(graph, log).await?;
+        }
         log.step("loading");
         let ready = entity.ready(self).await?;
         let graphs = Arc::clone(&ready.graphs);
@@ -370,6 +391,11 @@ impl ModelHost {
             golden::check_init(self, entity, ready, log).await?;
         }
         for ((name, graph), planned) in graphs.iter().zip(&plan.graphs) {
+            if let Some(sequences) = graph.sequences() {
+                log.step(&format!("graph '{name}' {}", self.threads_line(planned, &MeasuredThreads::default())));
+                log.step(&format!("graph '{name}' {}", sequences.finding()));
+                continue;
+            }
             let profile = self.profile(planned, graph).await?;
             log.step(&format!("graph '{name}' {}", self.threads_line(planned, &profile.threads)));
             log.step(&format!("graph '{name}' {}", profile.finding));
@@ -378,6 +404,24 @@ impl ModelHost {
         // Those that are loaded in another form since the golden request.
         entity.ready(self).await?;
         log.step("ready");
+        Ok(())
+    }
+
+    /// Loads a model whose file may bring a process down in another one, unless that went well before.
+    async fn try_model(&self, planned: &PlannedGraph, log: &mut BuildLog) -> Result<(), DeployError> {
+        let failed = |error: NnError| DeployError::graph(&planned.name, &error);
+        let backend = self.backends.by_id(planned.key.backend).map_err(failed)?;
+        if !backend.loads_at_risk() || self.profiles.load(&planned.key).is_some() {
+            return Ok(());
+        }
+        log.step(&format!("trying graph '{}' in a process of its own", planned.name));
+        let _turn = self.workers_at_once.acquire().await.map_err(|error| DeployError::host("take a turn", &error))?;
+        let tried = trial::run(&self.workers, &planned.source).await;
+        tried.map_err(|error| DeployError::Model(format!("graph '{}': {error}", planned.name)))?;
+        let profile = Profile { finding: "was loaded".to_owned(), ..Profile::default() };
+        if let Err(error) = self.profiles.save(&planned.key, &profile) {
+            tracing::warn!("failed to keep that a model was tried: {error:#}");
+        }
         Ok(())
     }
 

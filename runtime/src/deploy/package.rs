@@ -7,8 +7,8 @@ use std::path::{Component as PathPart, Path};
 use serde::{Deserialize, Serialize};
 
 use super::capability::{self, COMPONENT_BYTES_MAX};
-use crate::nn::backends::ReadSeek;
-use crate::nn::{self, BackendChoice, BatchSpec, ExecutionTarget, NnError, NnErrorKind};
+use crate::nn::backends::{ModelFormat, ReadSeek};
+use crate::nn::{self, BackendChoice, BatchSpec, ExecutionTarget, NnError, NnErrorKind, SequenceSpec};
 use crate::outbound::HostPatterns;
 use crate::sandbox::World;
 use crate::store::blobs::{Blobs, Digest};
@@ -117,6 +117,45 @@ pub struct GraphSpec {
     /// Threads of one run; without it a deploy measures how many pay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intra_op_threads: Option<u32>,
+    /// For a language model: most tokens of one sequence, prompt and answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_tokens: Option<u32>,
+    /// For a language model: most sequences at once; others wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequences: Option<u32>,
+    /// For a language model: tokens whose keys and values are in memory, of all sequences together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_tokens: Option<u32>,
+}
+
+impl GraphSpec {
+    /// What it says about sequences.
+    pub fn sequence_spec(&self) -> SequenceSpec {
+        SequenceSpec { context_tokens: self.context_tokens, sequences: self.sequences, cache_tokens: self.cache_tokens }
+    }
+
+    /// Checks it against what its model file is, and settles who runs it where it leaves that open.
+    fn settle(&mut self, format: ModelFormat) -> Result<(), String> {
+        let spec = self.sequence_spec();
+        match (format, self.backend) {
+            (ModelFormat::Gguf, BackendName::Auto | BackendName::Llama) if self.batch != BatchSpec::default() => Err(
+                "batch is for models that run at once; a GGUF model has sequences, which are always computed together"
+                    .to_owned(),
+            ),
+            (ModelFormat::Gguf, BackendName::Auto | BackendName::Llama) => {
+                self.backend = BackendName::Llama;
+                spec.check()
+            }
+            (ModelFormat::Gguf, _) => Err("it is a GGUF model, which only backend 'llama' runs".to_owned()),
+            (ModelFormat::Onnx, BackendName::Llama) => {
+                Err("it is not a GGUF model, and backend 'llama' runs no other".to_owned())
+            }
+            (ModelFormat::Onnx, _) if !spec.is_default() => {
+                Err("context_tokens, sequences and cache_tokens are for GGUF models, and it is none".to_owned())
+            }
+            (ModelFormat::Onnx, _) => Ok(()),
+        }
+    }
 }
 
 /// The manifest's word for a backend.
@@ -130,6 +169,8 @@ pub enum BackendName {
     Onnxruntime,
     /// The built-in backend.
     Tract,
+    /// llama.cpp, for GGUF models: what `auto` becomes for them.
+    Llama,
 }
 
 impl From<BackendName> for BackendChoice {
@@ -138,6 +179,7 @@ impl From<BackendName> for BackendChoice {
             BackendName::Auto => BackendChoice::Auto,
             BackendName::Onnxruntime => BackendChoice::OnnxRuntime,
             BackendName::Tract => BackendChoice::Tract,
+            BackendName::Llama => BackendChoice::Llama,
         }
     }
 }
@@ -158,6 +200,22 @@ impl From<TargetName> for ExecutionTarget {
         match name {
             TargetName::Cpu => ExecutionTarget::Cpu,
             TargetName::Gpu => ExecutionTarget::Gpu,
+        }
+    }
+}
+
+impl GraphSpec {
+    /// A model file with nothing said of it.
+    fn of(file: String) -> GraphSpec {
+        GraphSpec {
+            file,
+            backend: BackendName::default(),
+            target: TargetName::default(),
+            batch: BatchSpec::default(),
+            intra_op_threads: None,
+            context_tokens: None,
+            sequences: None,
+            cache_tokens: None,
         }
     }
 }
@@ -263,6 +321,11 @@ impl Manifest {
         toml::from_str(text).map_err(|error| PackageError(format!("{MANIFEST}: {error}")))
     }
 
+    /// That of a language model without one: the stock chat answers.
+    fn of_language_model(file: String) -> Manifest {
+        Manifest { graphs: BTreeMap::from([("model".to_owned(), GraphSpec::of(file))]), ..Manifest::default() }
+    }
+
     /// The files that it names beside the component, some perhaps twice.
     pub fn files(&self) -> Vec<String> {
         let golden = self.golden.iter().flat_map(|golden| golden.response.iter().chain([&golden.request]));
@@ -349,12 +412,17 @@ impl Package {
         let text = |name: &str| files.get(name).map(|file| read_text(name, file, source)).transpose();
         let manifest = text(MANIFEST)?.map(|text| Manifest::parse(&text)).transpose()?;
         let mlmodel = text(MLMODEL)?.map(|text| parse_mlmodel(&text)).transpose()?;
-        if manifest.is_none() && mlmodel.is_none() {
-            return Err(PackageError(format!(
-                "the package has neither a {MANIFEST} nor an {MLMODEL} file at its top: push the model's own folder"
-            )));
-        }
-        let mut package = assemble(manifest.unwrap_or_default(), mlmodel, files)?;
+        let manifest = match (manifest, &mlmodel, only_language_model(&files)) {
+            (Some(manifest), ..) => manifest,
+            (None, Some(_), _) => Manifest::default(),
+            (None, None, Some(file)) => Manifest::of_language_model(file.to_owned()),
+            (None, None, None) => {
+                return Err(PackageError(format!(
+                    "the package has neither a {MANIFEST} nor an {MLMODEL} file at its top: push the model's own folder"
+                )));
+            }
+        };
+        let mut package = assemble(manifest, mlmodel, files)?;
         package.check()?;
         package.inspect_component(source)?;
         package.inspect_graphs(source)?;
@@ -410,23 +478,40 @@ impl Package {
     /// Reads every graph's signature, so that a model that cannot be served is refused now, and finds where its weights
     /// are.
     fn inspect_graphs(&mut self, source: &dyn PackageSource) -> Result<(), PackageError> {
-        for (name, graph) in &self.graphs {
-            let Some(file) = self.files.get(&graph.file) else { continue };
-            let failed = |error: NnError| PackageError(format!("graph '{name}' ('{}'): {error}", graph.file));
-            let inspect = |external_files: &[String]| {
-                let opened = source.open(&graph.file, file);
-                let (reader, end) = opened.map_err(|error| NnError::new(NnErrorKind::RuntimeError, error))?;
-                nn::backends::inspect_reader(reader, end, external_files)
-            };
-            match inspect(&[]) {
-                Ok(_) => {}
-                Err(error) if error.kind() == NnErrorKind::Security => {
-                    let beside = self.siblings(&graph.file);
-                    inspect(&beside).map_err(failed)?;
-                    self.weights.insert(name.clone(), beside);
-                }
-                Err(error) => return Err(failed(error)),
+        let mut graphs = std::mem::take(&mut self.graphs);
+        for (name, graph) in &mut graphs {
+            self.inspect_graph(name, graph, source)?;
+        }
+        self.graphs = graphs;
+        Ok(())
+    }
+
+    fn inspect_graph(
+        &mut self,
+        name: &str,
+        graph: &mut GraphSpec,
+        source: &dyn PackageSource,
+    ) -> Result<(), PackageError> {
+        let Some(file) = self.files.get(&graph.file) else { return Ok(()) };
+        let model_file = graph.file.clone();
+        let failed = |error: &dyn std::fmt::Display| PackageError(format!("graph '{name}' ('{model_file}'): {error}"));
+        let (mut model, _) = source.open(&graph.file, file).map_err(|error| failed(&error))?;
+        let format = ModelFormat::of(&mut *model).map_err(|error| failed(&error))?;
+        drop(model);
+        graph.settle(format).map_err(|error| failed(&error))?;
+        let inspect = |external_files: &[String]| {
+            let opened = source.open(&graph.file, file);
+            let (reader, end) = opened.map_err(|error| NnError::new(NnErrorKind::RuntimeError, error))?;
+            nn::backends::inspect_reader(reader, end, external_files)
+        };
+        match inspect(&[]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == NnErrorKind::Security => {
+                let beside = self.siblings(&graph.file);
+                inspect(&beside).map_err(|error| failed(&error))?;
+                self.weights.insert(name.to_owned(), beside);
             }
+            Err(error) => return Err(failed(&error)),
         }
         Ok(())
     }
@@ -497,14 +582,28 @@ fn parse_mlmodel(text: &str) -> Result<MlModel, PackageError> {
         .map_err(|error| PackageError(format!("{MLMODEL} is not the YAML that MLflow writes: {error}")))
 }
 
+/// Whether a file is a language model, by its name.
+pub fn is_gguf(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// The one model file, where the package is nothing but a language model.
+fn only_language_model(files: &BTreeMap<String, PackageFile>) -> Option<&str> {
+    let mut models = files.keys().filter(|name| is_gguf(name));
+    models.next().filter(|_| models.next().is_none()).map(String::as_str)
+}
+
 fn assemble(
     manifest: Manifest,
     mlmodel: Option<MlModel>,
     files: BTreeMap<String, PackageFile>,
 ) -> Result<Package, PackageError> {
+    let mut graphs = manifest.graphs.values();
+    let is_language_model = matches!((graphs.next(), graphs.next()), (Some(only), None) if is_gguf(&only.file));
+    let stock = if is_language_model { "chat" } else { "scoring" };
     let mut package = Package {
         files,
-        component: manifest.component().unwrap_or_else(|| ComponentSource::Stock("scoring".to_owned())),
+        component: manifest.component().unwrap_or_else(|| ComponentSource::Stock(stock.to_owned())),
         world: World::default(),
         describes: false,
         init: manifest.init,
@@ -519,7 +618,7 @@ fn assemble(
     };
     if let Some(mlmodel) = mlmodel {
         adopt_mlmodel(&mut package, mlmodel)?;
-    } else if manifest.component.is_none() {
+    } else if manifest.component.is_none() && !is_language_model {
         return Err(PackageError(format!(
             "{MANIFEST} names no component: set component to a file of the package or to a stock component"
         )));
@@ -531,14 +630,7 @@ fn assemble(
 fn adopt_mlmodel(package: &mut Package, mlmodel: MlModel) -> Result<(), PackageError> {
     if package.graphs.is_empty() && package.component == ComponentSource::Stock("scoring".to_owned()) {
         let file = onnx_file(&mlmodel)?;
-        let spec = GraphSpec {
-            file,
-            backend: BackendName::default(),
-            target: TargetName::default(),
-            batch: BatchSpec::default(),
-            intra_op_threads: None,
-        };
-        package.graphs.insert("model".to_owned(), spec);
+        package.graphs.insert("model".to_owned(), GraphSpec::of(file));
     }
     let signature = mlmodel.signature.unwrap_or(Signature { inputs: None, outputs: None, params: None });
     for (part, text) in [("inputs", signature.inputs), ("outputs", signature.outputs), ("params", signature.params)] {
@@ -602,6 +694,21 @@ mod tests {
         assert_eq!(package.component, ComponentSource::Stock("scoring".to_owned()));
         assert_eq!(package.graphs["model"].file, "model.onnx");
         assert!(package.settings["mlflow.signature.inputs"].contains("double"));
+    }
+
+    #[test]
+    fn a_language_model_alone_is_a_package_and_the_stock_chat_answers() {
+        let file = || PackageFile { digest: Digest([0; 32]), bytes: 1 };
+        let files = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), file())).collect::<BTreeMap<_, _>>();
+        assert_eq!(only_language_model(&files(&["README.md", "Model.GGUF"])), Some("Model.GGUF"));
+        assert_eq!(only_language_model(&files(&["a.gguf", "b.gguf"])), None);
+        let chat = ComponentSource::Stock("chat".to_owned());
+        let package = assemble(Manifest::of_language_model("a.gguf".to_owned()), None, files(&["a.gguf"])).unwrap();
+        assert_eq!((&package.component, package.graphs["model"].file.as_str()), (&chat, "a.gguf"));
+        let manifest = |text: &str| assemble(Manifest::parse(text).unwrap(), None, files(&[]));
+        assert_eq!(manifest("[graphs.writer]\nfile = 'a.gguf'\n").unwrap().component, chat);
+        let two = manifest("[graphs.a]\nfile = 'a.gguf'\n[graphs.b]\nfile = 'b.onnx'\n");
+        assert!(two.unwrap_err().0.contains("names no component"));
     }
 
     #[test]

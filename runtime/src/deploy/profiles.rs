@@ -44,7 +44,10 @@ pub fn name(key: &GraphKey) -> String {
     let mut hasher = blake3::Hasher::new();
     let batch = serde_json::to_string(&key.batch).unwrap_or_default();
     let threads = key.threads.to_string();
-    for part in [env!("CARGO_PKG_VERSION"), &key.digest, key.backend.name(), key.target.name(), &batch, &threads] {
+    let sequences = format!("{:?}", key.sequences);
+    let parts =
+        [env!("CARGO_PKG_VERSION"), &key.digest, key.backend.name(), key.target.name(), &batch, &threads, &sequences];
+    for part in parts {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
     }
     hasher.finalize().to_hex().to_string()

@@ -55,7 +55,7 @@ impl NnError {
         Self::new(NnErrorKind::UnsupportedOperation, message)
     }
 
-    pub(super) fn runtime(message: impl Into<String>) -> Self {
+    pub(crate) fn runtime(message: impl Into<String>) -> Self {
         Self::new(NnErrorKind::RuntimeError, message)
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::batcher::queue::{BatchLimit, FairQueue};
 use super::batcher::{self, Counters, Outputs, Stop, Tenant, Work};
 use super::watch::Watches;
-use super::{Cancel, Graph, NnError, Tensor, turn};
+use super::{BusyThreads, Cancel, Graph, NnError, Tensor, turn};
 
 /// A run expected to be shorter than this is done on the event loop. A hop to a thread and back costs about 20 µs, and the
 /// other requests of the loop wait meanwhile.
@@ -57,6 +57,7 @@ struct Shared {
     filled: Condvar,
     /// Threads of all runs together, those inside of backends included.
     threads: u32,
+    busy: Arc<BusyThreads>,
     queue_len_max: usize,
     rows_max: u32,
     counters: Arc<Counters>,
@@ -79,6 +80,7 @@ impl Executor {
             queue: Mutex::new(Queue { works: FairQueue::default(), free, closed: false }),
             filled: Condvar::new(),
             threads: free,
+            busy: BusyThreads::new(free),
             queue_len_max,
             rows_max: rows_max.max(1),
             counters: Arc::default(),
@@ -95,6 +97,11 @@ impl Executor {
     /// Threads of all runs together.
     pub fn threads(&self) -> u32 {
         self.shared.threads
+    }
+
+    /// How many of them compute, for backends that have threads of their own.
+    pub fn busy(&self) -> &Arc<BusyThreads> {
+        &self.shared.busy
     }
 
     /// Lets short runs happen on this thread, which is an event loop.
@@ -226,6 +233,7 @@ impl Shared {
         let mut kept_busy = 0;
         while let Some((batch, threads)) = self.pop(kept_busy) {
             kept_busy = threads;
+            let _busy = self.busy.enter(threads);
             batcher::run(batch, Stop::WhenUnwanted, &self.counters);
         }
     }

@@ -25,7 +25,7 @@ impl FakeGraph {
         body: impl Fn(&Inputs, &Cancel) -> Result<Outputs, NnError> + Send + Sync + 'static,
     ) -> FakeGraph {
         FakeGraph {
-            info: GraphInfo { inputs: vec![], outputs: vec![] },
+            info: GraphInfo::default(),
             schedule: Schedule::new(BatchSpec::default()),
             threads: 1,
             memory_bytes: 0,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::error::panic_text;
-use super::{BackendId, BatchSpec, ExecutionTarget, Graph, NnError, NnErrorKind, Threads};
+use super::{BackendId, BatchSpec, ExecutionTarget, Graph, NnError, NnErrorKind, SequenceSpec, Threads};
 
 /// What makes two loads the same load.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -21,6 +21,8 @@ pub struct GraphKey {
     pub target: ExecutionTarget,
     /// What its package says about batching: others may say something else about the same model.
     pub batch: BatchSpec,
+    /// What it says about sequences.
+    pub sequences: SequenceSpec,
     /// Who decides how many threads a run has.
     pub threads: Threads,
 }
@@ -82,6 +84,11 @@ impl Graphs {
                 Err(_dropped) => Err(NnError::overloaded("the load was abandoned: the server is shutting down")),
             },
         }
+    }
+
+    /// Most memory that the graphs may take together.
+    pub fn budget_bytes(&self) -> u64 {
+        self.budget_bytes
     }
 
     /// The graph for `key` if it is loaded: for the request path, which need not name a way to load it then.
@@ -299,6 +306,7 @@ mod tests {
             backend: BackendId::Tract,
             target: ExecutionTarget::Cpu,
             batch: BatchSpec::default(),
+            sequences: SequenceSpec::default(),
             threads: Threads::Fixed(1),
         }
     }

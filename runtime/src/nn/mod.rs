@@ -4,19 +4,21 @@
 //! In the order of a compute: [`Backends`] says who can run a graph, [`Graphs`] holds the loaded ones under a memory
 //! budget, [`GraphInfo::check`] turns what a guest sent into [`Inputs`] that fit the graph, [`Executor`] decides where
 //! they run, [`batcher`] runs those of several requests together, [`threads`] says how many threads a run has,
-//! [`Graph::run`] is the backend's part.
+//! [`Graph::run`] is the backend's part. A language model is not run but driven: [`Graph::sequences`].
 //!
 //! Invariants: ML libraries are known only below [`backends`]; whatever a model file or a tensor holds, the answer is an
 //! [`NnError`], never a panic; an execution target is never changed silently.
 
 pub mod backends;
 pub mod batcher;
+mod busy;
 mod cancel;
 mod error;
 mod executor;
 #[cfg(test)]
 mod fake;
 mod graphs;
+mod sequence;
 mod tensor;
 #[cfg(test)]
 mod test_models;
@@ -24,16 +26,19 @@ pub mod threads;
 mod turn;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use backends::{BackendChoice, BackendId, Backends};
 pub use batcher::{BatchSpec, Outputs, Profile, Schedule, Tenant};
+pub use busy::BusyThreads;
 pub use cancel::Cancel;
 pub use error::{NnError, NnErrorKind};
 pub use executor::{Compute, Executor, Venue};
 pub use graphs::{GraphKey, Graphs, GraphsStats};
+pub use sequence::{Sequence, SequenceCounters, SequenceSpec, Sequences};
 pub use tensor::{ElementType, RANK_MAX, Tensor, TensorType};
 pub use threads::Threads;
 
@@ -89,6 +94,16 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// Threads of the runs of a graph whose package does not say, out of `max`; none to measure how many pay.
+    fn threads_unmeasured(&self, _max: u32) -> Option<u32> {
+        None
+    }
+
+    /// Whether a model file may bring down the process that loads it: a deploy tries it in another one first.
+    fn loads_at_risk(&self) -> bool {
+        false
+    }
+
     /// Loads a graph: blocks for as long as reading and optimising the model takes. `InvalidEncoding` when the file is
     /// not a good model, `UnsupportedOperation` when it asks for what this backend or `wasi:nn` does not have.
     fn load(&self, source: &GraphSource) -> Result<Arc<dyn Graph>, NnError>;
@@ -121,6 +136,28 @@ pub struct GraphSource {
     /// Where [`Backend::convert`] wrote this model before. If nothing usable is there, the model file is loaded, and the
     /// log says so.
     pub converted: Option<PathBuf>,
+    /// What its package says about sequences, if it is driven by them.
+    pub sequences: SequenceSpec,
+    /// What this process has for it.
+    pub host: LoadHost,
+}
+
+/// What the process that loads a graph has for it.
+#[derive(Debug, Clone)]
+pub struct LoadHost {
+    /// Most memory that it may take: a backend that knows beforehand what it will allocate refuses more with `TooLarge`.
+    pub memory_bytes_max: u64,
+    /// The processor's threads, for a backend that computes on threads of its own.
+    pub busy: Arc<BusyThreads>,
+    /// Where it counts its sequences, if it has any.
+    pub sequences: Arc<SequenceCounters>,
+}
+
+impl Default for LoadHost {
+    /// Memory without limit and one thread.
+    fn default() -> LoadHost {
+        LoadHost { memory_bytes_max: u64::MAX, busy: BusyThreads::new(1), sequences: Arc::default() }
+    }
 }
 
 /// A loaded model: immutable, shared, safe to run from many threads at once.
@@ -142,6 +179,11 @@ pub trait Graph: Send + Sync {
         1
     }
 
+    /// How it is driven, for a graph that answers step by step. [`Graph::run`] is `UnsupportedOperation` then.
+    fn sequences(&self) -> Option<&dyn Sequences> {
+        None
+    }
+
     /// Computes all outputs, in the model's order; blocks until done. A backend that can stop early does so when
     /// `cancel` says so, with `Timeout`.
     fn run(&self, inputs: Inputs, cancel: &Cancel) -> Result<Vec<(String, Tensor)>, NnError>;
@@ -151,12 +193,14 @@ pub trait Graph: Send + Sync {
 pub type NamedGraphs = Arc<[(String, Arc<dyn Graph>)]>;
 
 /// A graph's signature, as the model file declares it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GraphInfo {
     /// Required inputs, in the model's order; constants (initializers) are not among them.
     pub inputs: Vec<TensorInfo>,
     /// Outputs, in the model's order.
     pub outputs: Vec<TensorInfo>,
+    /// Other facts that the model file states, by its own keys.
+    pub metadata: Arc<BTreeMap<String, String>>,
 }
 
 /// One input or output of a graph. `Display` is for messages: `FP32 [batch, 4]`.
@@ -287,7 +331,7 @@ mod tests {
                 tensor("scale", ElementType::I64, &[]),
                 tensor("mask", ElementType::Bool, &[Dim::Free(None)]),
             ],
-            outputs: vec![],
+            ..GraphInfo::default()
         }
     }
 

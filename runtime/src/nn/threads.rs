@@ -200,7 +200,7 @@ mod tests {
             true => Err(NnError::timeout("stopped")),
             false => Ok(vec![]),
         };
-        let info = GraphInfo { inputs: vec![tensor_info("x", ElementType::U8, 1)], outputs: vec![] };
+        let info = GraphInfo { inputs: vec![tensor_info("x", ElementType::U8, 1)], ..GraphInfo::default() };
         Arc::new(FakeGraph { info, threads, ..FakeGraph::new(run) })
     }
 

@@ -117,7 +117,10 @@ mod tests {
         body: impl Fn(&Inputs, &Cancel) -> Result<Outputs, NnError> + Send + Sync + 'static,
     ) -> Arc<FakeGraph> {
         let info = |name: &str| vec![tensor_info(name, ElementType::U8, 1)];
-        let graph = FakeGraph { info: GraphInfo { inputs: info("x"), outputs: info("y") }, ..FakeGraph::new(body) };
+        let graph = FakeGraph {
+            info: GraphInfo { inputs: info("x"), outputs: info("y"), ..GraphInfo::default() },
+            ..FakeGraph::new(body)
+        };
         graph.schedule.adopt(&Profile { batchable: true, row_ns: row_ns.to_vec(), ..Profile::default() });
         Arc::new(graph)
     }

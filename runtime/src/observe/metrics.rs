@@ -70,6 +70,10 @@ pub struct Metrics {
     computes_dropped: Gauge<u64, AtomicU64>,
     compute_run_time: Gauge<f64, AtomicU64>,
     compute_wait_time: Gauge<f64, AtomicU64>,
+    sequences: Gauge,
+    sequences_waiting: Gauge,
+    sequence_steps: Gauge<u64, AtomicU64>,
+    sequence_tokens: Family<Vec<(String, String)>, Gauge<u64, AtomicU64>>,
     endpoints: Gauge,
     awake_endpoints: Gauge,
     components: Gauge,
@@ -83,6 +87,8 @@ pub struct Observed {
     pub compute_queue: usize,
     /// Those that were answered.
     pub computes: Arc<Counters>,
+    /// Sequences of language models.
+    pub sequences: Arc<crate::nn::SequenceCounters>,
     /// Endpoints in the catalog.
     pub endpoints: usize,
     /// Those of them that do not sleep.
@@ -113,6 +119,10 @@ impl Default for Metrics {
             computes_dropped: Gauge::default(),
             compute_run_time: Gauge::default(),
             compute_wait_time: Gauge::default(),
+            sequences: Gauge::default(),
+            sequences_waiting: Gauge::default(),
+            sequence_steps: Gauge::default(),
+            sequence_tokens: Family::default(),
             endpoints: Gauge::default(),
             awake_endpoints: Gauge::default(),
             components: Gauge::default(),
@@ -147,6 +157,13 @@ impl Metrics {
         let (run, wait) = (self.compute_run_time.clone(), self.compute_wait_time.clone());
         registry.register_with_unit("compute_run", "Time in backends since the start", Unit::Seconds, run);
         registry.register_with_unit("compute_wait", "Time that computations waited, all together", Unit::Seconds, wait);
+        registry.register("sequences", "Sequences of language models that are computed", self.sequences.clone());
+        let help = "Answers of language models that wait for a sequence";
+        registry.register("sequences_waiting", help, self.sequences_waiting.clone());
+        let help = "Steps of language models since the start, each for all sequences of one";
+        registry.register("sequence_steps", help, self.sequence_steps.clone());
+        let help = "Tokens of language models since the start: of prompts, computed or cached, and of answers";
+        registry.register("sequence_tokens", help, self.sequence_tokens.clone());
         registry.register("endpoints", "Endpoints in the catalog", self.endpoints.clone());
         registry.register(
             "endpoints_awake",
@@ -210,6 +227,19 @@ impl Metrics {
         self.computes_dropped.set(observed.computes.dropped.load(Relaxed));
         self.compute_run_time.set(observed.computes.run_ns.load(Relaxed) as f64 / 1e9);
         self.compute_wait_time.set(observed.computes.queue_ns.load(Relaxed) as f64 / 1e9);
+        let sequences = &observed.sequences;
+        self.sequences.set(sequences.live.load(Relaxed));
+        self.sequences_waiting.set(sequences.waiting.load(Relaxed));
+        self.sequence_steps.set(sequences.steps.load(Relaxed));
+        let kinds = [
+            ("prompt", &sequences.prompt_tokens),
+            ("cached", &sequences.cached_tokens),
+            ("completion", &sequences.completion_tokens),
+        ];
+        for (kind, tokens) in kinds {
+            let labels = vec![("kind".to_owned(), kind.to_owned())];
+            self.sequence_tokens.get_or_create(&labels).set(tokens.load(Relaxed));
+        }
         self.endpoints.set(observed.endpoints as i64);
         self.awake_endpoints.set(observed.awake_endpoints as i64);
         self.components.set(observed.components as i64);
@@ -458,6 +488,7 @@ mod tests {
             graphs,
             compute_queue: 0,
             computes: Arc::default(),
+            sequences: Arc::default(),
             endpoints: 0,
             awake_endpoints: 0,
             components: 0,

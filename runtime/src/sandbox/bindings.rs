@@ -17,7 +17,7 @@ wasmtime::component::bindgen!({
     with: {
         "wasi:nn/tensor.tensor": crate::nn::Tensor,
         "wasi:nn/graph.graph": super::nn_host::LoadedGraph,
-        "wasi:nn/inference.graph-execution-context": super::nn_host::LoadedGraph,
+        "wasi:nn/inference.graph-execution-context": super::nn_host::ExecutionContext,
         "wasi:nn/errors.error": super::nn_host::GuestError,
         "tessera:endpoint/streaming.request-body": super::streaming::RequestBody,
         "tessera:endpoint/streaming.response-body": super::streaming::ResponseBody,

@@ -17,6 +17,7 @@ use super::log::RequestLog;
 use super::outgoing::Outgoing;
 use super::slots::Slot;
 use super::streaming::ResponseStream;
+use crate::clock;
 use crate::nn::{Dim, ElementType, Executor, GraphInfo, NamedGraphs, Tenant, TensorInfo};
 use crate::outbound::Grant;
 
@@ -53,6 +54,7 @@ pub(super) enum Phase {
 
 /// What a request brings along.
 pub(super) struct RequestContext {
+    pub(super) id: String,
     pub(super) headers: Arc<HeaderMap>,
     pub(super) stream: ResponseStream,
     pub(super) deadline: Instant,
@@ -182,7 +184,11 @@ impl assets::Host for GuestState {
 
 impl settings::Host for GuestState {
     fn get(&mut self, name: String) -> wasmtime::Result<Option<String>> {
-        Ok(self.package.settings.get(&name).cloned())
+        Ok(match (&self.phase, name.as_str()) {
+            (Phase::Handle(request), "tessera.request_id") => Some(request.id.clone()),
+            (Phase::Handle(_), "tessera.time_ms") => Some(clock::now_ms().to_string()),
+            _ => self.package.settings.get(&name).cloned(),
+        })
     }
 }
 
@@ -211,18 +217,28 @@ impl logging::Host for GuestState {
     }
 }
 
+impl GuestState {
+    /// What is known of a graph of the package.
+    fn graph_info(&self, name: &str) -> Option<&GraphInfo> {
+        match &self.phase {
+            Phase::Init { .. } => self.package.graphs.get(name),
+            Phase::Handle(request) => {
+                request.graphs.iter().find(|(known, _)| known == name).map(|(_, graph)| graph.info())
+            }
+        }
+    }
+}
+
 impl graph_info::Host for GuestState {
     fn describe(&mut self, name: String) -> wasmtime::Result<Option<graph_info::Description>> {
-        let info = match &self.phase {
-            Phase::Init { .. } => self.package.graphs.get(&name),
-            Phase::Handle(request) => {
-                request.graphs.iter().find(|(known, _)| *known == name).map(|(_, graph)| graph.info())
-            }
-        };
-        Ok(info.map(|info| graph_info::Description {
+        Ok(self.graph_info(&name).map(|info| graph_info::Description {
             inputs: info.inputs.iter().map(describe_tensor).collect(),
             outputs: info.outputs.iter().map(describe_tensor).collect(),
         }))
+    }
+
+    fn metadata(&mut self, name: String, key: String) -> wasmtime::Result<Option<String>> {
+        Ok(self.graph_info(&name).and_then(|info| info.metadata.get(&key).cloned()))
     }
 }
 

@@ -34,6 +34,8 @@ const MESSAGE_BYTES_MAX: usize = 4 << 10;
 
 /// All that one invocation needs.
 pub struct Invocation {
+    /// The request's id, as its answer tells it.
+    pub id: String,
     /// What the package tells its guest.
     pub package: Arc<GuestPackage>,
     /// The assets for `init`, where it runs in every request.
@@ -278,6 +280,7 @@ async fn call(
         package = Arc::new(GuestPackage { graphs, ..GuestPackage::clone(&package) });
     }
     let handling = Phase::Handle(RequestContext {
+        id: invocation.id,
         headers,
         stream: ResponseStream::new(head, invocation.transcript),
         deadline,
@@ -342,6 +345,7 @@ async fn call_proxy(
         return Err(other_world());
     };
     let context = RequestContext {
+        id: invocation.id,
         headers: Arc::default(),
         stream: ResponseStream::none(),
         deadline,

@@ -14,12 +14,19 @@ use super::bindings::tessera::endpoint::compute;
 use super::bindings::wasi::nn::{errors, graph, inference, tensor};
 use super::guest::{GuestState, Phase};
 use super::slots::Slot;
-use crate::nn::{Compute, Graph, NnError, NnErrorKind, Tensor, TensorType, Venue};
+use crate::nn::{Compute, Graph, NnError, NnErrorKind, Outputs, Sequence, Tensor, TensorType, Venue};
 
-/// A guest's handle on a graph, and on an execution context of it: a context has no state of its own, because inputs
-/// come with `compute`.
+/// A guest's handle on a graph.
 pub struct LoadedGraph {
     graph: Arc<dyn Graph>,
+}
+
+/// A guest's handle on an execution context.
+pub enum ExecutionContext {
+    /// Of a graph that runs at once: it has no state of its own, because inputs come with `compute`.
+    Run(Arc<dyn Graph>),
+    /// Of a language model. Dropping it ends the sequence.
+    Sequence(Box<dyn Sequence>),
 }
 
 /// An error as a guest can ask about it.
@@ -122,6 +129,11 @@ impl GuestState {
         let Phase::Handle(request) = &mut self.phase else {
             return Err(NnError::new(NnErrorKind::UnsupportedOperation, "graphs can be used only during handle"));
         };
+        if graph.sequences().is_some() {
+            let refusal =
+                "the graph is a language model, which answers step by step: use an execution context of wasi:nn";
+            return Err(NnError::new(NnErrorKind::UnsupportedOperation, refusal));
+        }
         let rows = inputs.first().and_then(|(_, tensor)| tensor.dims().first()).copied().unwrap_or(1);
         if request.executor.venue(&*graph, rows) == Venue::Thread {
             request.give_slot_back();
@@ -130,6 +142,19 @@ impl GuestState {
         let (executor, tenant, deadline) = (Arc::clone(&request.executor), request.tenant, request.deadline);
         executor.compute(Compute { tenant, graph, inputs, deadline }, alone).await
     }
+}
+
+/// The next part of a sequence's answer: the guest waits for it, and others run meanwhile.
+async fn advance(
+    phase: &mut Phase,
+    sequence: &mut dyn Sequence,
+    inputs: Vec<(String, Tensor)>,
+) -> Result<Outputs, NnError> {
+    let Phase::Handle(request) = phase else {
+        return Err(NnError::new(NnErrorKind::UnsupportedOperation, "graphs can be used only during handle"));
+    };
+    request.give_slot_back();
+    sequence.compute(inputs, request.deadline).await
 }
 
 impl tensor::Host for GuestState {}
@@ -200,8 +225,16 @@ impl graph::HostGraph for GuestState {
     fn init_execution_context(
         &mut self,
         graph: Resource<LoadedGraph>,
-    ) -> wasmtime::Result<Result<Resource<LoadedGraph>, Resource<GuestError>>> {
-        let context = LoadedGraph { graph: Arc::clone(&self.table.get(&graph)?.graph) };
+    ) -> wasmtime::Result<Result<Resource<ExecutionContext>, Resource<GuestError>>> {
+        let graph = Arc::clone(&self.table.get(&graph)?.graph);
+        let Phase::Handle(request) = &self.phase else {
+            let refusal = "graphs can be used only during handle";
+            return Ok(Err(self.error(NnError::new(NnErrorKind::UnsupportedOperation, refusal))?));
+        };
+        let context = match graph.sequences() {
+            Some(sequences) => ExecutionContext::Sequence(sequences.open(request.tenant)),
+            None => ExecutionContext::Run(graph),
+        };
         Ok(Ok(self.table.push(context)?))
     }
 
@@ -214,12 +247,18 @@ impl graph::HostGraph for GuestState {
 impl inference::HostGraphExecutionContext for GuestState {
     async fn compute(
         &mut self,
-        context: Resource<LoadedGraph>,
+        context: Resource<ExecutionContext>,
         inputs: Vec<(String, Resource<Tensor>)>,
     ) -> wasmtime::Result<Result<Vec<(String, Resource<Tensor>)>, Resource<GuestError>>> {
         let inputs = self.take_inputs(inputs)?;
-        let graph = Arc::clone(&self.table.get(&context)?.graph);
-        let outputs = match self.run(graph, inputs).await {
+        let outputs = match self.table.get_mut(&context)? {
+            ExecutionContext::Run(graph) => {
+                let graph = Arc::clone(graph);
+                self.run(graph, inputs).await
+            }
+            ExecutionContext::Sequence(sequence) => advance(&mut self.phase, &mut **sequence, inputs).await,
+        };
+        let outputs = match outputs {
             Ok(outputs) => outputs,
             Err(error) => return Ok(Err(self.error(error)?)),
         };
@@ -233,7 +272,7 @@ impl inference::HostGraphExecutionContext for GuestState {
         Ok(Ok(handles))
     }
 
-    fn drop(&mut self, context: Resource<LoadedGraph>) -> wasmtime::Result<()> {
+    fn drop(&mut self, context: Resource<ExecutionContext>) -> wasmtime::Result<()> {
         self.table.delete(context)?;
         Ok(())
     }

@@ -24,6 +24,10 @@ impl<'n> Graph<'n> {
         Self { name }
     }
 
+    pub(crate) fn name(&self) -> &'n str {
+        self.name
+    }
+
     /// Runs the graph on inputs given by name, in one call of the host. May be called again, with the same or other
     /// shapes. Only during `handle`.
     pub fn compute<'t>(&self, inputs: impl IntoIterator<Item = (&'t str, &'t Tensor<'t>)>) -> Result<Outputs, Error> {
@@ -175,7 +179,7 @@ fn malformed(reason: impl std::fmt::Display) -> Error {
 
 /// An invalid argument is a tensor the graph does not take, hence the caller's input. All but the three named here mean
 /// that the model failed, which repeating the call does not mend.
-fn kind_of(code: ErrorCode) -> ErrorKind {
+pub(crate) fn kind_of(code: ErrorCode) -> ErrorKind {
     match code {
         ErrorCode::InvalidArgument => ErrorKind::InvalidInput,
         ErrorCode::Timeout => ErrorKind::Timeout,

@@ -35,6 +35,7 @@
 //! - [`Request`]: path, content type, headers, and a body that is either whole or arrives in chunks.
 //! - [`Tensor`], [`Graph`], [`Outputs`]: compute on the host, with shapes and types checked before the call. Programs that
 //!   bring `wasi:nn` with them can use that instead, through [`bindings`].
+//! - [`Sequence`]: a language model reads a prompt and writes an answer, token by token.
 //! - [`Response`], [`StreamingResponse`]: the answer, whole or in chunks.
 //! - [`table`]: the tables that Databricks' and MLflow's clients send, as typed rows, columns or a tensor.
 //! - [`open_inference`]: bodies of the Open Inference Protocol, whose tensors may be bytes behind the JSON.
@@ -46,8 +47,26 @@
 //!   default, so that a component carries what it uses; so are `schema`, `ndarray` (tensors from and to arrays), `base64` (files in
 //!   JSON) and `getrandom` (for dependencies that will not build without a source of randomness).
 //!
-//! Deliberately absent: clock, randomness, files, network. A guest that needs none of WASI imports none of it. Natively
-//! the crate compiles, so that an endpoint has ordinary unit tests.
+//! A language model, streamed to the client as it writes:
+//!
+//! ```
+//! # use tessera_sdk::{Error, Graph, Options, Request, Response};
+//! fn handle(request: Request) -> Result<Response, Error> {
+//!     let options = Options { max_tokens: Some(200), temperature: Some(0.0), ..Options::default() };
+//!     let mut sequence = Graph::named("model").sequence()?;
+//!     let mut chunk = sequence.start(request.text()?, &options)?;
+//!     let mut response = Response::stream("text/plain; charset=utf-8")?;
+//!     response.write(chunk.text())?;
+//!     while chunk.end.is_none() {
+//!         chunk = sequence.next()?;
+//!         response.write(chunk.text())?;
+//!     }
+//!     Ok(response.finish())
+//! }
+//! ```
+//!
+//! Deliberately absent: randomness, files, network, and any clock but [`Request::time_ms`]. A guest that needs none of
+//! WASI imports none of it. Natively the crate compiles, so that an endpoint has ordinary unit tests.
 //!
 //! # Testing
 //! Natively there is a module `testing`, which stands in for the host: assets and settings are values, graphs closures.
@@ -80,6 +99,7 @@ mod request;
 mod response;
 #[cfg(feature = "schema")]
 pub mod schema;
+mod sequence;
 pub mod table;
 mod tensor;
 #[cfg(not(target_arch = "wasm32"))]
@@ -93,5 +113,6 @@ pub use graph::{Graph, Outputs};
 pub use package::{ElementType, GraphInfo, Package, TensorInfo};
 pub use request::{Chunks, Request};
 pub use response::{Response, StreamingResponse};
+pub use sequence::{Begin, Chunk, Embeddings, End, FinishReason, Logprobs, Options, Prompt, Sequence, Token};
 pub use table::Table;
 pub use tensor::{Element, Tensor, TensorType};

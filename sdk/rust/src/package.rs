@@ -2,9 +2,11 @@
 
 pub use crate::bindings::tessera::endpoint::graph_info::{Description as GraphInfo, ElementType, TensorInfo};
 #[cfg(target_arch = "wasm32")]
-use crate::bindings::tessera::endpoint::{assets::read, graph_info::describe, settings::get as setting};
+use crate::bindings::tessera::endpoint::{
+    assets::read, graph_info::describe, graph_info::metadata, settings::get as setting,
+};
 #[cfg(not(target_arch = "wasm32"))]
-use crate::testing::host::{describe, read, setting};
+use crate::testing::host::{describe, metadata, read, setting};
 use crate::{Error, TensorType};
 
 /// What [`Endpoint::init`](crate::Endpoint::init) may read.
@@ -36,6 +38,16 @@ impl Package {
     /// What a graph takes and gives, in the order of the model file.
     pub fn graph(&self, name: &str) -> Result<GraphInfo, Error> {
         describe(name).ok_or_else(|| Error::model(format!("the package has no graph `{name}`")))
+    }
+
+    /// What a graph's model file says of itself under a key: `general.architecture` or `tokenizer.chat_template` of a GGUF
+    /// file, the metadata of an ONNX file; none when it does not say. `wit/endpoint.wit` lists the keys that are added.
+    pub fn metadata(&self, graph: &str, key: &str) -> Result<Option<String>, Error> {
+        match metadata(graph, key) {
+            // No such key, or no such graph.
+            None => self.graph(graph).map(|_| None),
+            value => Ok(value),
+        }
     }
 }
 

@@ -74,6 +74,16 @@ impl Request {
         setting("tessera.model_version").unwrap_or_default()
     }
 
+    /// The id of the request, which the response tells in `x-request-id`; natively likewise.
+    pub fn id(&self) -> String {
+        setting("tessera.request_id").unwrap_or_default()
+    }
+
+    /// The time now, in milliseconds since 1970, by the host's clock; natively 0, likewise.
+    pub fn time_ms(&self) -> u64 {
+        setting("tessera.time_ms").and_then(|time| time.parse().ok()).unwrap_or_default()
+    }
+
     /// A header by its name in any case; none when absent, not text, or withheld (credentials).
     pub fn header(&self, name: &str) -> Option<String> {
         header(&name.to_ascii_lowercase())

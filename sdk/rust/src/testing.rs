@@ -49,6 +49,7 @@ pub struct Host {
     headers: BTreeMap<String, String>,
     graphs: BTreeMap<String, Box<Compute>>,
     infos: BTreeMap<String, GraphInfo>,
+    metadata: BTreeMap<(String, String), String>,
     log: RefCell<Vec<String>>,
     phase: Cell<Phase>,
 }
@@ -72,7 +73,8 @@ impl Host {
         self
     }
 
-    /// Adds a setting. Those of the host itself are `tessera.endpoint` and `tessera.model_version`.
+    /// Adds a setting. Those of the host itself are `tessera.endpoint`, `tessera.model_version`, `tessera.request_id` and
+    /// `tessera.time_ms`.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.insert(name.to_owned(), value.to_owned());
         self
@@ -93,6 +95,12 @@ impl Host {
     /// Says what a graph takes and gives, for endpoints that ask with [`Package::graph`].
     pub fn describe(mut self, name: &str, info: GraphInfo) -> Self {
         self.infos.insert(name.to_owned(), info);
+        self
+    }
+
+    /// Says what a graph's model file says of itself, for endpoints that ask with [`Package::metadata`].
+    pub fn metadata(mut self, graph: &str, key: &str, value: &str) -> Self {
+        self.metadata.insert((graph.to_owned(), key.to_owned()), value.to_owned());
         self
     }
 
@@ -207,6 +215,10 @@ pub(crate) mod host {
 
     pub(crate) fn describe(name: &str) -> Option<GraphInfo> {
         current()?.infos.get(name).cloned()
+    }
+
+    pub(crate) fn metadata(graph: &str, key: &str) -> Option<String> {
+        current()?.metadata.get(&(graph.to_owned(), key.to_owned())).cloned()
     }
 
     /// Without a stand-in to the standard error, where the output of a failing test is.

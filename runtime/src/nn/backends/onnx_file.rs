@@ -5,10 +5,11 @@
 //! The file is hostile until proven otherwise: every length is checked against the message around it, nesting and the
 //! memory kept are bounded, and each byte is read at most once.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read, Seek};
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::nn::{Dim, ElementType, GraphInfo, NnError, NnErrorKind, RANK_MAX, TensorInfo};
 
@@ -46,6 +47,7 @@ pub fn inspect_reader(model: Box<dyn ReadSeek>, end: u64, external_files: &[Stri
         graphs: 0,
         inputs: Vec::new(),
         outputs: Vec::new(),
+        metadata: BTreeMap::new(),
         initializers: HashSet::new(),
     };
     inspector.model(end)?;
@@ -77,6 +79,7 @@ struct Inspector<'a> {
     graphs: u32,
     inputs: Vec<Declared>,
     outputs: Vec<Declared>,
+    metadata: BTreeMap<String, String>,
     initializers: HashSet<String>,
 }
 
@@ -114,11 +117,26 @@ impl Inspector<'_> {
                     self.graphs += 1;
                     self.graph(end, GraphRole::Main)?;
                 }
+                (14, Value::Bytes(end)) => self.property(end)?,
                 (20, Value::Bytes(end)) => self.nested(end, Self::training)?,
                 (25, Value::Bytes(end)) => self.nested(end, Self::function)?,
                 (_, value) => self.wire.skip(value)?,
             }
         }
+        Ok(())
+    }
+
+    /// One of the model's own facts. One that is too long to be a name is not kept.
+    fn property(&mut self, end: u64) -> Result<(), NnError> {
+        let (mut key, mut fact) = (None, None);
+        while let Some(field) = self.wire.field(end)? {
+            match field {
+                (1, Value::Bytes(end)) if end - self.wire.at <= NAME_BYTES_MAX => key = Some(self.text(end)?),
+                (2, Value::Bytes(end)) if end - self.wire.at <= NAME_BYTES_MAX => fact = Some(self.text(end)?),
+                (_, value) => self.wire.skip(value)?,
+            }
+        }
+        self.metadata.extend(key.zip(fact));
         Ok(())
     }
 
@@ -367,7 +385,7 @@ impl Inspector<'_> {
             return Err(malformed("its graph has no outputs"));
         }
         let inputs = signature("input", self.inputs)?;
-        Ok(GraphInfo { inputs, outputs: signature("output", self.outputs)? })
+        Ok(GraphInfo { inputs, outputs: signature("output", self.outputs)?, metadata: Arc::new(self.metadata) })
     }
 }
 

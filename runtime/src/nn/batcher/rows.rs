@@ -195,7 +195,7 @@ mod tests {
     fn info(dims: &[Dim]) -> GraphInfo {
         let tensor =
             |name: &str| TensorInfo { name: name.into(), element: ElementType::I32, dims: Some(dims.to_vec()) };
-        GraphInfo { inputs: vec![tensor("x")], outputs: vec![tensor("y")] }
+        GraphInfo { inputs: vec![tensor("x")], outputs: vec![tensor("y")], ..GraphInfo::default() }
     }
 
     fn free(symbol: &str) -> Dim {

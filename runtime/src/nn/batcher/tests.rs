@@ -59,7 +59,7 @@ fn double(fault: Fault) -> Arc<FakeGraph> {
 fn double_with(fault: Fault, spec: BatchSpec) -> Arc<FakeGraph> {
     let info = |name: &str| vec![tensor_info(name, ElementType::Fp32, 2)];
     Arc::new(FakeGraph {
-        info: GraphInfo { inputs: info("x"), outputs: info("y") },
+        info: GraphInfo { inputs: info("x"), outputs: info("y"), ..GraphInfo::default() },
         schedule: Schedule::new(spec),
         ..FakeGraph::new(move |inputs, cancel| doubled(inputs, fault, cancel))
     })

@@ -8,17 +8,16 @@
 //! | `graph` | `model` | the graph of the package |
 //! | `max_tokens` | 256 | longer texts are cut here, as sentence-transformers does |
 //!
-//! A request is parsed ([`api`], [`oip`]), its texts are tokenized, the graph embeds them batch by batch ([`model`]), and the
+//! A request is parsed ([`tessera_openai`], [`oip`]), its texts are tokenized, the graph embeds them batch by batch ([`model`]), and the
 //! vectors are rendered as the request asked. The tokenizer is built in `init`, and so is part of the frozen image.
 
-mod api;
 mod model;
 mod oip;
 
+use tessera_openai::embeddings::{EmbeddingsRequest, checked};
 use tessera_sdk::{Endpoint, Error, Package, Request, Response};
 use tokenizers::{Encoding, Tokenizer, TruncationParams};
 
-use crate::api::EmbeddingsRequest;
 use crate::model::Model;
 use crate::oip::Asked;
 
@@ -51,7 +50,7 @@ impl Endpoint for Embeddings {
             "v2/infer" => {
                 let asked = Asked::read(&request)?;
                 let texts: Vec<&str> = asked.texts.iter().map(String::as_str).collect();
-                let vectors = self.model.embed(&self.tokenize(api::checked(&texts)?)?)?;
+                let vectors = self.model.embed(&self.tokenize(checked(&texts)?)?)?;
                 asked.respond(&name_of(&request), &vectors)
             }
             other => Err(Error::not_found(format!(

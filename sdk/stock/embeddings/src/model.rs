@@ -1,5 +1,6 @@
 //! The encoder graph: which inputs it takes, and how a sentence vector is made of its output.
 
+use tessera_openai::embeddings::normalize;
 use tessera_sdk::{ElementType, Error, Graph, GraphInfo, Outputs, Tensor, TensorInfo};
 use tokenizers::Encoding;
 
@@ -220,14 +221,6 @@ fn mean(tokens: &[f32], hidden: usize) -> Vec<f32> {
     // The count of tokens falls out: the length becomes 1 in any case.
     normalize(&mut sum);
     sum
-}
-
-/// Scales to length 1; a vector of zeros stays.
-pub(crate) fn normalize(vector: &mut [f32]) {
-    let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
-    if length > 0.0 {
-        vector.iter_mut().for_each(|value| *value /= length);
-    }
 }
 
 #[cfg(test)]

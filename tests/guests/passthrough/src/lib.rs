@@ -1,13 +1,14 @@
 //! A guest that hands the tensors it gets to its graph `model`, and the graph's outputs back, bit for bit: what a backend
 //! computes through the sandbox can then be compared with what it computes by itself.
 //!
-//! A request is one byte for the way that the tensors take (0: calls of `wasi:nn`; 1: the SDK's one call), and tensors;
-//! a response is tensors. Each tensor is its name, its type (position in [`TYPES`], one byte), its number of axes (one
+//! A request is one byte for the way that the tensors take (0: calls of `wasi:nn`; 1: the SDK's one call; 2: calls of
+//! `wasi:nn` up to the end of a sequence's answer), and tensors; a response is tensors, those of each call in turn. Each tensor is its name, its type (position in [`TYPES`], one byte), its number of axes (one
 //! byte), its dimensions and its values; names and values have their length in bytes before them, and all these numbers
 //! are four bytes, the lowest first. Without JSON there is little to compile, and it is compiled for each model anew.
 
 use tessera_sdk::bindings::wasi::nn::errors::Error as NnError;
 use tessera_sdk::bindings::wasi::nn::graph::load_by_name;
+use tessera_sdk::bindings::wasi::nn::inference::GraphExecutionContext;
 use tessera_sdk::bindings::wasi::nn::tensor::Tensor as HostTensor;
 use tessera_sdk::{Endpoint, Error, Graph, Package, Request, Response, Tensor, TensorType};
 
@@ -34,7 +35,11 @@ impl Endpoint for Passthrough {
 
     fn handle(&self, request: Request) -> Result<Response, Error> {
         let mut body = Reader(request.bytes()?);
-        let by = if body.byte()? == 0 { by_wasi_nn } else { by_sdk };
+        let by = match body.byte()? {
+            0 => by_wasi_nn,
+            1 => by_sdk,
+            _ => by_sequence,
+        };
         let mut inputs = Vec::new();
         while !body.0.is_empty() {
             inputs.push(body.tensor()?);
@@ -55,15 +60,36 @@ fn by_sdk(inputs: Vec<(&str, Tensor<'_>)>) -> Result<Vec<u8>, Error> {
 
 fn by_wasi_nn(inputs: Vec<(&str, Tensor<'_>)>) -> Result<Vec<u8>, Error> {
     let context = load_by_name(GRAPH).and_then(|graph| graph.init_execution_context()).map_err(failed)?;
+    let mut answer = Vec::new();
+    compute(&context, inputs, &mut answer)?;
+    Ok(answer)
+}
+
+fn by_sequence(inputs: Vec<(&str, Tensor<'_>)>) -> Result<Vec<u8>, Error> {
+    let context = load_by_name(GRAPH).and_then(|graph| graph.init_execution_context()).map_err(failed)?;
+    let mut answer = Vec::new();
+    let mut names = compute(&context, inputs, &mut answer)?;
+    while names.iter().all(|name| name != "end") {
+        names = compute(&context, Vec::new(), &mut answer)?;
+    }
+    Ok(answer)
+}
+
+/// One call: adds its outputs to the answer, and gives their names.
+fn compute(
+    context: &GraphExecutionContext,
+    inputs: Vec<(&str, Tensor<'_>)>,
+    answer: &mut Vec<u8>,
+) -> Result<Vec<String>, Error> {
     let host_tensor = |(name, tensor): (&str, Tensor<'_>)| {
         (name.to_owned(), HostTensor::new(tensor.dims(), tensor.ty(), tensor.bytes()))
     };
     let outputs = context.compute(inputs.into_iter().map(host_tensor).collect()).map_err(failed)?;
-    let mut answer = Vec::new();
-    for (name, output) in outputs {
-        push(&mut answer, &name, output.ty(), &output.dimensions(), &output.data());
-    }
-    Ok(answer)
+    let add = |(name, output): (String, HostTensor)| {
+        push(answer, &name, output.ty(), &output.dimensions(), &output.data());
+        name
+    };
+    Ok(outputs.into_iter().map(add).collect())
 }
 
 fn failed(error: NnError) -> Error {

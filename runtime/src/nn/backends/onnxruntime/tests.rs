@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::nn::backends::Backends;
 use crate::nn::test_models::*;
-use crate::nn::{BatchSpec, Cancel, Tensor, TensorType};
+use crate::nn::{BatchSpec, Cancel, LoadHost, SequenceSpec, Tensor, TensorType};
 
 pub(super) fn library() -> Option<&'static Library> {
     let backends = Backends::discover(None).unwrap();
@@ -54,6 +54,8 @@ pub(super) fn source(path: PathBuf, converted: Option<PathBuf>) -> GraphSource {
         converted,
         batch: BatchSpec::default(),
         intra_op_threads: 1,
+        sequences: SequenceSpec::default(),
+        host: LoadHost::default(),
     }
 }
 

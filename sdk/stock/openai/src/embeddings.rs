@@ -9,9 +9,9 @@ use tessera_sdk::{Error, Response};
 /// As many as OpenAI takes.
 const INPUTS_MAX: usize = 2048;
 
-/// Keys that are not listed, `user` among them, are ignored, as OpenAI does.
+/// A request for vectors. Keys that are not listed, `user` among them, are ignored, as OpenAI does.
 #[derive(Debug, Deserialize)]
-pub(crate) struct EmbeddingsRequest {
+pub struct EmbeddingsRequest {
     input: Input,
     model: Option<String>,
     #[serde(default)]
@@ -67,7 +67,7 @@ struct Usage {
 
 impl EmbeddingsRequest {
     /// The texts to embed, at least one and none of them empty.
-    pub(crate) fn texts(&self) -> Result<Vec<&str>, Error> {
+    pub fn texts(&self) -> Result<Vec<&str>, Error> {
         if self.instruction.is_some() {
             return Err(Error::invalid_input(
                 "`instruction` is not supported: put it in front of the texts in `input`",
@@ -88,7 +88,7 @@ impl EmbeddingsRequest {
     }
 
     /// Renders the vectors, in the order of the texts. `graph` stands in for a model that the request does not name.
-    pub(crate) fn respond(&self, graph: &str, vectors: Vec<Vec<f32>>, tokens: usize) -> Result<Response, Error> {
+    pub fn respond(&self, graph: &str, vectors: Vec<Vec<f32>>, tokens: usize) -> Result<Response, Error> {
         let data: Result<Vec<Datum>, Error> =
             vectors.into_iter().enumerate().map(|(index, vector)| self.datum(index, vector)).collect();
         Response::json(&EmbeddingsResponse {
@@ -115,7 +115,7 @@ impl EmbeddingsRequest {
 }
 
 /// Texts as every API takes them: some, not too many, none of them empty.
-pub(crate) fn checked<'t>(texts: &'t [&'t str]) -> Result<&'t [&'t str], Error> {
+pub fn checked<'t>(texts: &'t [&'t str]) -> Result<&'t [&'t str], Error> {
     if texts.is_empty() {
         return Err(Error::invalid_input("`input` is an empty list; give at least one string"));
     }
@@ -138,9 +138,17 @@ fn shorten(vector: &mut Vec<f32>, dimensions: usize) -> Result<(), Error> {
     // All of them is what the model gives without being asked: not to be touched.
     if dimensions < vector.len() {
         vector.truncate(dimensions);
-        crate::model::normalize(vector);
+        normalize(vector);
     }
     Ok(())
+}
+
+/// Scales to length 1; a vector of zeros stays.
+pub fn normalize(vector: &mut [f32]) {
+    let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+    if length > 0.0 {
+        vector.iter_mut().for_each(|value| *value /= length);
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Language models: the `smollm2` endpoint beside llama.cpp's own server, in one run.
+#
+# usage: language.sh [FLAG OF serve]...
+#
+# Measured: OpenAI's streamed completions, PROMPT_TOKENS tokens of prompt and TOKENS of answer (greedy, the end not allowed, so
+#   that every answer is as long), at 1, 4 and 16 requests at a time, each prompt with a beginning of its own, so that nothing
+#   is found in a cache,
+#     llama.cpp  its server, from PyPI's xllamacpp
+#     tessera    the endpoint: request, prompt and answer pass a fresh sandbox
+#   with the same file, THREADS threads and 16 sequences each, by language.py on loopback, on the same cores.
+# Units: tokens of answers per second, all requests together; milliseconds from a request to the first text of its answer
+#   (median, and the worst of 20); ratio is tokens per second over llama.cpp's in the same round.
+# Then an answer of one token to a prompt of a few: its latency at one request at a time, and the difference of the medians,
+#   which is what the sandbox, the checks and the accounting cost a request beside llama.cpp's server.
+# Left out: GPUs (see gpu.sh), long contexts, prompts that share a beginning, grammars, warm-up.
+# Every figure is the median over ROUNDS. The servers take turns.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ROUNDS=${ROUNDS:-3}
+LEVELS=${LEVELS:-1 4 16}
+THREADS=${THREADS:-1}
+TOKENS=${TOKENS:-32}
+PROMPT_TOKENS=${PROMPT_TOKENS:-64}
+
+# shellcheck source=benches/server.sh
+. benches/server.sh
+python=${TESSERA_PYTHON:-$cache/python/bin/python}
+describe_machine
+need "$models/smollm2/model.gguf" "make bench"
+need "$python" "make bench"
+
+rm -f "$scratch/address"
+"$python" benches/language.py peer "$models/smollm2/model.gguf" "$THREADS" >"$scratch/address" 2>>"$results/server.log" &
+await_address "$scratch/address"
+name_server llama.cpp "http://$(cat "$scratch/address")/v1"
+
+package=$scratch/smollm2
+cp -R "$models/smollm2" "$package"
+printf '\nsequences = 16\ncontext_tokens = 512\ncache_tokens = 8192\nintra_op_threads = %s\n' "$THREADS" >>"$package/tessera.toml"
+start_server "$@"
+deploy "$package" smollm2
+name_server tessera "http://$(cat "$home/address")/v1"
+
+# run NAME CONCURRENCY REQUESTS PROMPT_TOKENS TOKENS: a line of JSON.
+run() {
+    TOKEN=${token_of[$1]} "$python" benches/language.py load "${url_of[$1]}" smollm2 "${@:2}"
+}
+
+for name in llama.cpp tessera; do run "$name" 4 4 "$PROMPT_TOKENS" "$TOKENS" >/dev/null; done
+for ((round = 0; round < ROUNDS; round++)); do
+    for level in $LEVELS; do
+        for name in llama.cpp tessera; do
+            line=$(run "$name" "$level" $((level < 4 ? 4 : level * 2)) "$PROMPT_TOKENS" "$TOKENS")
+            echo "{\"round\": $round, \"server\": \"$name\", ${line#\{}" >>"$runs"
+        done
+    done
+done
+figures language --by concurrency server --compare server=llama.cpp --median tokens_per_s first_p50_ms first_p95_ms
+
+short=$scratch/short
+for ((round = 0; round < ROUNDS; round++)); do
+    for name in llama.cpp tessera; do
+        line=$(run "$name" 1 50 8 1)
+        echo "{\"round\": $round, \"server\": \"$name\", ${line#\{}" >>"$short"
+    done
+done
+runs=$short
+figures language-short --by server --median whole_p50_ms first_p50_ms

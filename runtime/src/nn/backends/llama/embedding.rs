@@ -1,0 +1,172 @@
+//! Texts as vectors: many of them in a step, of all requests together, in a context of its own that is made for the first.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::context::{Batch, Context, ContextSpec, Purpose, SequenceId};
+use super::engine::Ticket;
+use super::fair::Served;
+use super::stream::{Ended, Stream, Vectors};
+use crate::nn::{NnError, Tenant};
+
+use llama_cpp_2::model::LlamaModel;
+
+/// Texts of a request.
+pub(super) struct Texts {
+    pub(super) tenant: Tenant,
+    pub(super) stream: Arc<Stream>,
+    pub(super) texts: Vec<Vec<i32>>,
+    /// Vectors of the first texts, one after the other.
+    values: Vec<f32>,
+    done: usize,
+    _ticket: Ticket,
+}
+
+impl Texts {
+    /// None of them computed.
+    pub(super) fn new(tenant: Tenant, stream: Arc<Stream>, texts: Vec<Vec<i32>>, ticket: Ticket) -> Texts {
+        Texts { tenant, stream, texts, values: Vec::new(), done: 0, _ticket: ticket }
+    }
+
+    fn finish(self, width: usize) {
+        let prompt_tokens = self.texts.iter().map(Vec::len).sum();
+        let vectors = Vectors { rows: self.texts.len(), width, values: self.values, prompt_tokens };
+        self.stream.finish(Ok(Ended::Vectors(vectors)));
+    }
+}
+
+/// What computes vectors of texts.
+pub(super) struct Embedder {
+    model: Arc<LlamaModel>,
+    spec: ContextSpec,
+    context: Option<Context>,
+    waiting: VecDeque<Texts>,
+    batch: Batch,
+}
+
+impl Embedder {
+    /// One that has no memory yet. `spec` says how much it computes at once.
+    pub(super) fn new(model: &Arc<LlamaModel>, spec: ContextSpec) -> Embedder {
+        let (context, waiting, batch) = (None, VecDeque::new(), Batch::default());
+        Embedder { model: Arc::clone(model), spec, context, waiting, batch }
+    }
+
+    pub(super) fn push(&mut self, texts: Texts) {
+        self.waiting.push_back(texts);
+    }
+
+    /// Takes out what nobody waits for.
+    pub(super) fn drop_closed(&mut self) {
+        self.waiting.retain(|texts| !texts.stream.is_closed());
+    }
+
+    /// Whose texts wait.
+    pub(super) fn tenants(&self) -> impl Iterator<Item = Tenant> {
+        self.waiting.iter().map(|texts| texts.tenant)
+    }
+
+    /// Ends what waits.
+    pub(super) fn fail(&mut self, error: &NnError) {
+        for texts in self.waiting.drain(..) {
+            texts.stream.finish(Err(error.clone()));
+        }
+    }
+
+    /// Whether no texts wait.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Computes as many texts as fit a step, the workspace first that was served least.
+    pub(super) fn step(&mut self, threads: u32, served: &mut Served) {
+        if let Err(error) = self.compute(threads, served) {
+            tracing::warn!("failed to compute embeddings: {error}");
+            self.fail(&error);
+        }
+    }
+
+    fn compute(&mut self, threads: u32, served: &mut Served) -> Result<(), NnError> {
+        let context = match &mut self.context {
+            Some(context) => context,
+            none => none.insert(Context::new(&self.model, &self.spec)?),
+        };
+        let mut order: Vec<usize> = (0..self.waiting.len()).collect();
+        order.sort_by_key(|&index| served.tokens(self.waiting[index].tenant));
+        self.batch.clear();
+        // Of each request how many texts, in the order of their sequences.
+        let mut taken: Vec<(usize, usize)> = Vec::new();
+        let (mut ids, mut room) = (0, self.spec.batch_tokens as usize);
+        for index in order {
+            let texts = &self.waiting[index];
+            let mut count = 0;
+            for text in &texts.texts[texts.done..] {
+                if text.len() > room || ids >= self.spec.ids {
+                    break;
+                }
+                self.batch.push_all(ids.cast_signed(), text);
+                (ids, room, count) = (ids + 1, room - text.len(), count + 1);
+                served.add(texts.tenant, text.len());
+            }
+            if count > 0 {
+                taken.push((index, count));
+            }
+            if ids >= self.spec.ids || room == 0 {
+                break;
+            }
+        }
+        context.set_threads(threads);
+        let computed = context.compute(&mut self.batch);
+        computed.map_err(|error| NnError::runtime(format!("llama.cpp failed to compute embeddings ({error:?})")))?;
+        let mut id: SequenceId = 0;
+        for &(index, count) in &taken {
+            let texts = &mut self.waiting[index];
+            for _ in 0..count {
+                let vector = context.vector(id).ok_or_else(|| NnError::runtime("llama.cpp gave no embedding"))?;
+                texts.values.extend(normalised(vector));
+                context.clear(id);
+                id += 1;
+            }
+            texts.done += count;
+        }
+        let width = context.vector_width();
+        let mut ended: Vec<usize> = taken.iter().map(|taken| taken.0).collect();
+        ended.retain(|&index| self.waiting[index].done == self.waiting[index].texts.len());
+        ended.sort_unstable();
+        for index in ended.into_iter().rev() {
+            if let Some(texts) = self.waiting.remove(index) {
+                texts.finish(width);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ContextSpec {
+    /// The one for vectors beside the one for answers: a text is computed in one step, so a step is as long as a text may
+    /// be.
+    pub(super) fn for_vectors(mut self, text_tokens_max: u32, pooled: bool) -> ContextSpec {
+        self.cache_tokens = text_tokens_max;
+        self.batch_tokens = text_tokens_max;
+        self.ids = self.ids.min(text_tokens_max);
+        self.purpose = if pooled { Purpose::VectorsAsTheModelSays } else { Purpose::MeanVectors };
+        self
+    }
+}
+
+/// The same direction, of length one. A vector of zeros stays as it is.
+fn normalised(vector: &[f32]) -> impl Iterator<Item = f32> {
+    let length = vector.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+    let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
+    vector.iter().map(move |&value| (f64::from(value) * scale) as f32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_have_length_one() {
+        assert_eq!(normalised(&[3.0, 4.0]).collect::<Vec<_>>(), [0.6, 0.8]);
+        assert_eq!(normalised(&[0.0, 0.0]).collect::<Vec<_>>(), [0.0, 0.0]);
+    }
+}

@@ -1,0 +1,345 @@
+//! Finds the calls of tools in what a model writes, in the ways that models have been taught.
+
+use minijinja::context;
+use minijinja::value::{Value, ValueKind};
+use serde::Deserialize;
+
+/// How a model writes a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Syntax {
+    /// `<tool_call>{"name": …, "arguments": …}</tool_call>`, anywhere: Hermes, Qwen and most others.
+    Tags,
+    /// The whole answer is JSON, one object or several, perhaps after `<|python_tag|>`: Llama 3.
+    Objects,
+    /// A list of such objects after `[TOOL_CALLS]`: Mistral.
+    List,
+}
+
+const OPENS: &str = "<tool_call>";
+const CLOSES: &str = "</tool_call>";
+
+impl Syntax {
+    /// The syntax in which a template writes the calls of earlier messages.
+    pub(crate) fn of_template(source: &str) -> Self {
+        if source.contains("[TOOL_CALLS]") {
+            Self::List
+        } else if !source.contains(OPENS) && source.contains("<|start_header_id|>") {
+            Self::Objects
+        } else {
+            Self::Tags
+        }
+    }
+
+    /// A call as text.
+    pub(crate) fn write(self, name: &str, arguments: &Value) -> String {
+        let json = serde_json::to_string(&context! { name, arguments }).unwrap_or_default();
+        match self {
+            Self::Tags => format!("{OPENS}\n{json}\n{CLOSES}"),
+            Self::Objects => json,
+            Self::List => format!("[{json}]"),
+        }
+    }
+
+    /// What may stand before the JSON: often a special token, which has no text.
+    fn mark(self) -> &'static str {
+        match self {
+            Self::Tags => OPENS,
+            Self::Objects => "<|python_tag|>",
+            Self::List => "[TOOL_CALLS]",
+        }
+    }
+}
+
+/// A call that a model makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) name: String,
+    /// JSON.
+    pub(crate) arguments: String,
+}
+
+/// What of a piece of text is for the user, and which calls it completes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Heard {
+    pub(crate) content: String,
+    pub(crate) calls: Vec<Call>,
+}
+
+/// Reads what a model writes, piece by piece. Text that may be part of a call is held back until it is clear.
+#[derive(Debug, Clone)]
+pub(crate) enum Listener {
+    /// All is text.
+    Deaf,
+    /// There may be calls, of which these names are known.
+    Open { syntax: Syntax, names: Vec<String>, state: State, held: String },
+    /// All of it is one call, by a grammar.
+    Demanded { held: String },
+}
+
+/// Where in the text of an open listener the end of it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing but blanks so far.
+    Start,
+    /// In text.
+    Text,
+    /// In a call.
+    Call,
+}
+
+impl Listener {
+    /// One for a model that may call these functions.
+    pub(crate) fn open(syntax: Syntax, names: Vec<String>) -> Self {
+        Self::Open { syntax, names, state: State::Start, held: String::new() }
+    }
+
+    /// The next piece.
+    pub(crate) fn hear(&mut self, text: String) -> Heard {
+        match self {
+            Self::Deaf => Heard { content: text, calls: Vec::new() },
+            Self::Demanded { held } => {
+                held.push_str(&text);
+                Heard::default()
+            }
+            Self::Open { syntax, state, held, .. } => {
+                held.push_str(&text);
+                let mut heard = Heard::default();
+                while step(*syntax, state, held, &mut heard) {}
+                heard
+            }
+        }
+    }
+
+    /// There is no more.
+    pub(crate) fn end(&mut self) -> Heard {
+        match self {
+            Self::Deaf => Heard::default(),
+            // What was cut off is no call.
+            Self::Demanded { held } => match read(held) {
+                Some(calls) => Heard { content: String::new(), calls },
+                None => Heard { content: std::mem::take(held), calls: Vec::new() },
+            },
+            Self::Open { syntax, names, state, held } => {
+                let rest = std::mem::take(held);
+                let known = |calls: &Vec<Call>| {
+                    // Text that happens to be JSON is no call.
+                    *syntax == Syntax::Tags || calls.iter().all(|call| names.contains(&call.name))
+                };
+                let calls = (*state == State::Call).then(|| read(&rest)).flatten().filter(known);
+                match calls {
+                    Some(calls) => Heard { content: String::new(), calls },
+                    None if *state == State::Call && *syntax == Syntax::Tags => {
+                        Heard { content: format!("{OPENS}{rest}"), calls: Vec::new() }
+                    }
+                    // Blanks after a call are its own.
+                    None if rest.trim().is_empty() && *state == State::Start => Heard::default(),
+                    None => Heard { content: rest, calls: Vec::new() },
+                }
+            }
+        }
+    }
+}
+
+/// Goes on in what is held by one step, and says whether there may be another.
+fn step(syntax: Syntax, state: &mut State, held: &mut String, heard: &mut Heard) -> bool {
+    let mark = syntax.mark();
+    match state {
+        State::Start => {
+            let text = held.trim_start();
+            let begins_call = match syntax {
+                Syntax::Tags => false,
+                Syntax::Objects => text.starts_with('{'),
+                Syntax::List => text.starts_with(['[', '{']) && !mark.starts_with(text) && !text.starts_with(mark),
+            };
+            if begins_call {
+                *state = State::Call;
+                return false;
+            }
+            if mark.starts_with(text) {
+                return false;
+            }
+            *state = State::Text;
+            true
+        }
+        State::Text => match held.find(mark) {
+            Some(at) => {
+                heard.content.push_str(held[..at].trim_end());
+                held.drain(..at + mark.len());
+                *state = State::Call;
+                true
+            }
+            None => {
+                let sure = sure_bytes(held, mark);
+                heard.content.extend(held.drain(..sure));
+                false
+            }
+        },
+        State::Call => match held.find(CLOSES) {
+            Some(at) if syntax == Syntax::Tags => {
+                let inside = held[..at].to_owned();
+                held.drain(..at + CLOSES.len());
+                match read(&inside) {
+                    Some(calls) => heard.calls.extend(calls),
+                    None => heard.content.push_str(&format!("{OPENS}{inside}{CLOSES}")),
+                }
+                *state = State::Start;
+                true
+            }
+            // To the end of the answer, or of the tag.
+            _ => false,
+        },
+    }
+}
+
+/// How much of a text is certainly no part of a mark, nor the blanks before one.
+fn sure_bytes(text: &str, mark: &str) -> usize {
+    let begun = (1..mark.len()).rev().find(|&bytes| text.ends_with(&mark[..bytes])).unwrap_or(0);
+    text[..text.len() - begun].trim_end().len()
+}
+
+/// Reads calls: one object, several one after the other, perhaps with `;` between them, or a list of them. None if
+/// anything else is there.
+fn read(text: &str) -> Option<Vec<Call>> {
+    let mut calls = Vec::new();
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+        let value = values.next()?.ok()?;
+        let read = values.byte_offset();
+        match value.kind() {
+            ValueKind::Seq => {
+                calls.extend(value.try_iter().ok()?.map(|call| Call::read(&call)).collect::<Option<Vec<_>>>()?)
+            }
+            _ => calls.push(Call::read(&value)?),
+        }
+        rest = rest[read..].trim_start_matches(|c: char| c == ';' || c.is_whitespace());
+    }
+    (!calls.is_empty()).then_some(calls)
+}
+
+impl Call {
+    fn read(value: &Value) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Written {
+            name: String,
+            #[serde(alias = "parameters")]
+            arguments: Option<Value>,
+        }
+        let Written { name, arguments } = Written::deserialize(value.clone()).ok()?;
+        let arguments = match arguments {
+            None => "{}".to_owned(),
+            // JSON in a string, as in the API.
+            Some(arguments) => match arguments.as_str() {
+                Some(json) => json.to_owned(),
+                None => serde_json::to_string(&arguments).ok()?,
+            },
+        };
+        Some(Self { name, arguments })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(name: &str, arguments: &str) -> Call {
+        Call { name: name.to_owned(), arguments: arguments.to_owned() }
+    }
+
+    /// What comes of a text, and that it is the same however the text is cut.
+    fn heard(make: impl Fn() -> Listener, text: &str) -> Heard {
+        let all: Vec<Heard> = (1..=text.len().max(1))
+            .map(|piece_chars| {
+                let mut listener = make();
+                let mut heard = Heard::default();
+                let characters: Vec<char> = text.chars().collect();
+                let pieces = characters.chunks(piece_chars).map(|piece| piece.iter().collect::<String>());
+                let mut add = |more: Heard| {
+                    heard.content.push_str(&more.content);
+                    heard.calls.extend(more.calls);
+                };
+                pieces.for_each(|piece| add(listener.hear(piece)));
+                add(listener.end());
+                heard
+            })
+            .collect();
+        assert!(all.iter().all(|heard| *heard == all[0]), "{all:?}");
+        all.into_iter().next().unwrap()
+    }
+
+    fn open(syntax: Syntax, text: &str) -> Heard {
+        heard(|| Listener::open(syntax, vec!["f".to_owned(), "g".to_owned()]), text)
+    }
+
+    fn only(calls: &[Call]) -> Heard {
+        Heard { content: String::new(), calls: calls.to_vec() }
+    }
+
+    fn text(content: &str) -> Heard {
+        Heard { content: content.to_owned(), calls: Vec::new() }
+    }
+
+    #[test]
+    fn calls_in_tags() {
+        let one = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"z\": 1, \"a\": \"é</b>\"}}\n</tool_call>";
+        let called = call("f", r#"{"z":1,"a":"é</b>"}"#);
+        assert_eq!(open(Syntax::Tags, one), only(std::slice::from_ref(&called)));
+        let several = format!("Let me see.\n{one}\n<tool_call>{{\"name\": \"g\"}}</tool_call>\n");
+        let heard = open(Syntax::Tags, &several);
+        assert_eq!((heard.content.as_str(), heard.calls), ("Let me see.", vec![called, call("g", "{}")]));
+        let unclosed = open(Syntax::Tags, "<tool_call>{\"name\": \"f\", \"arguments\": \"{}\"}");
+        assert_eq!(unclosed, only(&[call("f", "{}")]));
+    }
+
+    #[test]
+    fn what_is_no_call_stays_text() {
+        for plain in [
+            "2 < 3 <tool",
+            " a\n\n b <tool_cal> ",
+            "<tool_call>not json</tool_call> after",
+            "<tool_call>{\"name\": ",
+            "<tool_call>{\"arguments\": {}}</tool_call>",
+        ] {
+            assert_eq!(open(Syntax::Tags, plain), text(plain));
+        }
+        for plain in ["{\"name\": \"unknown\"}", "{\"a\": 1}", "{ no json", "Well, {\"name\": \"f\"}"] {
+            assert_eq!(open(Syntax::Objects, plain), text(plain));
+        }
+        assert_eq!(open(Syntax::List, "[1, 2] are numbers"), text("[1, 2] are numbers"));
+        assert_eq!(open(Syntax::List, "[TOOL"), text("[TOOL"));
+        assert_eq!(heard(|| Listener::Deaf, "<tool_call>"), text("<tool_call>"));
+    }
+
+    #[test]
+    fn calls_as_objects() {
+        let one = "{\"name\": \"f\", \"parameters\": {\"a\": [1]}}";
+        assert_eq!(open(Syntax::Objects, one), only(&[call("f", r#"{"a":[1]}"#)]));
+        let several = format!("<|python_tag|>{one}; {{\"name\": \"g\", \"parameters\": {{}}}}");
+        assert_eq!(open(Syntax::Objects, &several), only(&[call("f", r#"{"a":[1]}"#), call("g", "{}")]));
+    }
+
+    #[test]
+    fn calls_as_a_list() {
+        let list = "[{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"g\", \"arguments\": {\"b\": null}}]";
+        let calls = [call("f", "{}"), call("g", r#"{"b":null}"#)];
+        assert_eq!(open(Syntax::List, list), only(&calls));
+        assert_eq!(open(Syntax::List, &format!("[TOOL_CALLS] {list}")), only(&calls));
+        let after_text = open(Syntax::List, &format!("So: [TOOL_CALLS]{list}"));
+        assert_eq!((after_text.content.as_str(), after_text.calls.len()), ("So:", 2));
+    }
+
+    #[test]
+    fn a_demanded_call_is_all_of_the_answer() {
+        let demanded = |text: &str| heard(|| Listener::Demanded { held: String::new() }, text);
+        assert_eq!(demanded(" {\"name\": \"f\", \"arguments\": {\"a\": 1}}"), only(&[call("f", r#"{"a":1}"#)]));
+        assert_eq!(demanded("{\"name\": \"f\", \"argu"), text("{\"name\": \"f\", \"argu"));
+    }
+
+    #[test]
+    fn the_template_tells_the_syntax() {
+        assert_eq!(Syntax::of_template("{{ '[TOOL_CALLS]' }}"), Syntax::List);
+        assert_eq!(Syntax::of_template("<|start_header_id|>"), Syntax::Objects);
+        assert_eq!(Syntax::of_template("<|start_header_id|><tool_call>"), Syntax::Tags);
+        assert_eq!(Syntax::of_template("<|im_start|>"), Syntax::Tags);
+    }
+}

@@ -1,0 +1,3 @@
+//! What stock endpoints share of OpenAI's API.
+
+pub mod embeddings;
