@@ -10,8 +10,8 @@ use std::path::Path;
 pub(super) struct Sources {
     /// The text of modules.
     pub(super) modules: BTreeMap<String, String>,
-    /// Everything else, which a module may read while it is imported, and where there are files: during a build.
-    pub(super) others: BTreeMap<String, Vec<u8>>,
+    /// Digests of everything else, which a module may read while it is imported, and where there are files: in a build.
+    pub(super) others: BTreeMap<String, String>,
 }
 
 impl Sources {
@@ -33,12 +33,12 @@ impl Sources {
                 self.add(&path, &format!("{name}/"))?;
                 continue;
             }
-            match String::from_utf8(fs::read(&path)?) {
-                Ok(text) if name.ends_with(".py") => drop(self.modules.insert(name, text)),
-                Ok(text) => drop(self.others.insert(name, text.into_bytes())),
+            let content = fs::read(&path)?;
+            match std::str::from_utf8(&content) {
+                Ok(text) if name.ends_with(".py") => self.modules.insert(name, text.to_owned()),
                 // A module in another encoding, too: it is for the interpreter to know.
-                Err(error) => drop(self.others.insert(name, error.into_bytes())),
-            }
+                _ => self.others.insert(name, blake3::hash(&content).to_string()),
+            };
         }
         Ok(())
     }
