@@ -51,7 +51,7 @@ def load(url, model, concurrency, requests, prompt_tokens, tokens):
         json.dumps(
             {
                 "concurrency": concurrency,
-                "requests": requests,
+                "answers": requests,
                 "requests_per_s": requests / seconds,
                 "tokens_per_s": requests * tokens / seconds,
                 "first_p50_ms": statistics.median(first),

@@ -37,8 +37,17 @@ await_address "$scratch/address"
 name_server llama.cpp "http://$(cat "$scratch/address")/v1"
 
 package=$scratch/smollm2
-cp -R "$models/smollm2" "$package"
-printf '\nsequences = 16\ncontext_tokens = 512\ncache_tokens = 8192\nintra_op_threads = %s\n' "$THREADS" >>"$package/tessera.toml"
+mkdir "$package"
+cp "$models/smollm2/model.gguf" "$package/"
+cat >"$package/tessera.toml" <<TOML
+component = "stock:chat"
+[graphs.model]
+file = "model.gguf"
+sequences = 16
+context_tokens = 512
+cache_tokens = 8192
+intra_op_threads = $THREADS
+TOML
 start_server "$@"
 deploy "$package" smollm2
 name_server tessera "http://$(cat "$home/address")/v1"
