@@ -134,7 +134,7 @@ def _candidates(source: Source, signature: Signature, predicted: np.ndarray, tab
         return pytorch.candidates(source.model, signature, table)
     from .convert import keras
 
-    return keras.candidates(source.model, signature)
+    return keras.candidates(source.model, signature, table)
 
 
 def _converted(source: Source, signature: Signature, table: Any, tolerance: float, rows: int) -> tuple[Converted, Parity]:

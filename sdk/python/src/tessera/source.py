@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pandas as pd
 
@@ -91,7 +90,9 @@ def native_predict(flavour: str, model: Any, predict_fn: str) -> Callable[[Any],
 
         return pytorch.predict(model)
     if flavour in ("keras", "tensorflow"):
-        return lambda rows: np.asarray(model(rows))
+        from .convert import keras
+
+        return keras.predict(model)
     from .convert import sentences
 
     return sentences.predict(model)
