@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 fn main() {
     println!("cargo::rerun-if-env-changed=TESSERA_GUESTS");
     let guests = guests_dir();
-    for name in ["scoring", "embeddings"] {
+    for name in ["scoring", "embeddings", "classification"] {
         let path = guests.join(format!("tessera-{name}.wasm"));
         println!("cargo::rerun-if-changed={}", path.display());
         if !path.exists() {
