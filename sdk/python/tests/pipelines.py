@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,3 +101,15 @@ def pipeline(task: str, labels: list[str], tokenizer: Any = None, made_with: dic
         # Most tokens are no name.
         network.classifier.bias.data[0] = 1.5
     return transformers.pipeline(task, model=network, tokenizer=tokenizer, **(made_with or {}))
+
+
+def sentence_encoder(folder: Path) -> Any:
+    """An encoder of sentence-transformers around such a network, which lies in ``folder`` as encoders are published."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    pipeline("text-classification", ["a", "b"]).model.bert.save_pretrained(folder)
+    wordpiece().save_pretrained(folder)
+    transformer = Transformer(str(folder), max_seq_length=20)
+    return SentenceTransformer(modules=[transformer, Pooling(32), Normalize()], device="cpu")
