@@ -48,7 +48,7 @@ run: dist ## Build, serve on TESSERA_LISTEN (127.0.0.1:8080), deploy four models
 test: setup build ## Run all tests: native, over HTTP, through real Python clients
 	cargo test --release -p tessera --features llama
 	cargo test --release -p tessera-sdk -p tessera-componentize -p tessera-scoring -p tessera-embeddings -p tessera-openai \
-		-p tessera-chat -p filetype -p imagenet -p iris-rust -p ocr -p rerank -p vad --features tessera-sdk/ndarray
+		-p tessera-chat -p tessera-encoder -p tessera-classification -p filetype -p imagenet -p iris-rust -p ocr -p rerank -p vad --features tessera-sdk/ndarray
 	@tests/python/open-inference.sh
 	@tests/wasmtime.sh
 	cargo test --release -p tessera-tests

@@ -10,7 +10,7 @@ fn main() {
     }
     println!("cargo::rerun-if-env-changed=TESSERA_GUESTS");
     let guests = guests_dir();
-    for name in ["scoring", "embeddings", "chat"] {
+    for name in ["scoring", "embeddings", "classification", "chat"] {
         let path = guests.join(format!("tessera-{name}.wasm"));
         println!("cargo::rerun-if-changed={}", path.display());
         if !path.exists() {

@@ -25,6 +25,7 @@
 //! - [`packaging`]: models of other frameworks, by the Python package and by MLflow's deployment target.
 //! - [`mlflow`]: MLflow's own client, and its scoring server as an oracle.
 //! - [`registry`]: models, versions, aliases, uploads; logging models with MLflow.
+//! - [`text`]: classes of texts and tokens, beside what the pipelines of transformers answered.
 //! - [`languages`]: guests in Python and JavaScript.
 //! - [`proxy`]: components of `wasi:http/proxy`, beside `wasmtime serve`, and the hosts that guests call.
 //! - [`oci`]: packages in a registry, Debian's docker-registry.
@@ -66,4 +67,5 @@ mod registry;
 mod sealed;
 mod secrets;
 mod signing;
+mod text;
 mod tls;

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 /// Names as a manifest writes them after `stock:`.
-pub const NAMES: [&str; 3] = ["scoring", "embeddings", "chat"];
+pub const NAMES: [&str; 4] = ["scoring", "embeddings", "classification", "chat"];
 
 /// Digest of a stock component's bytes, made once: it takes milliseconds.
 pub fn digest(name: &str) -> blake3::Hash {
@@ -17,6 +17,7 @@ pub fn component(name: &str) -> Option<&'static [u8]> {
     match name {
         "scoring" => Some(include_bytes!(env!("TESSERA_STOCK_SCORING"))),
         "embeddings" => Some(include_bytes!(env!("TESSERA_STOCK_EMBEDDINGS"))),
+        "classification" => Some(include_bytes!(env!("TESSERA_STOCK_CLASSIFICATION"))),
         "chat" => Some(include_bytes!(env!("TESSERA_STOCK_CHAT"))),
         _ => None,
     }

@@ -46,10 +46,15 @@ def _cases() -> dict[str, tuple[Any, Any, str]]:
             "categorical_features=None",
         ),
         "no model": (object(), numbers, "no model of a framework that can be packaged"),
-        "a classifier of text": (
-            type("Pipeline", (), {"__module__": "transformers.pipelines.text_classification"})(),
+        "a pipeline of another task": (
+            type("Pipeline", (), {"__module__": "transformers.pipelines.base", "task": "translation", "model": object()})(),
             numbers,
-            "text and token classification have none yet. Left are",
+            "the pipeline's task is 'translation', and the server's components for text classify .*Left are",
+        ),
+        "a ranker of pairs": (
+            type("CrossEncoder", (), {"__module__": "sentence_transformers.cross_encoder"})(),
+            numbers,
+            "CrossEncoder makes no embeddings of texts",
         ),
         "an estimator that predicts nothing": (OneHotEncoder().fit(table[["city"]]), table[["city"]], "has no 'predict'"),
     }

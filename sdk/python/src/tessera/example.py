@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .convert import Converted
+from .errors import TesseraError
 from .signature import Signature, Tensor
 
 #: Chosen once; a check that fails must fail again.
@@ -26,6 +27,29 @@ def synthetic(signature: Signature, example: Any | None, converted: Converted, c
     count = min(count, 16)
     arrays = {t.name: _array(t, None if example is None else example[t.name], count, random) for t in signature.tensors}
     return arrays
+
+
+def texts_of(example: Any) -> list[Any]:
+    """The texts of an example, or pairs of them as objects with ``text`` and ``text_pair``.
+
+    Raises:
+        TesseraError: when it holds anything else.
+    """
+    if example is None:
+        return []
+    if isinstance(example, pd.DataFrame):
+        records = example.to_dict("records")
+        example = records if "text_pair" in example.columns else [text for row in records for text in row.values()]
+    elif isinstance(example, (str, dict)):
+        example = [example]
+    texts = [str(text) if isinstance(text, np.str_) else text for text in np.ravel(np.array(example, dtype=object))]
+    for text in texts:
+        parts = list(text.values()) if isinstance(text, dict) and "text" in text and set(text) <= {"text", "text_pair"} else [text]
+        if not all(isinstance(part, str) for part in parts):
+            raise TesseraError(
+                f"the input example holds {text!r}: give texts, or pairs of them as {{'text': ..., 'text_pair': ...}}"
+            )
+    return texts
 
 
 def _table(signature: Signature, example: Any, converted: Converted, count: int, random: np.random.Generator) -> pd.DataFrame:

@@ -17,10 +17,10 @@ import onnx
 import onnxruntime
 import pandas as pd
 
-from . import parity
+from . import manifest, parity
 from .convert import Converted
 from .errors import ConversionError, ParityError, TesseraError
-from .example import synthetic
+from .example import synthetic, texts_of
 from .parity import Parity
 from .signature import Signature
 from .source import Source, fitted_signature, open_source
@@ -31,6 +31,7 @@ TOLERANCE = 1e-4
 ROWS = 1000
 #: Rows of the golden request, which every deploy asks.
 _GOLDEN_ROWS = 5
+_SCORING = "stock:scoring"
 _ARCHIVES = {".tar.gz": "gztar", ".tgz": "gztar", ".tar": "tar", ".zip": "zip"}
 
 
@@ -60,11 +61,12 @@ def package(
     """Makes a package of a trained model, for ``tessera model push``.
 
     Args:
-        model: a model of scikit-learn, XGBoost, LightGBM, PyTorch, Keras or transformers, an ONNX model or file, a
-            directory that MLflow saved, or a URI like ``models:/NAME/VERSION``.
+        model: a model of scikit-learn, XGBoost, LightGBM, PyTorch, Keras or sentence-transformers, a pipeline of
+            transformers that classifies texts or tokens, an ONNX model or file, a directory that MLflow saved, or a URI
+            like ``models:/NAME/VERSION``.
         output: a directory that does not exist, or an archive (.tar.gz, .tar, .zip).
         name: name of the graph, for people who look at it.
-        input_example: a DataFrame, an array or a dict of arrays, as clients will send them.
+        input_example: a DataFrame, an array, a dict of arrays or a list of texts, as clients will send them.
         signature: MLflow's; without it, it is that of the saved model, of the example or of the fitted model.
         predict_fn: ``predict``, or ``predict_proba`` for classifiers.
         tolerance: how far a prediction may be from the model's, absolute below 1 and relative above.
@@ -94,11 +96,15 @@ def _fill(
     if source.flavour == "onnx":
         _write_onnx(made, source, None if signature is None else Signature.of(signature))
         return None
-    if source.flavour in ("transformers", "sentence_transformers"):
+    example = source.example if input_example is None else input_example
+    if source.flavour == "sentence_transformers":
         from .convert import sentences
 
-        return sentences.fill(made, source, tolerance)
-    example = source.example if input_example is None else input_example
+        return sentences.fill(made, source.model, texts_of(example), tolerance)
+    if source.flavour == "transformers":
+        from .convert import classification
+
+        return classification.fill(made, source.model, texts_of(example), tolerance)
     known = _signature(source, signature, example)
     table = None if example is None else known.conform(example)
     converted, result = _converted(source, known, table, tolerance, rows)
@@ -134,7 +140,7 @@ def _candidates(source: Source, signature: Signature, predicted: np.ndarray, tab
         return pytorch.candidates(source.model, signature, table)
     from .convert import keras
 
-    return keras.candidates(source.model, signature)
+    return keras.candidates(source.model, signature, table)
 
 
 def _converted(source: Source, signature: Signature, table: Any, tolerance: float, rows: int) -> tuple[Converted, Parity]:
@@ -225,7 +231,7 @@ def _write(made: Path, source: Source, converted: Converted, signature: Signatur
         )
     asked = table if table is not None else synthetic(signature, None, converted, _GOLDEN_ROWS)
     golden = _golden(made, source, signature, asked, tolerance)
-    (made / "tessera.toml").write_text(_manifest(settings, golden), encoding="utf-8")
+    manifest.write(made, _SCORING, settings, golden)
 
 
 def _golden(made: Path, source: Source, signature: Signature, rows: Any, tolerance: float) -> float | None:
@@ -234,17 +240,7 @@ def _golden(made: Path, source: Source, signature: Signature, rows: Any, toleran
         rows = {name: value[:_GOLDEN_ROWS] for name, value in rows.items()}
     else:
         rows = rows[:_GOLDEN_ROWS]
-    request = request_of(rows)
-    answer = {"predictions": _predicted(source, rows).tolist()}
-    try:
-        texts = [json.dumps(value, allow_nan=False) for value in (request, answer)]
-    except ValueError:
-        # JSON has no NaN, and a deploy reads JSON.
-        return None
-    for name, text in zip(("golden_request.json", "golden_response.json"), texts):
-        (made / name).write_text(text, encoding="utf-8")
-    numbers = [abs(number) for number in np.ravel(answer["predictions"]) if isinstance(number, float)]
-    return float(tolerance * max([1.0, *numbers]))
+    return manifest.write_golden(made, request_of(rows), {"predictions": _predicted(source, rows).tolist()}, tolerance)
 
 
 def request_of(rows: Any) -> dict[str, Any]:
@@ -256,16 +252,6 @@ def request_of(rows: Any) -> dict[str, Any]:
     return {"inputs": np.asarray(rows).tolist()}
 
 
-def _manifest(settings: dict[str, str], golden: float | None) -> str:
-    # A JSON string without control characters is a TOML string.
-    lines = ['component = "stock:scoring"', "", "[graphs.model]", 'file = "model.onnx"', "", "[settings]"]
-    lines += [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in settings.items()]
-    if golden is not None:
-        lines += ["", "[golden]", 'request = "golden_request.json"', 'response = "golden_response.json"']
-        lines.append(f"tolerance = {golden!r}")
-    return "\n".join(lines) + "\n"
-
-
 def _write_onnx(made: Path, source: Source, signature: Signature | None) -> None:
     """A graph is packaged as it is; the server answers as MLflow's ONNX flavour does."""
     if source.directory is not None:
@@ -275,7 +261,7 @@ def _write_onnx(made: Path, source: Source, signature: Signature | None) -> None
     _session(source.model)
     onnx.save(source.model, made / "model.onnx")
     settings = {} if signature is None else {"mlflow.signature.inputs": signature.inputs_json()}
-    (made / "tessera.toml").write_text(_manifest(settings, None), encoding="utf-8")
+    manifest.write(made, _SCORING, settings, None)
 
 
 def _publish(made: Path, target: Path) -> None:

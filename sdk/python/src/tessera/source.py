@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pandas as pd
 
@@ -91,7 +90,13 @@ def native_predict(flavour: str, model: Any, predict_fn: str) -> Callable[[Any],
 
         return pytorch.predict(model)
     if flavour in ("keras", "tensorflow"):
-        return lambda rows: np.asarray(model(rows))
+        from .convert import keras
+
+        return keras.predict(model)
+    if flavour == "transformers":
+        from .convert import classification
+
+        return classification.predict(model)
     from .convert import sentences
 
     return sentences.predict(model)
@@ -164,11 +169,15 @@ def _of_mlflow(directory: Path, predict_fn: str | None) -> Source:
     if predict_fn is not None and saved_fn is not None and predict_fn != saved_fn:
         raise TesseraError(f"the model was saved to answer with '{saved_fn}', not '{predict_fn}': save it with pyfunc_predict_fn")
     chosen = saved_fn or predict_fn or "predict"
-    signature = None if described.signature is None else Signature.of(described.signature)
     example = described.load_input_example(str(directory)) if described.saved_input_example_info else None
-    if flavour == "onnx":
-        return Source(flavour, None, lambda rows: rows, "predict", signature, example, directory)
     try:
+        # The pipelines' own answers are served, and not what MLflow's `pyfunc` makes of them.
+        if flavour in ("transformers", "sentence_transformers"):
+            text_model = getattr(mlflow, flavour).load_model(str(directory))
+            return Source(flavour, text_model, native_predict(flavour, text_model, chosen), chosen, None, example, directory)
+        signature = None if described.signature is None else Signature.of(described.signature)
+        if flavour == "onnx":
+            return Source(flavour, None, lambda rows: rows, "predict", signature, example, directory)
         pyfunc = mlflow.pyfunc.load_model(str(directory))
         model = getattr(mlflow, "tensorflow" if flavour == "keras" else flavour).load_model(str(directory))
     except ImportError as error:

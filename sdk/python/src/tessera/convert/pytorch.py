@@ -6,7 +6,7 @@ import contextlib
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ def candidates(model: Any, signature: Signature, example: Any) -> Iterator[Calla
     yield lambda: Converted(export(model, signature, example))
 
 
-def export(model: Any, signature: Signature, example: Any) -> onnx.ModelProto:
-    """Traces a module with an example of its inputs.
+def export(model: Any, signature: Signature, example: Any, free_axes: Mapping[int, str] | None = None) -> onnx.ModelProto:
+    """Traces a module with an example of its inputs. ``free_axes`` are those of the output beside the rows.
 
     Raises:
         ConversionError: for what the exporter cannot trace.
@@ -74,7 +74,7 @@ def export(model: Any, signature: Signature, example: Any) -> onnx.ModelProto:
                 str(path),
                 input_names=names,
                 output_names=[OUTPUT],
-                dynamic_axes={**free, OUTPUT: {0: "rows"}},
+                dynamic_axes={**free, OUTPUT: {0: "rows", **(free_axes or {})}},
                 opset_version=OPSETS[""],
                 # By tracing: the other exporter needs onnxscript and names axes by itself.
                 **({"dynamo": False} if _knows_dynamo() else {}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,56 +10,53 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from .. import parity
+from .. import manifest, parity
 from ..errors import ConversionError
 from ..parity import Parity
 from ..signature import Signature, Tensor
-from ..source import Source
 from . import pytorch
+from .tokens import Tokens, max_tokens
 
 #: Compared besides the example: short, long, several alphabets, and one that is cut.
-_TEXTS = ["How do I reset my password?", "a", "Zürich — 2,000 m über dem Meer", "天気はどうですか", "word " * 400]
-_NO_COMPONENT = (
-    "the server's component for text makes embeddings: text and token classification have none yet. Left are: package the "
-    "network alone with torch (inputs are token ids, the client tokenizes), or write a component with the tokenizer in it "
-    "(sdk/stock/embeddings is an example)"
-)
+_TEXTS = ["How do I reset my password?", "a", "Zürich — 2,000 m über dem Meer", "天気はどうですか", "word " * 600]
+#: Texts of the golden request, which every deploy asks.
+_GOLDEN_TEXTS = 4
 
 
 def predict(model: Any) -> Callable[[Any], Any]:
     """Embeddings of texts."""
-    if not hasattr(model, "encode") or not hasattr(model, "tokenize"):
-        raise ConversionError(_NO_COMPONENT)
-    return lambda texts: np.asarray(model.encode(list(texts)))
+    if not any(base.__name__ == "SentenceTransformer" for base in type(model).__mro__):
+        raise ConversionError(
+            f"{type(model).__name__} makes no embeddings of texts, and no component of the server does what it does. Left is: "
+            "write one with the tokenizer in it (sdk/stock/embeddings and guest-examples/rerank are examples)"
+        )
+    return lambda texts: np.asarray(model.encode(list(texts), convert_to_numpy=True))
 
 
-def fill(made: Path, source: Source, tolerance: float) -> Parity:
-    """Writes the package of a SentenceTransformer."""
-    model = source.model
-    if not hasattr(model, "encode") or not hasattr(model, "tokenize"):
-        raise ConversionError(_NO_COMPONENT)
-    tokenizer = model.tokenizer
-    if not getattr(tokenizer, "is_fast", False):
-        raise ConversionError("the tokenizer is written in Python alone: save the model with a fast one (tokenizer.json)")
-    module, names = _network(model)
-    encoded = model.tokenize(_TEXTS)
-    example = {name: encoded[name].cpu().numpy() for name in names}
-    signature = Signature(tensors=tuple(Tensor(name, np.dtype(np.int64), (-1, -1)) for name in names))
-    onnx.save(pytorch.export(module, signature, example), made / "model.onnx")
-    tokenizer.backend_tokenizer.save(str(made / "tokenizer.json"))
-    result = _parity(made, model, names, tolerance)
-    lines = ['component = "stock:embeddings"', 'assets = ["tokenizer.json"]', "", "[graphs.model]", 'file = "model.onnx"']
-    lines += ["", "[settings]", f"max_tokens = {json.dumps(str(model.max_seq_length))}"]
-    (made / "tessera.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def fill(made: Path, model: Any, texts: list[Any], tolerance: float) -> Parity:
+    """Writes the package of a SentenceTransformer. ``texts`` are compared besides those that always are."""
+    if model.default_prompt_name is not None:
+        raise ConversionError(
+            f"the model puts the prompt '{model.default_prompt_name}' in front of texts, which the server does not: set "
+            "default_prompt_name to None, and let clients put it there"
+        )
+    transformer = next(model.children())
+    network = getattr(transformer, "auto_model", transformer)
+    tokens = Tokens(model.tokenizer, model.max_seq_length or max_tokens(model.tokenizer, network), 0)
+    batch = tokens.tensors(_TEXTS[:2])
+    signature = Signature(tensors=tuple(Tensor(name, np.dtype(np.int64), (-1, -1)) for name in batch))
+    onnx.save(pytorch.export(_network(model, list(batch)), signature, batch), made / "model.onnx")
+    tokens.file.save(str(made / "tokenizer.json"))
+    compared = [*texts, *_TEXTS]
+    result = _parity(made, model, tokens, compared, tolerance)
+    golden = _golden(made, model, tokens, compared[:_GOLDEN_TEXTS], tolerance)
+    manifest.write(made, "stock:embeddings", {"max_tokens": str(tokens.max_tokens)}, golden, ["tokenizer.json"])
     return result
 
 
-def _network(model: Any) -> tuple[Any, list[str]]:
+def _network(model: Any, names: list[str]) -> Any:
     """The model as a module of tensors: pooling and normalisation included."""
     import torch
-
-    encoded = model.tokenize(["text"])
-    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded]
 
     class Network(torch.nn.Module):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
@@ -70,14 +66,20 @@ def _network(model: Any) -> tuple[Any, list[str]]:
         def forward(self, *tensors: Any) -> Any:
             return self.model(dict(zip(names, tensors)))["sentence_embedding"]
 
-    return Network(), names
+    return Network()
 
 
-def _parity(made: Path, model: Any, names: list[str], tolerance: float) -> Parity:
+def _parity(made: Path, model: Any, tokens: Tokens, texts: list[Any], tolerance: float) -> Parity:
     session = onnxruntime.InferenceSession(str(made / "model.onnx"), providers=["CPUExecutionProvider"])
-    found = []
-    for text in _TEXTS:
-        encoded = model.tokenize([text])
-        (got,) = session.run(None, {name: encoded[name].cpu().numpy() for name in names})
-        found.append(parity.check([text], np.asarray(model.encode([text])), got, tolerance))
-    return Parity(len(found), max(p.max_difference for p in found))
+    (got,) = session.run(None, tokens.tensors(texts))
+    return parity.check(texts, predict(model)(texts), got, tolerance)
+
+
+def _golden(made: Path, model: Any, tokens: Tokens, texts: list[Any], tolerance: float) -> float | None:
+    vectors = predict(model)(texts).tolist()
+    data = [{"object": "embedding", "index": place, "embedding": vector} for place, vector in enumerate(vectors)]
+    count = int(tokens.tensors(texts)["attention_mask"].sum())
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return manifest.write_golden(
+        made, {"input": texts}, {"object": "list", "data": data, "model": "model", "usage": usage}, tolerance
+    )

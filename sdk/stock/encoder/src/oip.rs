@@ -5,15 +5,8 @@ use serde_json::{Value, json};
 use tessera_sdk::open_inference::{TensorBytes, bytes_elements};
 use tessera_sdk::{Error, Request, Response};
 
+/// The input of every model.
 const INPUT: &str = "text";
-const OUTPUT: &str = "embedding";
-
-/// How clients know the model: by the endpoint they called.
-#[derive(Debug)]
-pub(crate) struct Name {
-    pub(crate) model: String,
-    pub(crate) version: String,
-}
 
 /// The JSON of a request.
 #[derive(Debug, Deserialize)]
@@ -51,28 +44,47 @@ struct Parameters {
     binary_data_size: Option<usize>,
 }
 
-/// What was asked: the texts, and how their vectors are to be sent.
+/// What was asked: the texts, and which outputs are to be sent, and how.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    pub(crate) texts: Vec<String>,
+pub struct Asked {
+    /// The elements of the input.
+    pub texts: Vec<String>,
     id: Option<String>,
-    binary: bool,
+    /// By name: whether as bytes behind the JSON. All outputs, where none is named.
+    requested: Vec<(String, bool)>,
 }
 
-/// The model's metadata; `width` is none where the graph does not say how long its vectors are.
-pub(crate) fn metadata(name: &Name, width: Option<u32>) -> Result<Response, Error> {
-    let width = width.map_or(-1, i64::from);
+/// A tensor of the answer.
+#[derive(Debug)]
+pub struct Output {
+    name: &'static str,
+    shape: Vec<usize>,
+    data: Data,
+}
+
+#[derive(Debug)]
+enum Data {
+    Fp32(Vec<f32>),
+    Bytes(Vec<String>),
+}
+
+/// The model's metadata, under the name that clients know: that of the endpoint they called. An output is its name, its
+/// datatype and its shape, where -1 is an axis of any length.
+pub fn metadata(request: &Request, outputs: &[(&str, &str, &[i64])]) -> Result<Response, Error> {
+    let output =
+        |(name, datatype, shape): &(&str, &str, &[i64])| json!({ "name": name, "datatype": datatype, "shape": shape });
     Response::json(&json!({
-        "name": name.model,
-        "versions": [name.version],
+        "name": request.endpoint(),
+        "versions": [request.model_version()],
         "platform": "onnx",
         "inputs": [{ "name": INPUT, "datatype": "BYTES", "shape": [-1] }],
-        "outputs": [{ "name": OUTPUT, "datatype": "FP32", "shape": [-1, width] }],
+        "outputs": outputs.iter().map(output).collect::<Vec<Value>>(),
     }))
 }
 
 impl Asked {
-    pub(crate) fn read(request: &Request) -> Result<Asked, Error> {
+    /// Reads a request for a model that gives `outputs`.
+    pub fn read(request: &Request, outputs: &[&str]) -> Result<Asked, Error> {
         let (json, mut tensors) = request.inference()?;
         let inference: Inference = serde_json::from_slice(json)?;
         let [input] = inference.inputs.as_slice() else {
@@ -85,33 +97,84 @@ impl Asked {
             return Err(Error::invalid_input(format!("{left} bytes are left behind the input's 'binary_data_size'")));
         }
         let usual = inference.parameters.binary_data_output.unwrap_or(false);
-        let binary = match inference.outputs.as_slice() {
-            [] => usual,
-            [output] if output.name == OUTPUT => output.parameters.binary_data.unwrap_or(usual),
-            [output, ..] => {
-                let name = &output.name;
-                return Err(Error::invalid_input(format!("this model gives one output, '{OUTPUT}', not '{name}'")));
+        let requested: Vec<(String, bool)> = match inference.outputs.is_empty() {
+            true => outputs.iter().map(|name| ((*name).to_owned(), usual)).collect(),
+            false => {
+                let all = inference.outputs.into_iter();
+                all.map(|output| (output.name, output.parameters.binary_data.unwrap_or(usual))).collect()
             }
         };
-        Ok(Asked { texts, id: inference.id, binary })
+        if let Some((name, _)) = requested.iter().find(|(name, _)| !outputs.contains(&name.as_str())) {
+            let has = outputs.join("', '");
+            return Err(Error::invalid_input(format!("this model gives the output '{has}', not '{name}'")));
+        }
+        Ok(Asked { texts, id: inference.id, requested })
     }
 
-    pub(crate) fn respond(self, name: &Name, vectors: &[Vec<f32>]) -> Result<Response, Error> {
-        let values = vectors.concat();
-        let width = values.len() / vectors.len().max(1);
-        let mut output = json!({ "name": OUTPUT, "datatype": "FP32", "shape": [vectors.len(), width] });
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        match self.binary {
-            true => output["parameters"] = json!({ "binary_data_size": bytes.len() }),
-            false => output["data"] = Value::from(values),
+    /// Renders the answer: of `outputs` what was requested.
+    pub fn respond(self, request: &Request, outputs: Vec<Output>) -> Result<Response, Error> {
+        let mut rendered = Vec::new();
+        let mut tensors = Vec::new();
+        for (name, binary) in &self.requested {
+            let Some(output) = outputs.iter().find(|output| output.name == name) else { continue };
+            let (shape, data) = (&output.shape, &output.data);
+            let mut described = json!({ "name": name, "datatype": data.datatype(), "shape": shape });
+            if *binary {
+                let bytes = data.bytes();
+                described["parameters"] = json!({ "binary_data_size": bytes.len() });
+                tensors.extend_from_slice(&bytes);
+            } else {
+                described["data"] = data.json();
+            }
+            rendered.push(described);
         }
-        let mut body = json!({ "model_name": name.model, "model_version": name.version, "outputs": [output] });
+        let names = (request.endpoint(), request.model_version());
+        let mut body = json!({ "model_name": names.0, "model_version": names.1, "outputs": rendered });
         if let Some(id) = self.id {
             body["id"] = Value::from(id);
         }
-        match self.binary {
-            true => Ok(Response::inference(body.to_string().into_bytes(), &bytes)),
+        match self.requested.iter().any(|(_, binary)| *binary) {
+            true => Ok(Response::inference(body.to_string().into_bytes(), &tensors)),
             false => Response::json(&body),
+        }
+    }
+}
+
+impl Output {
+    /// A tensor of numbers.
+    pub fn fp32(name: &'static str, shape: Vec<usize>, values: Vec<f32>) -> Self {
+        Self { name, shape, data: Data::Fp32(values) }
+    }
+
+    /// A tensor of texts.
+    pub fn bytes(name: &'static str, shape: Vec<usize>, texts: Vec<String>) -> Self {
+        Self { name, shape, data: Data::Bytes(texts) }
+    }
+}
+
+impl Data {
+    fn datatype(&self) -> &'static str {
+        match self {
+            Self::Fp32(_) => "FP32",
+            Self::Bytes(_) => "BYTES",
+        }
+    }
+
+    fn json(&self) -> Value {
+        match self {
+            Self::Fp32(values) => json!(values),
+            Self::Bytes(texts) => json!(texts),
+        }
+    }
+
+    /// As they lie behind the JSON.
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Fp32(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Self::Bytes(texts) => {
+                let element = |text: &String| [&(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+                texts.iter().flat_map(element).collect()
+            }
         }
     }
 }
@@ -158,7 +221,7 @@ mod tests {
     const TENSOR: &[u8] = b"\x02\0\0\0ab\x03\0\0\0\xe2\x82\xac";
 
     fn asked(content_type: &str, body: &[u8]) -> Result<Asked, Error> {
-        Asked::read(&Request::new("v2/infer", content_type, body))
+        Asked::read(&Request::new("v2/infer", content_type, body), &["label", "score"])
     }
 
     fn binary(json: &str, tensors: &[u8]) -> Result<Asked, Error> {
@@ -179,22 +242,32 @@ mod tests {
     }
 
     #[test]
-    fn vectors_go_in_both_forms() {
-        let name = Name { model: "m".to_owned(), version: "1".to_owned() };
-        let vectors = [vec![1.0, -2.0], vec![0.5, 0.0]];
-        let asked = |binary| Asked { texts: vec![], id: Some("7".to_owned()), binary };
-        let response = asked(false).respond(&name, &vectors).unwrap();
+    fn tensors_go_in_both_forms() {
+        let request = Request::new("v2/infer", "", "");
+        let asked = |requested: &[(&str, bool)]| Asked {
+            texts: vec![],
+            id: Some("7".to_owned()),
+            requested: requested.iter().map(|(name, binary)| ((*name).to_owned(), *binary)).collect(),
+        };
+        let outputs = || {
+            let texts = vec!["ab".to_owned(), "€".to_owned()];
+            vec![Output::bytes("label", vec![2], texts), Output::fp32("score", vec![2, 1], vec![1.0, -2.0])]
+        };
+        let response = asked(&[("label", false), ("score", false)]).respond(&request, outputs()).unwrap();
         let body: Value = serde_json::from_slice(response.parts().unwrap().2).unwrap();
-        let output = json!({ "name": "embedding", "datatype": "FP32", "shape": [2, 2], "data": [1.0, -2.0, 0.5, 0.0] });
-        assert_eq!(body, json!({ "model_name": "m", "model_version": "1", "id": "7", "outputs": [output] }));
+        let label = json!({ "name": "label", "datatype": "BYTES", "shape": [2], "data": ["ab", "€"] });
+        let score = json!({ "name": "score", "datatype": "FP32", "shape": [2, 1], "data": [1.0, -2.0] });
+        assert_eq!(body, json!({ "model_name": "", "model_version": "", "id": "7", "outputs": [label, score] }));
 
-        let response = asked(true).respond(&name, &vectors).unwrap();
+        let response = asked(&[("score", true), ("label", true)]).respond(&request, outputs()).unwrap();
         let (_, content_type, body) = response.parts().unwrap();
         let request = Request::new("", content_type, body);
         let (json, mut tensors) = request.inference().unwrap();
         let body: Value = serde_json::from_slice(json).unwrap();
-        assert_eq!(body["outputs"][0]["parameters"], json!({ "binary_data_size": 16 }));
+        assert_eq!(body["outputs"][0]["parameters"], json!({ "binary_data_size": 8 }));
         assert_eq!(tensors.take(8).unwrap(), [1f32.to_le_bytes(), (-2f32).to_le_bytes()].concat());
+        assert_eq!(body["outputs"][1]["parameters"], json!({ "binary_data_size": 13 }));
+        assert_eq!(tensors.take(13).unwrap(), TENSOR);
     }
 
     #[test]
@@ -217,6 +290,6 @@ mod tests {
             assert!(error.message.contains(reason), "{json}: {error}");
         }
         let other = inputs(r#""data": ["a", "b"]"#).replace("]}]}", "]}], \"outputs\": [{\"name\": \"z\"}]}");
-        assert!(binary(&other, b"").unwrap_err().message.contains("one output, 'embedding', not 'z'"));
+        assert!(binary(&other, b"").unwrap_err().message.contains("the output 'label', 'score', not 'z'"));
     }
 }
