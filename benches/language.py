@@ -39,9 +39,8 @@ def peer(model, threads):
 
 def load(url, model, concurrency, requests, prompt_tokens, tokens):
     concurrency, requests, prompt_tokens, tokens = map(int, (concurrency, requests, prompt_tokens, tokens))
-    # Words of one token each, and never two prompts that begin alike: not in this run, and not in another.
-    run = time.time_ns()
-    prompts = [f"{(run + index) % 1_000_003} " + "the sea " * (prompt_tokens // 2 - 3) for index in range(requests)]
+    # About as many tokens as asked for, and no two prompts alike.
+    prompts = [f"{index} " + "the sea " * (prompt_tokens // 2 - 1) for index in range(requests)]
     begun = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(concurrency) as pool:
         answers = list(pool.map(lambda prompt: ask(url, model, prompt, tokens), prompts))
@@ -71,6 +70,7 @@ def ask(url, model, prompt, tokens):
         "max_tokens": tokens,
         "temperature": 0,
         "ignore_eos": True,
+        "cache_prompt": False,
         "stream": True,
         "stream_options": {"include_usage": True},
     }

@@ -4,8 +4,7 @@
 # usage: language.sh [FLAG OF serve]...
 #
 # Measured: OpenAI's streamed completions, PROMPT_TOKENS tokens of prompt and TOKENS of answer (greedy, the end not allowed, so
-#   that every answer is as long), at 1, 4 and 16 requests at a time, each prompt with a beginning of its own, so that nothing
-#   is found in a cache,
+#   that every answer is as long), at 1, 4 and 16 requests at a time, with both prompt caches off,
 #     llama.cpp  its server, from PyPI's xllamacpp
 #     tessera    the endpoint: request, prompt and answer pass a fresh sandbox
 #   with the same file, THREADS threads and 16 sequences each, by language.py on loopback, on the same cores.

@@ -197,11 +197,13 @@ fn sixty_four_streams_at_once_leave_nothing_behind() {
     let round = |round: usize| {
         std::thread::scope(|scope| {
             let server = &server;
-            let one = |n: usize| (n, scope.spawn(move || stream(server, &format!("What is {round}{n}?"), n % 3 == 0)));
+            let one = |n: usize| {
+                (n, scope.spawn(move || stream(server, &format!("What is {round}{n}?"), n.is_multiple_of(3))))
+            };
             let streams: Vec<_> = (0..64).map(one).collect();
             for (n, stream) in streams {
                 let text = stream.join().unwrap();
-                assert!(n % 3 == 0 || text.ends_with("data: [DONE]\n\n"), "{text}");
+                assert!(n.is_multiple_of(3) || text.ends_with("data: [DONE]\n\n"), "{text}");
             }
         });
         for metric in ["tessera_sequences", "tessera_sequences_waiting"] {
