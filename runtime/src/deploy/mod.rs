@@ -772,7 +772,7 @@ impl ModelHost {
         let frozen = (settings, &package.graphs, read_by_init, limits.memory_bytes);
         // Where nothing is frozen and `init` runs before no `describe`, there is the component alone.
         let inits = package.init == InitTime::Deploy || package.describes;
-        let inputs = serde_json::to_vec(&inits.then_some(frozen))
+        let inputs = serde_json::to_vec(&(package.init, inits.then_some(frozen)))
             .map_err(|error| DeployError::host("name an artifact", &error))?;
         Ok(ArtifactKey::of(&[
             env!("CARGO_PKG_VERSION").as_bytes(),
