@@ -6,36 +6,33 @@
 //!
 //! What is read of endpoints that sleep is read from the store: one record to wake one, all of them for a list.
 
+mod deploys;
 mod suspend;
+mod upkeep;
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
-use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
 
-use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::{MutexGuard, RwLock, RwLockReadGuard, Semaphore};
 
+use self::deploys::{FailedDeploy, deployed_graphs};
+use self::upkeep::GIVE_BACK_AGAIN;
 use crate::access::authorize::no_endpoint;
 use crate::access::{Action, Level, Object, Principal, Resource, Tallies, authorize, tokens};
-use crate::catalog::served::{PlannedGraph, ServedEntity};
 use crate::catalog::{
-    Catalog, DeployedGraph, Endpoint, EndpointConfig, EndpointRecord, EndpointSettings, EntityConfig, FailedConfig,
-    Serving, Suspend, Traces, WorkspaceId, check_endpoint_name, check_entity_name,
+    Catalog, Endpoint, EndpointConfig, EndpointRecord, EndpointSettings, EntityConfig, FailedConfig, Serving, Suspend,
+    Traces, WorkspaceId, check_endpoint_name, check_entity_name,
 };
 use crate::clock::now_ms;
-use crate::deploy::build_log::BuildLog;
-use crate::deploy::{DeployError, ModelHost, UNFINISHED};
-use crate::error::{ApiError, ErrorCode, chain};
+use crate::deploy::ModelHost;
+use crate::error::{ApiError, ErrorCode};
 use crate::home::Home;
 use crate::memory;
 use crate::observe::log_ring::LogRing;
 use crate::observe::metrics::Metrics;
 use crate::registry::{ModelRecord, Registry};
-use crate::seal;
 use crate::secrets::Secrets;
 use crate::store::documents::{document, read_document, visit_documents};
 use crate::store::{StateStore, StoreError, Transaction};
@@ -102,58 +99,14 @@ pub struct ControlPlane {
     deploys: std::sync::Mutex<HashMap<String, tokio::task::AbortHandle>>,
 }
 
-/// Why a deploy did not succeed: which entity, and what is wrong with it.
-struct FailedDeploy {
-    entity: String,
-    message: String,
-}
-
-/// Text of a failure that a record keeps; the build log has the rest.
-const MESSAGE_BYTES_MAX: usize = 2 << 10;
-
 /// A config as JSON: a record holds up to two of them.
 const CONFIG_BYTES_MAX: usize = 24 << 10;
-
-/// Part of the endpoints that may be awake that sleeps when there is room for no other: looking for the least recently used
-/// takes a look at all.
-const ROOM_PART: usize = 16;
-
-/// How long after endpoints went to sleep, and after the start, memory is given back once more. The threads that read records
-/// wait 10 s for more of them before they end, and what they hold can be given back only then.
-const GIVE_BACK_AGAIN: Duration = Duration::from_secs(12);
 
 /// Endpoints that are read from disk at one time: each takes a thread for a moment.
 const WAKING_MAX: usize = 8;
 
-/// Age of something unfinished in the cache, in which nothing was written for so long that nobody does any more.
-const UNFINISHED_MAX: Duration = Duration::from_secs(3600);
-
-/// Times that the outcome of a deploy is offered to a store whose queue is full.
-const COMMIT_TRIES: u32 = 10;
-
 /// One endpoint's turn to change.
 type Turn<'a> = (RwLockReadGuard<'a, ()>, MutexGuard<'a, ()>);
-
-impl FailedDeploy {
-    fn new(entity: &str, mut message: String) -> FailedDeploy {
-        if message.len() > MESSAGE_BYTES_MAX {
-            message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
-            message.push_str("... (the build log has the rest)");
-        }
-        FailedDeploy { entity: entity.to_owned(), message }
-    }
-}
-
-/// What an endpoint's owner gets to read of a failure; ours goes to the log.
-fn deploy_message(endpoint: &str, error: &DeployError) -> String {
-    match error {
-        DeployError::Model(message) | DeployError::Busy(message) => message.clone(),
-        DeployError::Host(cause) => {
-            tracing::error!(endpoint, cause, "a deploy failed for a reason of the server's own");
-            "the server failed to deploy it; its log says why".to_owned()
-        }
-    }
-}
 
 /// Refuses a config that its record could not hold.
 fn check_size(config: &EndpointConfig) -> Result<(), ApiError> {
@@ -210,129 +163,6 @@ impl ControlPlane {
         })?;
         memory::give_back();
         Ok(self.catalog.len())
-    }
-
-    /// Brings those entities of an endpoint back into memory that do not scale to zero.
-    fn warm_up(self: &Arc<ControlPlane>, workspace: WorkspaceId, name: String) {
-        let control = Arc::clone(self);
-        self.background.spawn(async move {
-            let failed = |cause: String| tracing::warn!(endpoint = name, cause, "failed to bring an endpoint back");
-            let endpoint = match control.endpoint(workspace, &name).await {
-                Ok(endpoint) => endpoint,
-                Err(error) => return failed(error.message),
-            };
-            let entities = endpoint.serving.iter().flat_map(|serving| &serving.entities);
-            for entity in entities.filter(|entity| !entity.config.scale_to_zero_enabled) {
-                if let Err(error) = entity.ready(&control.host).await {
-                    failed(error.to_string());
-                }
-            }
-        });
-    }
-
-    /// Gives back the memory of what nobody has asked for in a while: components of served entities, then all else of the
-    /// endpoints. Blocks.
-    pub fn sleep_idle(&self, idle: Duration) {
-        // Those that could not sleep when others woke, since they were in use.
-        self.make_room(0);
-        for endpoint in self.catalog.all_awake() {
-            for entity in endpoint.serving.iter().flat_map(|serving| &serving.entities) {
-                entity.drop_idle(idle, &self.host.graphs);
-            }
-        }
-        let asleep = self.catalog.sleep_idle(idle, |endpoint| self.save_logs(endpoint));
-        self.host.forget_components();
-        self.give_back(asleep > 0);
-    }
-
-    /// Gives free memory back when endpoints have just gone to sleep, and once more when it is time.
-    fn give_back(&self, just_asleep: bool) {
-        let now = Instant::now();
-        let mut again = self.give_back_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if just_asleep || again.is_some_and(|again| now >= again) {
-            *again = just_asleep.then(|| now + GIVE_BACK_AGAIN);
-            memory::give_back_everywhere();
-        }
-    }
-
-    /// Puts the least recently used endpoints to sleep, if with `more` there were too many awake. Those in use stay, so that
-    /// there may be more after all. Blocks.
-    fn make_room(&self, more: usize) {
-        let enough = self.awake_max.saturating_sub(more);
-        if self.catalog.awake_count() <= enough {
-            return;
-        }
-        let _alone = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.catalog.awake_count() > enough {
-            self.catalog.sleep_least_used(enough - enough / ROOM_PART, |endpoint| self.save_logs(endpoint));
-        }
-    }
-
-    /// Saves the logs of all guests that are in memory, before the server ends. Blocks.
-    pub fn save_all_logs(&self) {
-        for endpoint in self.catalog.all_awake() {
-            self.save_logs(&endpoint);
-        }
-    }
-
-    /// Whether nothing that the guests of an endpoint wrote would be lost with it.
-    fn save_logs(&self, endpoint: &Endpoint) -> bool {
-        let save =
-            |entity: &Arc<ServedEntity>| entity.log.save(&self.host.files, &log_name(&endpoint.record, &entity.config));
-        let saved = endpoint.serving.iter().flat_map(|serving| &serving.entities).try_for_each(save);
-        if let Err(error) = &saved {
-            tracing::warn!(endpoint = endpoint.record.name, "failed to save what its guest wrote: {error}");
-        }
-        saved.is_ok()
-    }
-
-    /// Removes what was made for endpoints that are gone: laid-out packages, artifacts, converted graphs, logs. Blocks, and
-    /// reads every package that is served: after a start, and from time to time.
-    ///
-    /// # Errors
-    /// When the records cannot be read.
-    pub fn sweep(&self) -> Result<(), StoreError> {
-        if self.leftovers()?.is_empty() {
-            return Ok(());
-        }
-        // Looked for again while nothing can be made or changed: a deploy may have found use for one meanwhile.
-        let _alone = self.changes.blocking_write();
-        for path in self.leftovers()? {
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            if let Err(error) = removed {
-                tracing::warn!(path = %path.display(), "failed to remove a leftover: {error}");
-            }
-        }
-        Ok(())
-    }
-
-    fn leftovers(&self) -> Result<Vec<PathBuf>, StoreError> {
-        // By a hash, which is small; two names with one hash keep a leftover.
-        let hashes = RandomState::new();
-        let mut kept: HashSet<u64> = HashSet::new();
-        visit_documents(&*self.store, "endpoint/", |_, record: EndpointRecord| {
-            kept.insert(hashes.hash_one(record.id.as_str()));
-            for entity in record.config.iter().chain(&record.pending).flat_map(|config| &config.entities) {
-                // What cannot be read now has nothing that could be told from a leftover.
-                let package = self.registry.package(record.workspace, &entity.entity_name, entity.entity_version).ok();
-                let leaves = package.and_then(|package| self.host.leaves(record.workspace, entity, &package).ok());
-                kept.extend(leaves.iter().flatten().map(|name| hashes.hash_one(name.as_str())));
-            }
-            Ok::<_, StoreError>(())
-        })?;
-        let folders = ["packages", "artifacts", "graphs"].map(|name| self.home.cache(name)).into_iter();
-        let folders = folders.chain(seal::files::FOLDERS.map(|name| self.home.path(name))).map(std::fs::read_dir);
-        let is_leftover = |entry: &std::fs::DirEntry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(UNFINISHED) {
-                let modified = entry.metadata().and_then(|metadata| metadata.modified());
-                return modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > UNFINISHED_MAX));
-            }
-            // Names begin with what they belong to: a digest, a key, an endpoint's id.
-            !kept.contains(&hashes.hash_one(name.split(['.', '-']).next().unwrap_or(&name)))
-        };
-        let entries = folders.flatten().flatten().flatten();
-        Ok(entries.filter(is_leftover).map(|entry| entry.path()).collect())
     }
 
     /// Makes an endpoint and starts its first deploy.
@@ -513,13 +343,6 @@ impl ControlPlane {
                 endpoint_delete_time_ms: deleted,
                 ..EntityRow::default()
             });
-        }
-    }
-
-    fn abort_deploy(&self, id: &str) {
-        let mut deploys = self.deploys.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(deploy) = deploys.remove(id) {
-            deploy.abort();
         }
     }
 
@@ -727,168 +550,6 @@ impl ControlPlane {
         Ok(endpoint)
     }
 
-    fn start_deploy(self: &Arc<ControlPlane>, workspace: WorkspaceId, name: String, id: String) {
-        let control = Arc::clone(self);
-        let key = id.clone();
-        // Registered before it can end, so that the end finds it.
-        let mut deploys = self.deploys.lock().unwrap_or_else(PoisonError::into_inner);
-        let task = self.background.spawn(async move { control.deploy(workspace, &name, &id).await });
-        deploys.insert(key, task.abort_handle());
-    }
-
-    /// Deploys the pending config of an endpoint and records the outcome.
-    async fn deploy(self: &Arc<ControlPlane>, workspace: WorkspaceId, name: &str, id: &str) {
-        let Some(endpoint) = self.deploying(workspace, name, id).await else { return };
-        let Some(config) = endpoint.record.pending.clone() else { return };
-        // Lays packages out, which takes as long as they are large.
-        let serving = tokio::task::block_in_place(|| {
-            self.serving(&endpoint.record, &config, endpoint.serving.as_deref(), &Traces::default())
-        });
-        let outcome = match serving {
-            Ok(serving) => {
-                let kept = endpoint.serving.clone();
-                self.ready_all(&endpoint.record, &config, &serving, kept.as_deref()).await.map(|()| serving)
-            }
-            Err(failed) => Err(failed),
-        };
-
-        let _turn = self.turn(workspace, name).await;
-        self.deploys.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-        // Deleted, or deleted and made again, while this ran: then there is nothing to record.
-        let Some(endpoint) = self.deploying(workspace, name, id).await else { return };
-        let mut record = endpoint.record.clone();
-        record.pending = None;
-        record.last_updated_timestamp = now_ms();
-        let serving = match outcome {
-            Ok(serving) => {
-                tracing::info!(endpoint = name, config_version = config.version, "deployed");
-                record.config = Some(config);
-                record.failed = None;
-                record.suspend = record.suspend.map(|_| Suspend::Started);
-                record.graphs = deployed_graphs(&serving, &self.host);
-                Some(Arc::new(serving))
-            }
-            Err(FailedDeploy { entity, message }) => {
-                tracing::warn!(endpoint = name, entity, config_version = config.version, "deploy failed: {message}");
-                record.failed = Some(FailedConfig { config, entity, message, canceled: false });
-                if record.is_suspended() {
-                    record.suspend = Some(Suspend::Stopped);
-                }
-                endpoint.serving.clone()
-            }
-        };
-        match self.record_outcome(&record).await {
-            Ok(()) => {
-                if record.failed.is_none() {
-                    self.record_entities(&record, None);
-                }
-                self.forget_old_entities(&record);
-                self.catalog.put(Endpoint { record, serving });
-            }
-            // The record still says pending: the next start takes the deploy up again.
-            Err(error) => tracing::error!(endpoint = name, cause = %chain(&error), "failed to record a deploy"),
-        }
-    }
-
-    /// The endpoint of a deploy, if it is still the one that the deploy was started for.
-    async fn deploying(
-        self: &Arc<ControlPlane>,
-        workspace: WorkspaceId,
-        name: &str,
-        id: &str,
-    ) -> Option<Arc<Endpoint>> {
-        self.endpoint(workspace, name).await.ok().filter(|endpoint| endpoint.record.id == id)
-    }
-
-    /// Commits a record. Tries again while the store's queue is full: nobody else would record this.
-    async fn record_outcome(&self, record: &EndpointRecord) -> Result<(), StoreError> {
-        let key = endpoint_key(record.workspace, &record.name);
-        let mut tries = 0;
-        loop {
-            match self.store.commit(Transaction::new().put_document(&key, record)?).await {
-                Err(StoreError::Unavailable(_)) if tries < COMMIT_TRIES && self.store.health().is_ok() => {
-                    tries += 1;
-                    tokio::time::sleep(std::time::Duration::from_millis(100 * u64::from(tries))).await;
-                }
-                outcome => return outcome.map(drop),
-            }
-        }
-    }
-
-    /// The entities of a config with their plans. Those that `current` has with the same plan are taken over with what
-    /// they have in memory; the log goes on under an entity's name. Blocks.
-    fn serving(
-        &self,
-        record: &EndpointRecord,
-        config: &EndpointConfig,
-        current: Option<&Serving>,
-        traces: &Traces,
-    ) -> Result<Serving, FailedDeploy> {
-        let mut entities = Vec::with_capacity(config.entities.len());
-        for entity in &config.entities {
-            let failed = |message: String| FailedDeploy::new(&entity.name, message);
-            let current = current.and_then(|current| current.entity(&entity.name));
-            if let Some(kept) = current.filter(|current| current.config.serves_as(entity)) {
-                entities.push(Arc::clone(kept));
-                continue;
-            }
-            let package = self
-                .registry
-                .package(record.workspace, &entity.entity_name, entity.entity_version)
-                .map_err(|error| failed(error.message))?;
-            let secrets = self.secrets.resolve(record.workspace, entity).map_err(failed)?;
-            let plan = self
-                .host
-                .plan(record, entity, &package, secrets)
-                .map_err(|error| failed(deploy_message(&record.name, &error)))?;
-            let metrics = self.metrics.entity(record.workspace, &record.name, &entity.name);
-            let log = match current {
-                Some(current) => current.log.clone(),
-                None => LogRing::open(&self.host.files, &log_name(record, entity)),
-            };
-            let cold_start = traces.iter().find(|(name, _)| **name == *entity.name).map(|(_, cold)| *cold);
-            entities.push(Arc::new(ServedEntity::new(entity.clone(), plan, log, metrics, cold_start)));
-        }
-        Ok(Serving::new(entities, config.traffic.clone()))
-    }
-
-    /// Deploys the entities of a config but those that serve already.
-    async fn ready_all(
-        &self,
-        record: &EndpointRecord,
-        config: &EndpointConfig,
-        serving: &Serving,
-        current: Option<&Serving>,
-    ) -> Result<(), FailedDeploy> {
-        let serves = |entity: &&Arc<ServedEntity>| {
-            current.iter().any(|current| current.entities.iter().any(|kept| Arc::ptr_eq(kept, entity)))
-        };
-        for entity in serving.entities.iter().filter(|entity| !serves(entity)) {
-            let mut log = BuildLog::default();
-            log.step(&format!(
-                "deploying {} version {} as '{}', config version {}",
-                entity.config.entity_name, entity.config.entity_version, entity.config.name, config.version
-            ));
-            for field in record.not_enforced() {
-                log.step(&format!("{field} of the endpoint is kept, but this server does nothing with it"));
-            }
-            // A panic is our bug; without this it would leave the endpoint waiting for ever.
-            let deploy = AssertUnwindSafe(self.host.deploy(entity, &mut log)).catch_unwind();
-            let outcome = deploy.await.unwrap_or_else(|_| Err(DeployError::Host("the deploy panicked".to_owned())));
-            let outcome = outcome.map_err(|error| deploy_message(&record.name, &error));
-            if let Err(message) = &outcome {
-                log.step(&format!("failed: {message}"));
-            }
-            let name = build_log_name(&record.id, config.version, &entity.config.name);
-            // Not synced: it is a log. One that cannot be written must not fail the deploy it describes.
-            if let Err(error) = self.host.files.write(&name, log.text().as_bytes()) {
-                tracing::warn!("failed to keep a build log: {error}");
-            }
-            outcome.map_err(|message| FailedDeploy::new(&entity.config.name, message))?;
-        }
-        Ok(())
-    }
-
     /// Refuses versions that cannot be served, and models and secrets that the caller may not use.
     async fn check_versions(&self, caller: &Principal, config: &EndpointConfig) -> Result<(), ApiError> {
         for entity in &config.entities {
@@ -898,22 +559,6 @@ impl ControlPlane {
         }
         self.secrets.check_references(caller, config).await
     }
-}
-
-fn deployed_graphs(serving: &Serving, host: &ModelHost) -> Vec<DeployedGraph> {
-    let of_entity = |entity: &Arc<ServedEntity>| -> Vec<DeployedGraph> {
-        let describe = |graph: &PlannedGraph| DeployedGraph {
-            entity: entity.config.name.clone(),
-            name: graph.name.clone(),
-            backend: graph.key.backend.name().to_owned(),
-            backend_version: graph.backend_version.clone(),
-            target: graph.key.target.name().to_owned(),
-            // It was loaded a moment ago.
-            intra_op_threads: host.graphs.cached(&graph.key).map(|graph| graph.intra_op_threads()),
-        };
-        entity.plan.graphs.iter().map(describe).collect()
-    };
-    serving.entities.iter().flat_map(of_entity).collect()
 }
 
 /// Refuses a second update beside the one that runs.
