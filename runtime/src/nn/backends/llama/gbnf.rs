@@ -343,13 +343,11 @@ impl<'r> Writer<'r> {
 
     /// An alternative of a rule that is no regular expression: neighbours in it that are some become one.
     fn rule(&mut self, items: &[Item]) -> String {
-        let rules = self.regular.clone();
-        let is_regular = |item: &Item| !matches!(item.what, What::Rule(rule) if rules[rule].is_none());
-        let parts = items.chunk_by(|a, b| is_regular(a) && is_regular(b)).map(|chunk| match is_regular(&chunk[0]) {
-            true => self.part(chunk),
-            false => self.text(chunk),
-        });
-        let parts: Vec<String> = parts.collect();
+        let is_regular = |item: &Item| !matches!(item.what, What::Rule(rule) if self.regular[rule].is_none());
+        let chunks = items.chunk_by(|a, b| is_regular(a) && is_regular(b)).map(|chunk| (is_regular(&chunk[0]), chunk));
+        let chunks: Vec<(bool, &[Item])> = chunks.collect();
+        let part = |(regular, chunk)| if regular { self.part(chunk) } else { self.text(chunk) };
+        let parts: Vec<String> = chunks.into_iter().map(part).collect();
         if parts.is_empty() { EMPTY.to_owned() } else { parts.join(" ") }
     }
 
