@@ -77,6 +77,7 @@ find_linker() {
 
 if [ $# -gt 1 ]; then guests=("${@:2}"); else mapfile -t guests < <(all_guests); fi
 choose_toolchain
+[ -d "$build_dir" ] || echo "build-guests: compiling ${#guests[@]} components, which takes minutes the first time" >&2
 
 cargo build --quiet --package tessera-componentize --target-dir "$build_dir"
 componentize=$build_dir/debug/tessera-componentize
