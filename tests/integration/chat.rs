@@ -100,6 +100,31 @@ fn a_template_that_means_ill_harms_its_own_request_alone() {
 }
 
 #[test]
+fn a_package_says_how_its_model_answers_where_a_request_does_not() {
+    let server = Server::start();
+    let manifest = |temperature: &str| {
+        format!(
+            "component = 'stock:chat'\n[graphs.model]\nfile = 'model.gguf'\n\
+             [settings]\nmax_tokens = '5'\ntemperature = '{temperature}'\n"
+        )
+    };
+    server.deploy("terse", &smollm2().with("tessera.toml", manifest("0")));
+    let messages = json!([{ "role": "user", "content": "Tell me a story." }]);
+    let said = server.invoke("terse", &json!({ "messages": messages })).ok();
+    assert_eq!(said["usage"]["completion_tokens"], 5, "{said:#}");
+    let asked = json!({ "messages": messages, "temperature": 0, "max_tokens": 5 });
+    assert_eq!(server.invoke("terse", &asked).ok()["choices"], said["choices"]);
+    let longer = server.invoke("terse", &json!({ "messages": messages, "max_tokens": 7 })).ok();
+    assert_eq!(longer["usage"]["completion_tokens"], 7, "{longer:#}");
+
+    let version = server.push("main.default.hot", &smollm2().with("tessera.toml", manifest("3")));
+    server.create("hot", &serving("main.default.hot", &version)).ok();
+    let endpoint = server.settled("hot");
+    assert_eq!(endpoint["state"]["config_update"], "UPDATE_FAILED", "{endpoint:#}");
+    assert!(endpoint.to_string().contains("setting `temperature` is 3; 0 to 2 are allowed"), "{endpoint:#}");
+}
+
+#[test]
 fn a_template_that_is_no_template_fails_the_deploy() {
     let server = Server::start();
     let manifest = "component = 'stock:chat'\nassets = ['chat_template.jinja']\n[graphs.model]\nfile = 'model.gguf'\n";

@@ -19,6 +19,23 @@ const STOPS_MAX: usize = 4;
 /// As many as OpenAI takes, and as the host tells.
 const TOP_LOGPROBS_MAX: u32 = 20;
 
+/// What a package may set for requests that say nothing of it, by the names that they have in requests.
+const DEFAULTS: [&str; 8] =
+    ["max_tokens", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"];
+
+/// Reads [`DEFAULTS`] from the package's settings, with the checks of a request.
+pub(crate) fn defaults(setting: impl Fn(&str) -> Option<String>) -> Result<Options, Error> {
+    let mut body = serde_json::Map::new();
+    for name in DEFAULTS {
+        if let Some(text) = setting(name) {
+            body.insert(name.to_owned(), serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)));
+        }
+    }
+    let body = serde_json::Value::Object(body).to_string();
+    let options = Body::parse(body.as_bytes()).and_then(|body| body.options(&Options::default()));
+    options.map_err(|error| Error::model(format!("setting {}", error.message)))
+}
+
 /// All that a chat or a completion may ask for. Keys that are not listed are ignored: they change nothing here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -121,7 +138,12 @@ struct NamedSchema {
 impl Body {
     /// Reads a body; what is wrong is named.
     pub(crate) fn read(request: &Request) -> Result<Self, Error> {
-        let bytes = request.bytes()?;
+        let body = Self::parse(request.bytes()?)?;
+        body.check_supported()?;
+        Ok(body)
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.is_empty() {
             return Err(Error::invalid_input("the body is empty; expected JSON"));
         }
@@ -136,7 +158,6 @@ impl Body {
             Error::invalid_input(format!("{parameter}: {}", error.inner()))
         })?;
         json.end()?;
-        body.check_supported()?;
         Ok(body)
     }
 
@@ -209,12 +230,12 @@ impl Body {
         Ok(stops)
     }
 
-    /// Everything that the host chooses tokens by. `max_tokens` is for requests that say nothing of it.
-    pub(crate) fn options(&self, max_tokens: Option<u32>) -> Result<Options, Error> {
+    /// Everything that the host chooses tokens by; `defaults` for what the request says nothing of.
+    pub(crate) fn options(&self, defaults: &Options) -> Result<Options, Error> {
         let max_tokens = match (self.max_completion_tokens, self.max_tokens) {
             (Some(0), _) => return Err(Error::invalid_input("`max_completion_tokens` is 0; it must be at least 1")),
             (None, Some(0)) => return Err(Error::invalid_input("`max_tokens` is 0; it must be at least 1")),
-            (completion, tokens) => completion.or(tokens).or(max_tokens),
+            (completion, tokens) => completion.or(tokens).or(defaults.max_tokens),
         };
         let repeat_penalty = in_range("repeat_penalty", self.repeat_penalty, 0.0, 10.0)?;
         if repeat_penalty == Some(0.0) {
@@ -227,14 +248,16 @@ impl Body {
         }
         Ok(Options {
             max_tokens,
-            temperature: in_range("temperature", self.temperature, 0.0, 2.0)?,
-            top_p: in_range("top_p", self.top_p, 0.0, 1.0)?,
+            temperature: in_range("temperature", self.temperature, 0.0, 2.0)?.or(defaults.temperature),
+            top_p: in_range("top_p", self.top_p, 0.0, 1.0)?.or(defaults.top_p),
             // Some clients say -1 for all.
-            top_k: self.top_k.map(|top_k| u32::try_from(top_k).unwrap_or(0)),
-            min_p: in_range("min_p", self.min_p, 0.0, 1.0)?,
-            repeat_penalty,
-            presence_penalty: in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)?,
-            frequency_penalty: in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?,
+            top_k: self.top_k.map(|top_k| u32::try_from(top_k).unwrap_or(0)).or(defaults.top_k),
+            min_p: in_range("min_p", self.min_p, 0.0, 1.0)?.or(defaults.min_p),
+            repeat_penalty: repeat_penalty.or(defaults.repeat_penalty),
+            presence_penalty: in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)?
+                .or(defaults.presence_penalty),
+            frequency_penalty: in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?
+                .or(defaults.frequency_penalty),
             penalty_last_n: None,
             // All 64 bits count.
             seed: self.seed.map(|seed| (seed ^ (seed >> 32)) as u32),
@@ -322,7 +345,8 @@ mod tests {
             "presence_penalty": -1, "frequency_penalty": 1, "repetition_penalty": 1.1, "logit_bias": { "42": -100 },
             "seed": 7, "logprobs": true, "top_logprobs": 2, "user": "u", "client_request_id": "x", "temperature_": 9,
         }));
-        let options = body.unwrap().options(Some(9)).unwrap();
+        let defaults = Options { max_tokens: Some(9), temperature: Some(0.2), ..Options::default() };
+        let options = body.unwrap().options(&defaults).unwrap();
         let expected = Options {
             max_tokens: Some(7),
             temperature: Some(0.5),
@@ -339,9 +363,26 @@ mod tests {
         };
         assert_eq!(options, expected);
         let nothing = read(json!({ "temperature": null, "stop": null, "tools": null, "suffix": null })).unwrap();
-        assert_eq!(nothing.options(None).unwrap(), Options::default());
-        assert_eq!(nothing.options(Some(9)).unwrap().max_tokens, Some(9));
-        assert_eq!(read(json!({ "logprobs": 3 })).unwrap().options(None).unwrap().logprobs, Some(3));
+        assert_eq!(nothing.options(&defaults).unwrap(), defaults);
+        assert_eq!(read(json!({ "logprobs": 3 })).unwrap().options(&defaults).unwrap().logprobs, Some(3));
+    }
+
+    #[test]
+    fn settings_are_defaults_with_the_checks_of_a_request() {
+        let set =
+            |name: &'static str, text: &'static str| defaults(move |asked| (asked == name).then(|| text.to_owned()));
+        assert_eq!(defaults(|_| None).unwrap(), Options::default());
+        assert_eq!(set("temperature", "0.2").unwrap().temperature, Some(0.2));
+        assert_eq!(set("max_tokens", "100").unwrap().max_tokens, Some(100));
+        for (name, text, reason) in [
+            ("max_tokens", "0", "setting `max_tokens` is 0"),
+            ("max_tokens", "many", "setting `max_tokens`: invalid type"),
+            ("temperature", "", "setting `temperature`: invalid type"),
+            ("temperature", "3", "setting `temperature` is 3; 0 to 2"),
+        ] {
+            let error = set(name, text).unwrap_err();
+            assert!(error.message.starts_with(reason), "{error}");
+        }
     }
 
     #[test]
@@ -380,7 +421,7 @@ mod tests {
             (json!({ "logprobs": true, "top_logprobs": 21 }), "`top_logprobs` is 21"),
             (json!({ "grammar": "root ::= \"a\"", "response_format": { "type": "json_object" } }), "give one of them"),
         ] {
-            let error = read(body).unwrap().options(None).unwrap_err();
+            let error = read(body).unwrap().options(&Options::default()).unwrap_err();
             assert!(error.message.contains(reason), "{error}");
         }
         for (body, reason) in [

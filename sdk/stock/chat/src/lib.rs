@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `graph` | `model` | the graph of the package |
 //! | `max_tokens` | what fits | most tokens of an answer to a request that says nothing of it; 16 for completions |
+//! | `temperature`, `top_p`, `top_k`, `min_p`, `repeat_penalty`, `presence_penalty`, `frequency_penalty` | the host's | the same, for these |
 //!
 //! A request's body is checked ([`body`], [`messages`], [`tools`]); the model's template makes a prompt of it
 //! ([`template`]); the host computes its sequences ([`generate`]); what they write is searched for stop strings and calls
@@ -23,7 +24,7 @@ mod wire;
 
 use serde::Serialize;
 use tessera_openai::embeddings::EmbeddingsRequest;
-use tessera_sdk::{Endpoint, Error, Graph, Package, Request, Response, log};
+use tessera_sdk::{Endpoint, Error, Graph, Options, Package, Request, Response, log};
 
 use crate::body::{Body, CHOICES_MAX, PromptInput};
 use crate::calls::{Listener, Syntax};
@@ -48,7 +49,7 @@ pub struct Chat {
     /// Or why it has none.
     template: Result<Template, String>,
     syntax: Syntax,
-    max_tokens: Option<u32>,
+    defaults: Options,
 }
 
 impl Endpoint for Chat {
@@ -67,7 +68,7 @@ impl Endpoint for Chat {
         if let Err(reason) = &template {
             log::warn(reason);
         }
-        Ok(Self::new(graph, template, max_tokens(package.setting("max_tokens"))?))
+        Ok(Self::new(graph, template, body::defaults(|name| package.setting(name))?))
     }
 
     fn handle(&self, request: Request) -> Result<Response, Error> {
@@ -80,13 +81,13 @@ impl Endpoint for Chat {
 }
 
 impl Chat {
-    fn new(graph: String, template: Result<Template, String>, max_tokens: Option<u32>) -> Self {
+    fn new(graph: String, template: Result<Template, String>, defaults: Options) -> Self {
         let syntax = match &template {
             Ok(template) if template.takes_tools => Syntax::of_template(template.source()),
             // The one that it is told of.
             _ => Syntax::Tags,
         };
-        Self { graph, template, syntax, max_tokens }
+        Self { graph, template, syntax, defaults }
     }
 
     fn answer(&self, request: &Request) -> Result<Response, Error> {
@@ -149,7 +150,7 @@ impl Chat {
                 "`response_format` and `tools` cannot both say what to write; set `tool_choice` to 'none', or leave one out",
             ));
         }
-        let mut options = body.options(self.max_tokens)?;
+        let mut options = body.options(&self.defaults)?;
         let listener = match &tools.demand {
             Demand::None => Listener::Deaf,
             Demand::Auto => Listener::open(self.syntax, tools.names()),
@@ -186,10 +187,11 @@ impl Chat {
                 prompts.len() * n
             )));
         }
+        let max_tokens = self.defaults.max_tokens.or(Some(COMPLETION_TOKENS_DEFAULT));
         Ok(Plan {
             prompts,
             n,
-            options: body.options(Some(self.max_tokens.unwrap_or(COMPLETION_TOKENS_DEFAULT)))?,
+            options: body.options(&Options { max_tokens, ..self.defaults.clone() })?,
             stops: Stops::new(body.stops()?),
             listener: Listener::Deaf,
             calls_max: 0,
@@ -215,13 +217,6 @@ fn prompts(input: PromptInput) -> Result<Vec<PromptText>, Error> {
 
 fn missing(name: &str) -> Error {
     Error::invalid_input(format!("`{name}` is missing"))
-}
-
-fn max_tokens(setting: Option<String>) -> Result<Option<u32>, Error> {
-    let Some(setting) = setting else { return Ok(None) };
-    let wrong =
-        || Error::model(format!("setting `max_tokens` is `{setting}`; it must be a whole number of at least 1"));
-    setting.parse().ok().filter(|&tokens| tokens >= 1).map(Some).ok_or_else(wrong)
 }
 
 /// A prompt that is longer than the model's context. Clients know this error by its code.
@@ -287,7 +282,7 @@ mod tests {
 
     fn chat(template: &str) -> Chat {
         let template = Template::new(template.to_owned(), &SpecialTokens::default());
-        Chat::new("model".to_owned(), template.map_err(|error| error.message), None)
+        Chat::new("model".to_owned(), template.map_err(|error| error.message), Options::default())
     }
 
     fn body(body: serde_json::Value) -> Body {
@@ -348,7 +343,7 @@ mod tests {
 
     #[test]
     fn without_a_template_there_is_no_chat_but_the_reason() {
-        let chat = Chat::new("model".to_owned(), Err("the model has no chat template".to_owned()), None);
+        let chat = Chat::new("model".to_owned(), Err("the model has no chat template".to_owned()), Options::default());
         let asked = body(json!({ "messages": [{ "role": "user", "content": "Hi" }] }));
         assert_eq!(chat.plan_chat(asked, 0).unwrap_err().message, "the model has no chat template");
     }
@@ -379,13 +374,5 @@ mod tests {
             (400, &json!("context_length_exceeded"), &json!("BAD_REQUEST"))
         );
         assert_eq!(Overflow::of(&Error::invalid_input("the prompt has no tokens")), None);
-    }
-
-    #[test]
-    fn the_default_of_max_tokens_is_a_number() {
-        assert_eq!(max_tokens(Some("100".to_owned())).unwrap(), Some(100));
-        for wrong in ["0", "-1", "many", ""] {
-            assert!(max_tokens(Some(wrong.to_owned())).is_err(), "{wrong}");
-        }
     }
 }
