@@ -24,32 +24,46 @@ pub(crate) fn push_float(out: &mut Vec<u8>, value: f64) {
 }
 
 /// Rewrites a decimal number into the form Python chooses: an exponent, of at least two digits and with its sign, when
-/// it is below -4 or above 15.
+/// it is below -4 or above 15. Probabilities are often that small, so that nothing is allocated here.
 fn push_python_form(out: &mut Vec<u8>, shortest: &str) {
-    let (sign, unsigned) = shortest.strip_prefix('-').map_or(("", shortest), |rest| ("-", rest));
+    let unsigned = shortest.strip_prefix('-').unwrap_or(shortest);
     let (mantissa, exponent) = unsigned.split_once('e').unwrap_or((unsigned, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let written = format!("{whole}{fraction}");
-    let leading_zeros = written.len() - written.trim_start_matches('0').len();
-    let digits = written.trim_matches('0');
+    let written = || whole.bytes().chain(fraction.bytes());
+    let leading_zeros = written().take_while(|digit| *digit == b'0').count();
+    let trailing_zeros = written().rev().take_while(|digit| *digit == b'0').count();
+    let count = (whole.len() + fraction.len()).saturating_sub(leading_zeros + trailing_zeros);
+    let digits = written().skip(leading_zeros).take(count);
     // The power of ten of the first digit that counts.
     let power = exponent.parse::<i32>().unwrap_or(0) + whole.len() as i32 - 1 - leading_zeros as i32;
-    let (first, rest) = digits.split_at(1.min(digits.len()));
-    let text = match power {
-        0..16 => {
-            let whole_digits = power as usize + 1;
-            let padded = format!("{digits:0<whole_digits$}");
-            let (whole, fraction) = padded.split_at(whole_digits);
-            format!("{sign}{whole}.{}", if fraction.is_empty() { "0" } else { fraction })
-        }
-        -4..0 => format!("{sign}0.{}{digits}", "0".repeat((-power - 1) as usize)),
-        _ => {
-            let point = if rest.is_empty() { "" } else { "." };
-            let exponent_sign = if power < 0 { '-' } else { '+' };
-            format!("{sign}{first}{point}{rest}e{exponent_sign}{:02}", power.abs())
-        }
+    let (digits_before, exponent) = match power {
+        0..16 => (power as usize + 1, None),
+        -4..0 => (0, None),
+        _ => (1, Some(power)),
     };
-    out.extend_from_slice(text.as_bytes());
+    if unsigned.len() < shortest.len() {
+        out.push(b'-');
+    }
+    if digits_before == 0 {
+        out.extend_from_slice(b"0.");
+        out.extend(std::iter::repeat_n(b'0', (-power - 1).unsigned_abs() as usize));
+        return out.extend(digits);
+    }
+    out.extend(digits.clone().take(digits_before));
+    out.extend(std::iter::repeat_n(b'0', digits_before.saturating_sub(count)));
+    if count > digits_before {
+        out.push(b'.');
+        out.extend(digits.skip(digits_before));
+    } else if exponent.is_none() {
+        out.extend_from_slice(b".0");
+    }
+    if let Some(exponent) = exponent {
+        out.extend_from_slice(if exponent < 0 { b"e-" } else { b"e+" });
+        if exponent.abs() < 10 {
+            out.push(b'0');
+        }
+        out.extend_from_slice(itoa::Buffer::new().format(exponent.unsigned_abs()).as_bytes());
+    }
 }
 
 /// Appends a number of an output.

@@ -66,6 +66,20 @@ pub(crate) fn from_frame<'j>(frame: &Frame<'j>, columns: &'j [Column]) -> Result
     Ok(table)
 }
 
+/// The same table row by row, for the commonest of all: the signature has doubles alone, and the body gives floats in its
+/// order. None for every other. Nothing is converted, so that no column need be made of it.
+pub(crate) fn rows_from_frame(frame: &Frame<'_>, columns: &[Column]) -> Option<Array> {
+    let is_in_place = |(column, label): (&Column, &Label<'_>)| {
+        column.ty == Type::Scalar(ScalarType::Double)
+            && column.name.as_deref().is_none_or(|name| *label == Label::Name(name))
+    };
+    if frame.labels.len() != columns.len() || !columns.iter().zip(&frame.labels).all(is_in_place) {
+        return None;
+    }
+    let values = Values::Floats(frame.floats()?);
+    Some(Array { dtype: Dtype::Float64, shape: vec![frame.rows, columns.len()], values })
+}
+
 pub(crate) fn is_named(columns: &[Column]) -> bool {
     columns.first().is_some_and(|column| column.name.is_some())
 }

@@ -11,6 +11,8 @@ use crate::tensor::{Array, Dtype, Feed, Output, Values, bytes_of, fits};
 #[derive(Debug)]
 pub(crate) enum ModelInput<'j> {
     Table(Table<'j>),
+    /// A table of floats, row by row, for a graph that takes it as one array.
+    Rows(Array),
     Array(Array),
     Arrays(Vec<(&'j str, Array)>),
     /// Something the ONNX flavour cannot use, and why.
@@ -39,7 +41,7 @@ impl ModelInput<'_> {
     pub(crate) fn answer_form(&self, flavour: &Flavour) -> AnswerForm {
         match (self, flavour.answer) {
             (_, Answer::Array) => AnswerForm::Array,
-            (Self::Table(_), Answer::Outputs) => AnswerForm::Records,
+            (Self::Table(_) | Self::Rows(_), Answer::Outputs) => AnswerForm::Records,
             (_, Answer::Outputs) => AnswerForm::Outputs,
         }
     }
@@ -68,8 +70,8 @@ impl ModelInput<'_> {
                 };
                 inputs.iter().map(column).collect()
             }
-            (Self::Array(array), [input]) => Ok(vec![feed(input, array)?]),
-            (Self::Array(_), inputs) => Err(format!(
+            (Self::Rows(array) | Self::Array(array), [input]) => Ok(vec![feed(input, array)?]),
+            (Self::Rows(_) | Self::Array(_), inputs) => Err(format!(
                 "Unable to map numpy array input to the expected model input. Numpy arrays can only be used as input for \
                  MLflow ONNX models that have a single input. This model requires {} inputs. Please pass in data as \
                  either a dictionary or a DataFrame.",

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use tessera_sdk::{ElementType, TensorInfo};
+use tessera_sdk::{ElementType, GraphInfo, TensorInfo};
 
 use super::convert::excerpt;
 use crate::json::{self, Cell};
@@ -64,6 +64,11 @@ impl Flavour {
         let labels = setting("labels").map(|text| read("labels", &text, labels)).transpose()?;
         let categories = setting("categories").map(|text| read("categories", &text, categories)).transpose()?;
         Ok(Self { answer, labels, categories: categories.unwrap_or_default() })
+    }
+
+    /// Whether the graph takes a table as one array, as it is.
+    pub(crate) fn takes_whole_tables(&self, graph: &GraphInfo) -> bool {
+        matches!(graph.inputs.as_slice(), [input] if !self.has_categories(input))
     }
 
     pub(crate) fn has_categories(&self, input: &TensorInfo) -> bool {

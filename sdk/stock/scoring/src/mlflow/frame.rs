@@ -142,6 +142,20 @@ impl<'j> Frame<'j> {
         Ok(Self { labels, rows: rows.len(), source: Source::Records(rows) })
     }
 
+    /// All cells, row by row, if they are floats and no row is short.
+    pub(crate) fn floats(&self) -> Option<Vec<f64>> {
+        let Source::Rows(rows) = self.source else { return None };
+        let width = self.labels.len();
+        let mut values = Vec::with_capacity(self.rows.checked_mul(width)?);
+        for row in rows.iter() {
+            match row {
+                Cell::List(List::Floats(row)) if row.len() == width => values.extend_from_slice(row),
+                _ => return None,
+            }
+        }
+        Some(values)
+    }
+
     /// The column of this name, looked for first at `near`: tables mostly have the signature's order.
     pub(crate) fn position(&self, name: &str, near: usize) -> Option<usize> {
         if self.labels.get(near) == Some(&Label::Name(name)) {

@@ -122,7 +122,7 @@ fn predictions(model: &Model<'_>, content_type: &str, body: &[u8], compute: Comp
     };
     let input = match wrapper {
         Wrapper::None => language_model_input(object, model.signature)?,
-        Wrapper::Predictions => field_input(object, model.signature)?,
+        Wrapper::Predictions => field_input(object, model)?,
     };
     answer(input, model, wrapper, compute)
 }
@@ -220,7 +220,7 @@ fn not_an_object(cell: Cell<'_>) -> Refusal {
 }
 
 /// The input of a request with one of [`FIELDS`].
-fn field_input<'j>(object: &'j Object<'j>, signature: &'j Signature) -> Result<ModelInput<'j>, Refusal> {
+fn field_input<'j>(object: &'j Object<'j>, model: &Model<'j>) -> Result<ModelInput<'j>, Refusal> {
     let mut present = FIELDS.into_iter().filter_map(|field| Some((field, object.get(field)?)));
     let (Some((field, value)), None) = (present.next(), present.next()) else {
         // MLflow lists the fields that it knows, and leaves out all other keys.
@@ -230,14 +230,14 @@ fn field_input<'j>(object: &'j Object<'j>, signature: &'j Signature) -> Result<M
             format!("{}. Received dictionary with input fields: [{given}]. {PROTOCOL_CHANGE}", required_format());
         return Err(Refusal::Bad(message));
     };
-    let schema = signature.inputs.as_ref();
+    let schema = model.signature.inputs.as_ref();
     let input = match field {
-        "dataframe_split" => from_frame(&split(value)?, schema)?,
-        "dataframe_records" => from_frame(&records(value)?, schema)?,
+        "dataframe_split" => from_frame(&split(value)?, model)?,
+        "dataframe_records" => from_frame(&records(value)?, model)?,
         "instances" => from_data(values::instances(value, schema)?, schema)?,
         _ => from_data(values::inputs(value, schema)?, schema)?,
     };
-    params::check(signature.params.as_deref(), object.get("params"))?;
+    params::check(model.signature.params.as_deref(), object.get("params"))?;
     Ok(input)
 }
 
@@ -279,9 +279,15 @@ fn not_a_frame(form: &str, reason: &str) -> Refusal {
     ))
 }
 
-fn from_frame<'j>(frame: &Frame<'j>, schema: Option<&'j Schema>) -> Result<ModelInput<'j>, Refusal> {
-    match schema {
-        Some(Schema::Columns(schema)) => columns::from_frame(frame, schema).map(ModelInput::Table),
+fn from_frame<'j>(frame: &Frame<'j>, model: &Model<'j>) -> Result<ModelInput<'j>, Refusal> {
+    match model.signature.inputs.as_ref() {
+        Some(Schema::Columns(schema)) => {
+            let rows = || columns::rows_from_frame(frame, schema);
+            match model.flavour.takes_whole_tables(model.graph).then(rows).flatten() {
+                Some(rows) => Ok(ModelInput::Rows(rows)),
+                None => columns::from_frame(frame, schema).map(ModelInput::Table),
+            }
+        }
         Some(Schema::Tensors(schema)) => tensors::from_frame(frame, schema),
         None => {
             let column = |(position, label)| (label, convert::inferred(frame.column(position)));
