@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hyper::HeaderMap;
@@ -86,7 +86,7 @@ impl Host<'_> {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let package = GuestPackage { settings: settings.clone(), graphs: BTreeMap::new() };
-        let component = runtime.block_on(self.compile(component, settings, tokenizer, model))?;
+        let component = Arc::new(runtime.block_on(self.compile(component, settings, tokenizer, model))?);
         let info = inspect(model, &[]).map_err(|error| anyhow::anyhow!("{error}"))?;
         let graphs: NamedGraphs = Arc::new([("model".to_owned(), Arc::new(Zeros::new(info)) as Arc<dyn Graph>)]);
         let executor = Arc::new(Executor::new(1, 8, 1)?);
@@ -99,6 +99,7 @@ impl Host<'_> {
             package: Arc::clone(&package),
             init_assets: None,
             limits: LIMITS.clone(),
+            deadline: Instant::now() + Duration::from_millis(LIMITS.wall_ms),
             graphs: Arc::clone(&graphs),
             executor: Arc::clone(&executor),
             tenant: Tenant(1),

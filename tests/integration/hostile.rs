@@ -4,6 +4,9 @@
 //! The guest is `tests/guests/hostile`, which does what the request says. Every deed of it is asked for here or in
 //! `isolation` and `http`.
 
+use std::io::Write;
+use std::net::TcpStream;
+
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, Package, Server, eventually, guest, send, serving, serving_with};
@@ -69,6 +72,31 @@ fn a_request_that_waits_too_long_is_ended_by_the_clock() {
 }
 
 #[test]
+fn guests_that_compute_without_end_keep_nobody_else_from_the_processor() {
+    // given more guests that compute on than an event loop begins at once
+    const BUSY: usize = 80;
+    let server = hostile_and_neighbour();
+    server.deploy("busy", &Package::hostile("[limits]\ncpu_ms = 30000\n"));
+    let request = format!(
+        "POST /serving-endpoints/busy/invocations HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {}\r\n\
+         Content-Type: application/json\r\nContent-Length: 13\r\n\r\n{{\"do\":\"loop\"}}",
+        server.token
+    );
+    let begin = |_| {
+        let mut connection = TcpStream::connect(&server.address).unwrap();
+        connection.write_all(request.as_bytes()).unwrap();
+        connection
+    };
+    let busy: Vec<TcpStream> = (0..BUSY).map(begin).collect();
+    eventually("all of them run", || (server.metric("tessera_instances") >= BUSY as f64).then_some(()));
+
+    // when others call, then they are answered while those go on
+    server.invoke("neighbour", &json!({ "do": "compute_ok" })).ok();
+    assert!(server.metric("tessera_instances") >= BUSY as f64);
+    drop(busy);
+}
+
+#[test]
 fn answers_that_cannot_be_sent_are_refused() {
     let server = hostile_and_neighbour();
 
@@ -78,8 +106,10 @@ fn answers_that_cannot_be_sent_are_refused() {
     assert_eq!((whole.status, whole.body.len()), (200, 16 << 20), "the limit itself is allowed");
     let answer = deed(&server, &json!({ "do": "huge_output", "bytes": 1 << 30 }));
     answer.is_error(400, "BAD_REQUEST", &["bytes of memory"]);
-    let answer = deed(&server, &json!({ "do": "bad_status" }));
+    let answer = deed(&server, &json!({ "do": "status", "status": 99 }));
     answer.is_error(400, "BAD_REQUEST", &["status 99 is not in 200 to 599"]);
+    let answer = deed(&server, &json!({ "do": "bad_content_type" }));
+    answer.is_error(400, "BAD_REQUEST", &["its content type has the byte 13"]);
 }
 
 #[test]

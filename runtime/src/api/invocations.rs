@@ -254,11 +254,16 @@ async fn run_admitted(
 
     let (guest_request, body) = proxied::guest_request(call, entity, request)?;
     let log = RequestLog::new(limits.log_bytes);
+    let running = Instant::now();
+    let queued = running - waiting;
+    // The guest has its time from here on, but not beyond what the caller said that it waits.
+    let end = running + Duration::from_millis(limits.wall_ms);
     let invocation = Invocation {
         id: call.id.clone(),
         package: Arc::clone(&entity.plan.guest),
         init_assets: entity.plan.init_assets.clone(),
         limits,
+        deadline: call.deadline.map_or(end, |deadline| deadline.min(end)),
         graphs: ready.graphs,
         executor: Arc::clone(&host.executor),
         tenant: entity.plan.tenant,
@@ -268,8 +273,6 @@ async fn run_admitted(
         log: log.clone(),
         transcript: account.as_ref().and_then(Account::transcript),
     };
-    let running = Instant::now();
-    let queued = running - waiting;
     let account = account.take();
     let id = call.id.clone();
     let mut end = End { entity: Arc::clone(entity), account, log, id, started, queued, running, stage: Stage::Running };

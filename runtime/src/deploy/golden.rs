@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Uri};
@@ -89,6 +90,7 @@ async fn invoke(
         package: Arc::clone(&entity.plan.guest),
         init_assets: entity.plan.init_assets.clone(),
         limits: entity.plan.limits.clone(),
+        deadline: Instant::now() + Duration::from_millis(entity.plan.limits.wall_ms),
         graphs: ready.graphs,
         executor: Arc::clone(&host.executor),
         tenant: entity.plan.tenant,

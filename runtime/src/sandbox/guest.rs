@@ -15,7 +15,6 @@ use super::bindings::tessera::endpoint::{assets, graph_info, logging, request_he
 use super::limits::{MemoryLimiter, RequestLimits};
 use super::log::RequestLog;
 use super::outgoing::Outgoing;
-use super::slots::Slot;
 use super::streaming::ResponseStream;
 use crate::clock;
 use crate::nn::{Dim, ElementType, Executor, GraphInfo, NamedGraphs, Tenant, TensorInfo};
@@ -63,15 +62,6 @@ pub(super) struct RequestContext {
     pub(super) tenant: Tenant,
     /// Whom the guest may call; none may call nobody.
     pub(super) grant: Option<Grant>,
-    /// Given back while the guest waits for something slow.
-    pub(super) slot: Option<Slot>,
-}
-
-impl RequestContext {
-    /// Lets another guest run on this event loop: this one is about to wait.
-    pub(super) fn give_slot_back(&mut self) {
-        self.slot = None;
-    }
 }
 
 /// All that the host keeps for one instance. Dropped with it, so nothing can pass to the next request.

@@ -42,6 +42,8 @@ pub struct Invocation {
     pub init_assets: Option<Arc<BTreeMap<String, PathBuf>>>,
     /// Limits of this request.
     pub limits: RequestLimits,
+    /// When its caller waits no more, or its `wall_ms` are over.
+    pub deadline: Instant,
     /// The package's graphs, loaded.
     pub graphs: NamedGraphs,
     /// Where `compute` runs.
@@ -208,11 +210,11 @@ impl Sandbox {
     /// See [`InvokeError`].
     pub async fn invoke(
         &self,
-        component: &LoadedComponent,
+        component: &Arc<LoadedComponent>,
         invocation: Invocation,
     ) -> (Result<Answer, InvokeError>, Duration) {
         let (head_sender, mut head) = oneshot::channel();
-        let mut guest = Box::pin(run(component.clone(), invocation, head_sender));
+        let mut guest = Box::pin(run(Arc::clone(component), invocation, head_sender));
         // The guest first: in the common case it ends within one poll and the head never comes.
         tokio::select! {
             biased;
@@ -241,15 +243,19 @@ fn whole_answer(finished: Finished, head: &mut oneshot::Receiver<StreamedRespons
 }
 
 /// Instantiates, calls `handle`, and drops everything.
-async fn run(component: LoadedComponent, invocation: Invocation, head: oneshot::Sender<StreamedResponse>) -> Finished {
+async fn run(
+    component: Arc<LoadedComponent>,
+    invocation: Invocation,
+    head: oneshot::Sender<StreamedResponse>,
+) -> Finished {
     let meter = CpuMeter::new(Duration::from_millis(invocation.limits.cpu_ms));
-    let limit_ms = invocation.limits.wall_ms;
-    let deadline = Instant::now() + Duration::from_millis(limit_ms);
+    let (limit_ms, deadline) = (invocation.limits.wall_ms, invocation.deadline);
     // Pinned where they lie: they have kilobytes, and each hand they pass through would copy them.
     let result = match component.exports {
         Exports::Endpoint { .. } => {
             let guest = std::pin::pin!(call(component, invocation, head, deadline, Arc::clone(&meter)));
-            tokio::time::timeout_at(deadline.into(), meter.measure(guest)).await
+            let guest = async { slots::until_it_waits(slots::acquire().await, guest).await };
+            tokio::time::timeout_at(deadline.into(), meter.measure(std::pin::pin!(guest))).await
         }
         Exports::Proxy { .. } => {
             let guest = std::pin::pin!(call_proxy(component, invocation, head, deadline, Arc::clone(&meter)));
@@ -260,7 +266,7 @@ async fn run(component: LoadedComponent, invocation: Invocation, head: oneshot::
 }
 
 async fn call(
-    component: LoadedComponent,
+    component: Arc<LoadedComponent>,
     invocation: Invocation,
     head: oneshot::Sender<StreamedResponse>,
     deadline: Instant,
@@ -288,7 +294,6 @@ async fn call(
         executor: invocation.executor,
         tenant: invocation.tenant,
         grant: invocation.grant,
-        slot: slots::acquire().await,
     });
     // Where `init` was not frozen, it comes first.
     let (first, then) = match invocation.init_assets {
@@ -335,7 +340,7 @@ async fn call(
 
 /// The same for `wasi:http/proxy`, whose answer is sent while it is made. Only the guest's time is measured.
 async fn call_proxy(
-    component: LoadedComponent,
+    component: Arc<LoadedComponent>,
     invocation: Invocation,
     head: oneshot::Sender<StreamedResponse>,
     deadline: Instant,
@@ -353,7 +358,6 @@ async fn call_proxy(
         executor: invocation.executor,
         tenant: invocation.tenant,
         grant: invocation.grant,
-        slot: None,
     };
     let has_body = parts.method != Method::HEAD;
     let limit_bytes = invocation.limits.response_bytes;
@@ -361,7 +365,6 @@ async fn call_proxy(
     let begun = proxy::begin(&mut state, (*parts, scheme), invocation.body).map_err(InvokeError::Host);
     let (arguments, answer) = begun?;
     let mut store = new_store(&component, state, Arc::clone(&meter));
-    // Given back at the first wait, whatever it is for: what a guest of this world waits for is not known here.
     let slot = slots::acquire().await;
     let guest = async {
         let running = async {
@@ -463,6 +466,9 @@ fn answer(
             }
             if !(200..=599).contains(&response.status) {
                 return Err(InvokeError::BadResponse(format!("status {} is not in 200 to 599", response.status)));
+            }
+            if let Some(byte) = response.content_type.bytes().find(|byte| !matches!(byte, b'\t' | b' '..=b'~')) {
+                return Err(InvokeError::BadResponse(format!("its content type has the byte {byte}")));
             }
             Ok(Some((response.status, response.content_type, response.body)))
         }

@@ -2,9 +2,11 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Relaxed, Ordering::Release};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use futures_util::task::AtomicWaker;
 use serde::{Deserialize, Serialize};
 use wasmtime::ResourceLimiter;
 
@@ -67,7 +69,8 @@ impl ResourceLimiter for MemoryLimiter {
     }
 }
 
-/// Counts the processor time of one request, poll by poll.
+/// Counts the processor time of one request, poll by poll, and polls only when its future has been woken: whatever else
+/// wakes the task of a request, such as its connection, would resume a parked guest for nothing.
 ///
 /// The guest runs only while its future is polled, on one thread at a time; what it does while parked in `compute` is
 /// the backend's time, not its own.
@@ -78,6 +81,19 @@ pub(super) struct CpuMeter {
     poll_started_ns: AtomicU64,
     limit: Duration,
     exceeded: AtomicBool,
+    woken: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for CpuMeter {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Release);
+        self.task.wake();
+    }
 }
 
 impl CpuMeter {
@@ -88,15 +104,23 @@ impl CpuMeter {
             poll_started_ns: AtomicU64::new(0),
             limit,
             exceeded: AtomicBool::new(false),
+            woken: AtomicBool::new(true),
+            task: AtomicWaker::new(),
         })
     }
 
     /// Runs a future and counts the time of its polls.
-    pub(super) async fn measure<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
+    pub(super) async fn measure<F: Future>(self: &Arc<Self>, mut future: Pin<&mut F>) -> F::Output {
+        let waker = Waker::from(Arc::clone(self));
         std::future::poll_fn(|context| {
+            // Before it is looked whether there was a wake: one that comes later wakes the task.
+            self.task.register(context.waker());
+            if !self.woken.swap(false, AcqRel) {
+                return Poll::Pending;
+            }
             let started = self.now_ns();
             self.poll_started_ns.store(started, Relaxed);
-            let poll = future.as_mut().poll(context);
+            let poll = future.as_mut().poll(&mut Context::from_waker(&waker));
             self.used_ns.fetch_add(self.now_ns() - started, Relaxed);
             poll
         })
@@ -131,6 +155,25 @@ impl CpuMeter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_guest_is_polled_when_it_is_woken_and_not_with_its_task() {
+        let (polls, waker) = (AtomicU64::new(0), AtomicWaker::new());
+        let mut guest = std::pin::pin!(std::future::poll_fn(|context| {
+            waker.register(context.waker());
+            match polls.fetch_add(1, Relaxed) {
+                0 => Poll::Pending,
+                _ => Poll::Ready(()),
+            }
+        }));
+        let meter = CpuMeter::new(Duration::MAX);
+        let mut measured = std::pin::pin!(meter.measure(guest.as_mut()));
+        let mut poll = || measured.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(poll().is_pending() && poll().is_pending());
+        assert_eq!(polls.load(Relaxed), 1);
+        waker.wake();
+        assert!(poll().is_ready());
+    }
 
     #[test]
     fn memories_and_tables_are_summed() {

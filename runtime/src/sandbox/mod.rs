@@ -78,7 +78,6 @@ pub fn prepare_thread() {
 
 /// A component whose imports are resolved and whose exports are found. The generated bindings would look at the types of
 /// all exports in every instance; this way only those that are called are checked.
-#[derive(Clone)]
 pub struct LoadedComponent {
     pre: InstancePre<GuestState>,
     exports: Exports,

@@ -13,7 +13,7 @@ use wasmtime::component::{Linker, Resource};
 use super::bindings::tessera::endpoint::compute;
 use super::bindings::wasi::nn::{errors, graph, inference, tensor};
 use super::guest::{GuestState, Phase};
-use super::slots::Slot;
+use super::slots;
 use crate::nn::{Compute, Graph, NnError, NnErrorKind, Outputs, Sequence, Tensor, TensorType, Venue};
 
 /// A guest's handle on a graph.
@@ -135,16 +135,17 @@ impl GuestState {
             return Err(NnError::new(NnErrorKind::UnsupportedOperation, refusal));
         }
         let rows = inputs.first().and_then(|(_, tensor)| tensor.dims().first()).copied().unwrap_or(1);
-        if request.executor.venue(&*graph, rows) == Venue::Thread {
-            request.give_slot_back();
+        let (executor, tenant, deadline) = (&request.executor, request.tenant, request.deadline);
+        let venue = executor.venue(&*graph, rows);
+        let computed = executor.compute(Compute { tenant, graph, inputs, deadline }, slots::is_alone());
+        match venue {
+            Venue::EventLoop => slots::within_turn(computed).await,
+            Venue::Thread => computed.await,
         }
-        let alone = request.slot.as_ref().is_some_and(Slot::is_alone);
-        let (executor, tenant, deadline) = (Arc::clone(&request.executor), request.tenant, request.deadline);
-        executor.compute(Compute { tenant, graph, inputs, deadline }, alone).await
     }
 }
 
-/// The next part of a sequence's answer: the guest waits for it, and others run meanwhile.
+/// The next part of a sequence's answer.
 async fn advance(
     phase: &mut Phase,
     sequence: &mut dyn Sequence,
@@ -153,7 +154,6 @@ async fn advance(
     let Phase::Handle(request) = phase else {
         return Err(NnError::new(NnErrorKind::UnsupportedOperation, "graphs can be used only during handle"));
     };
-    request.give_slot_back();
     sequence.compute(inputs, request.deadline).await
 }
 

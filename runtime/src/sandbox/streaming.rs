@@ -123,9 +123,6 @@ impl HostRequestBody for GuestState {
         bytes_max: u32,
     ) -> wasmtime::Result<Result<Vec<u8>, StreamError>> {
         let bytes_max = (bytes_max as usize).clamp(1, CHUNK_BYTES_MAX);
-        if let Phase::Handle(request) = &mut self.phase {
-            request.give_slot_back();
-        }
         Ok(self.table.get_mut(&body)?.read(bytes_max).await.map(Vec::from))
     }
 
@@ -144,7 +141,6 @@ impl HostResponseBody for GuestState {
         self.table.get(&body)?;
         let limit_bytes = self.limits.response_bytes;
         let Phase::Handle(request) = &mut self.phase else { return Ok(Err(StreamError::Invalid)) };
-        request.give_slot_back();
         let stream = &mut request.stream;
         stream.sent_bytes = stream.sent_bytes.saturating_add(chunk.len() as u64);
         if stream.sent_bytes > limit_bytes {

@@ -91,8 +91,12 @@ enum Deed {
     ComputeRows {
         rows: u32,
     },
-    /// Answers with the status 99.
-    BadStatus,
+    /// Answers with this status.
+    Status {
+        status: u16,
+    },
+    /// Answers with a content type that no header can hold.
+    BadContentType,
     /// Reads an asset although `init` is over; answers the refusal.
     AssetLate,
     /// Answers a setting, as a request sees it.
@@ -176,7 +180,8 @@ impl Endpoint for Hostile {
             Deed::ComputeOk => nn::compute(self.model()?),
             Deed::ComputeByWasiNn => nn::compute_by_wasi_nn(self.model()?),
             Deed::ComputeRows { rows } => nn::compute_rows(self.model()?, rows),
-            Deed::BadStatus => Ok(Response::text("status 99").with_status(99)),
+            Deed::Status { status } => Ok(Response::text(format!("status {status}")).with_status(status)),
+            Deed::BadContentType => Ok(Response::bytes("text/plain\r\nx-y: z", "two headers")),
             Deed::AssetLate => Response::json(&json!({ "refusal": assets::read("tokenizer.json").err() })),
             Deed::Setting { name } => Response::json(&json!({ "setting": request.setting(&name) })),
             Deed::Fail { kind } => Err(Error::new(failure_kind(&kind)?, format!("told to fail with {kind}"))),
