@@ -107,7 +107,10 @@ impl Executor {
     /// Lets short runs happen on this thread, which is an event loop.
     pub fn serve_on_this_thread(&self) {
         let limit = BatchLimit { rows: self.shared.rows_max, run_ns: SHORT_BATCH.as_nanos() as u64 };
-        turn::start(limit, self.shared.counters.clone(), self.watches.add());
+        let shared = Arc::clone(&self.shared);
+        // Where the queue is full, work is dropped, and whoever waits hears of it.
+        let elsewhere = Arc::new(move |work| drop(shared.push(work)));
+        turn::start(limit, self.shared.counters.clone(), self.watches.add(), elsewhere);
     }
 
     /// Where a computation will run that is asked for on this thread.
@@ -163,9 +166,9 @@ impl Executor {
         };
         match answer {
             Ok(Ok(result)) => result,
-            // Not run: it was found expired when its turn came, or the server ends.
+            // Not run: it was found expired when its turn came, or no thread will take it.
             Ok(Err(_dropped)) if Instant::now() >= deadline => Err(expired()),
-            Ok(Err(_dropped)) => Err(NnError::overloaded("the server is shutting down")),
+            Ok(Err(_dropped)) => Err(NnError::overloaded("too many computations wait, or the server is shutting down")),
             Err(_elapsed) => Err(expired()),
         }
     }
@@ -234,7 +237,8 @@ impl Shared {
         while let Some((batch, threads)) = self.pop(kept_busy) {
             kept_busy = threads;
             let _busy = self.busy.enter(threads);
-            batcher::run(batch, Stop::WhenUnwanted, &self.counters);
+            let left = batcher::run(batch, Stop::WhenUnwanted, &self.counters);
+            debug_assert!(left.is_empty(), "only an event loop stops runs for its own sake");
         }
     }
 

@@ -29,15 +29,17 @@ struct Turn {
     limit: BatchLimit,
     counters: Arc<Counters>,
     watch: Arc<Watch>,
+    /// Where work goes on that must not run here after all.
+    elsewhere: Arc<dyn Fn(Work)>,
     /// Whether the end of this turn is coming.
     ending: bool,
     /// Works that may run without waiting for the end of their turn.
     lone: u32,
 }
 
-/// Makes this thread one that runs short work itself.
-pub(super) fn start(limit: BatchLimit, counters: Arc<Counters>, watch: Arc<Watch>) {
-    TURN.set(Some(Turn { works: FairQueue::default(), limit, counters, watch, ending: false, lone: 0 }));
+/// Makes this thread one that runs short work itself, and hands `elsewhere` what turns out not to be short.
+pub(super) fn start(limit: BatchLimit, counters: Arc<Counters>, watch: Arc<Watch>, elsewhere: Arc<dyn Fn(Work)>) {
+    TURN.set(Some(Turn { works: FairQueue::default(), limit, counters, watch, elsewhere, ending: false, lone: 0 }));
 }
 
 /// Whether this thread is one.
@@ -73,8 +75,16 @@ async fn end() {
         for _ in 0..BATCHES_PER_TURN {
             // Not held during the run, which may log and thereby come here again.
             let Some((batch, watched, counters)) = take() else { return };
-            batcher::run(batch, Stop::By(watched.cancel()), &counters);
+            let left = batcher::run(batch, Stop::By(watched.cancel()), &counters);
+            left.into_iter().for_each(hand_over);
         }
+    }
+}
+
+fn hand_over(work: Work) {
+    let elsewhere = TURN.with_borrow(|turn| turn.as_ref().map(|turn| Arc::clone(&turn.elsewhere)));
+    if let Some(elsewhere) = elsewhere {
+        elsewhere(work);
     }
 }
 
@@ -166,6 +176,20 @@ mod tests {
         let error = executor.compute(compute(), false).await.unwrap_err();
         assert!(error.to_string().contains("was stopped after 100 ms"), "{error}");
         assert!(executor.compute(compute(), false).await.is_ok(), "on a thread");
+    }
+
+    #[tokio::test]
+    async fn those_who_shared_a_stopped_run_are_answered_from_a_thread() {
+        let executor = Executor::new(1, 8, 64).unwrap();
+        executor.serve_on_this_thread();
+        let home = std::thread::current().id();
+        let held_up = costing(&[1000, 500], move |inputs, cancel| match std::thread::current().id() == home {
+            true => run_until_stopped(cancel),
+            false => given_back(inputs),
+        });
+        let (executor, graph) = (&executor, &held_up);
+        let answers = (0..2).map(|value| async move { ask(executor, graph, value, false).await });
+        assert_eq!(futures_util::future::join_all(answers).await, [0, 1]);
     }
 
     #[tokio::test]

@@ -86,13 +86,24 @@ pub(super) enum Stop<'a> {
     By(&'a Cancel),
 }
 
-/// Runs a batch and answers everybody in it.
-pub(super) fn run(batch: Vec<Work>, stop: Stop<'_>, counters: &Counters) {
+impl Stop<'_> {
+    fn has_come(self) -> bool {
+        matches!(self, Stop::By(cancel) if cancel.is_cancelled())
+    }
+}
+
+/// Runs a batch and answers everybody in it, but those whose run was stopped for the sake of the event loop when it was not
+/// their own alone: they are given back, to run elsewhere.
+#[must_use]
+pub(super) fn run(batch: Vec<Work>, stop: Stop<'_>, counters: &Counters) -> Vec<Work> {
     let started = Instant::now();
     let waited: Duration = batch.iter().map(|work| started.saturating_duration_since(work.queued)).sum();
     counters.queue_ns.fetch_add(waited.as_nanos() as u64, Relaxed);
     match <[Work; 1]>::try_from(batch) {
-        Ok([work]) => run_alone(work, stop, counters),
+        Ok([work]) => {
+            run_alone(work, stop, counters);
+            Vec::new()
+        }
         Err(batch) => run_together(batch, stop, counters),
     }
 }
@@ -108,7 +119,7 @@ fn run_alone(work: Work, stop: Stop<'_>, counters: &Counters) {
     let _ = tx.send(result);
 }
 
-fn run_together(batch: Vec<Work>, stop: Stop<'_>, counters: &Counters) {
+fn run_together(batch: Vec<Work>, stop: Stop<'_>, counters: &Counters) -> Vec<Work> {
     let graph = Arc::clone(&batch[0].graph);
     match try_together(&graph, &batch, stop, counters) {
         Some(answers) => {
@@ -118,9 +129,18 @@ fn run_together(batch: Vec<Work>, stop: Stop<'_>, counters: &Counters) {
                 drop(graph);
                 let _ = tx.send(Ok(outputs));
             }
+            Vec::new()
         }
         // One request's values can fail a run, and must not fail its neighbours'.
-        None => batch.into_iter().for_each(|work| run_alone(work, stop, counters)),
+        None => {
+            let mut batch = batch.into_iter();
+            while !stop.has_come()
+                && let Some(work) = batch.next()
+            {
+                run_alone(work, stop, counters);
+            }
+            batch.collect()
+        }
     }
 }
 

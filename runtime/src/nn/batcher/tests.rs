@@ -87,7 +87,7 @@ const LIMIT: BatchLimit = BatchLimit { rows: 64, run_ns: u64::MAX };
 
 fn run_all(queue: &mut FairQueue, counters: &Counters) {
     while let Some(batch) = queue.take(LIMIT, &mut Vec::new()) {
-        run(batch, Stop::WhenUnwanted, counters);
+        assert!(run(batch, Stop::WhenUnwanted, counters).is_empty());
     }
 }
 
@@ -162,7 +162,7 @@ fn a_workspace_at_fifty_times_the_rate_delays_another_by_one_run_at_most() {
         let mut runs = 0;
         for _ in 0..2 {
             let batch = queue.take(LIMIT, &mut Vec::new()).unwrap();
-            run(batch, Stop::WhenUnwanted, &Counters::default());
+            assert!(run(batch, Stop::WhenUnwanted, &Counters::default()).is_empty());
             runs += 1;
             if rx.try_recv().is_ok() {
                 waited.push(runs);
@@ -248,7 +248,7 @@ fn what_nobody_waits_for_never_runs() {
     let mut dropped = Vec::new();
     let batch = queue.take(LIMIT, &mut dropped).unwrap();
     assert_eq!((batch.len(), dropped.len()), (1, 2));
-    run(batch, Stop::WhenUnwanted, &Counters::default());
+    assert!(run(batch, Stop::WhenUnwanted, &Counters::default()).is_empty());
     answer(rx).unwrap();
     assert_eq!(graph.rows(), [1]);
 }
