@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use serde_json::Value;
+use reqwest::Method;
+use serde_json::{Value, json};
 
-use crate::harness::{Server, tessera};
+use crate::harness::{Package, Server, send, tessera};
 
 fn run(home: &Path, args: &[&str]) -> Output {
     tessera().args(args).arg("--home").arg(home).output().unwrap()
@@ -58,6 +59,19 @@ fn the_audit_log_is_whole_through_restarts_and_kills_and_tells_what_was_touched(
     let found: Value = serde_json::from_str(&out(&broken)).unwrap();
     assert_eq!(found["break"]["line"], 2, "{found}");
     assert_eq!(found["break"]["what"], "the record is not as it was written");
+}
+
+#[test]
+fn a_model_that_answers_403_denies_nobody_access() {
+    let mut server = Server::start();
+    server.deploy("strict", &Package::hostile(""));
+    let invocations = "/serving-endpoints/strict/invocations";
+    assert_eq!(server.post(invocations, &json!({ "do": "status", "status": 403 })).status, 403);
+    assert_eq!(send(server.anonymous(Method::POST, invocations)).status, 401);
+    server.terminate();
+    server.wait();
+    let denied = actions(&server.home()).into_iter().filter(|action| action == "invocations.invoke").count();
+    assert_eq!(denied, 1, "the caller without a token");
 }
 
 #[test]

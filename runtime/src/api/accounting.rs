@@ -124,7 +124,7 @@ impl Account {
         };
         let counts_tokens = entity.plan.may_count_tokens() && asked.path != INFER;
         // Tensors are no text.
-        let tokens = if counts_tokens { estimate(characters) } else { 0 };
+        let tokens = if counts_tokens { estimate(characters).max(1) } else { 0 };
         match app.gate.admit(principal, record, tokens) {
             Ok(admitted) => {
                 let sampling_fraction = record.inference_table().map_or(0.0, |table| table.sampling_fraction());

@@ -12,7 +12,8 @@ pub(super) async fn record(call: &Call, route: &Route, outcome: Result<Answer, A
         Ok(answer) => (answer.status().as_u16(), None),
         Err(error) => (error.status, Some(error.code.name())),
     };
-    if matches!(status, 401 | 403) {
+    // An answer is no denial of ours: a model may say what it likes.
+    if outcome.is_err() && matches!(status, 401 | 403) {
         call.app.audit.denied(event(call, route, status, error_code));
     } else if route.effect == Effect::Change {
         call.app.audit.append(event(call, route, status, error_code)).await?;

@@ -218,7 +218,7 @@ pub struct Refusal {
 
 /// Counts a request in all of `limits` (those of the workspace and of the endpoint) or in none. `tokens` is an estimate
 /// from above: the input's and the largest output's. One that is larger than a limit is taken for all of that limit, for
-/// otherwise it could never run.
+/// otherwise it could never run. Of 0, as for tensors, no limit of tokens counts anything.
 ///
 /// # Errors
 /// [`Refusal`] says which limit, and when to come again.
@@ -226,9 +226,10 @@ pub fn admit(limits: &[&Limits], caller: &Caller<'_>, tokens: u64, now_ms: u64) 
     let mut admitted = Admitted::default();
     let mut refusal: Option<Refusal> = None;
     for rule in limits.iter().flat_map(|limits| limits.of(caller)) {
-        let amount = match rule.measure {
-            Measure::Calls => 1,
-            Measure::Tokens => tokens.clamp(1, rule.limit.max(1)),
+        let amount = match (rule.measure, tokens) {
+            (Measure::Calls, _) => 1,
+            (Measure::Tokens, 0) => continue,
+            (Measure::Tokens, tokens) => tokens.min(rule.limit.max(1)),
         };
         match rule.take(caller, amount, now_ms, refusal.is_some()) {
             Ok(held) => admitted.held.extend(held),

@@ -155,8 +155,11 @@ impl Model {
             if let Some(calls) = limit.calls {
                 amounts.push(((owner.clone(), "calls"), 1, 1, calls));
             }
-            if let Some(tokens) = limit.tokens {
-                amounts.push(((owner, "tokens"), estimate.clamp(1, tokens.max(1)), used, tokens));
+            // What has no tokens, a tensor, is in no limit of them.
+            if let Some(tokens) = limit.tokens
+                && estimate > 0
+            {
+                amounts.push(((owner, "tokens"), estimate.min(tokens.max(1)), used, tokens));
             }
         }
         let fits =
