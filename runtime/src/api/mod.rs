@@ -565,7 +565,15 @@ fn render_error(error: &ApiError, request_id: &str, dialect: Dialect) -> Answer 
 
 /// 32 hex digits in the form of a UUID. Unique, not secret.
 fn request_id() -> String {
-    let id = fastrand::u128(..);
-    let hex = format!("{id:032x}");
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    let mut hex = [0; 32];
+    // Twice the length of what is encoded.
+    let _ = hex::encode_to_slice(fastrand::u128(..).to_be_bytes(), &mut hex);
+    let mut id = String::with_capacity(36);
+    for (at, digit) in hex.into_iter().enumerate() {
+        if matches!(at, 8 | 12 | 16 | 20) {
+            id.push('-');
+        }
+        id.push(char::from(digit));
+    }
+    id
 }

@@ -19,7 +19,8 @@ use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::Compression;
 use parquet::encryption::decrypt::FileDecryptionProperties;
 use parquet::encryption::encrypt::FileEncryptionProperties;
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::rows::{Record, Table, batch};
@@ -155,14 +156,14 @@ impl Tables {
 
     /// Writes the rows of one spill; the folders that got a part.
     fn write_parts(&self, number: u64, records: Vec<Record>) -> io::Result<Vec<PathBuf>> {
-        let mut groups: BTreeMap<(Table, String), Vec<Record>> = BTreeMap::new();
+        let mut groups: BTreeMap<(Table, u64), Vec<Record>> = BTreeMap::new();
         for record in records {
-            // A time beyond the year 9999 has no RFC 3339 form.
-            let day = rfc3339(record.time_ms().min(200_000_000_000_000))[..10].to_owned();
-            groups.entry((record.table(), day)).or_default().push(record);
+            groups.entry((record.table(), record.time_ms() / DAY_MS)).or_default().push(record);
         }
         let mut days = Vec::new();
         for ((table, day), records) in groups {
+            // A time beyond the year 9999 has no RFC 3339 form.
+            let day = &rfc3339((day * DAY_MS).min(200_000_000_000_000))[..10];
             let folder = self.dir.join(table.folder()).join(format!("date={day}"));
             create_private_dir(&folder)?;
             if !parts(&folder)?.iter().any(|part| part.first <= number && number <= part.last) {
@@ -329,7 +330,12 @@ pub fn payload_tables(dir: &Path, endpoint: &str) -> io::Result<Vec<Table>> {
 /// Writes a part as a whole.
 fn write(path: &Path, key: Option<[u8; 32]>, batches: impl Iterator<Item = io::Result<RecordBatch>>) -> io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut properties = WriterProperties::builder().set_compression(Compression::SNAPPY);
+    // No two are the same: a dictionary would be built and thrown away, and the least and the largest tell nothing.
+    let id = ColumnPath::from("databricks_request_id");
+    let mut properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .set_column_dictionary_enabled(id.clone(), false)
+        .set_column_statistics_enabled(id, EnabledStatistics::None);
     if let Some(key) = key {
         let encryption = FileEncryptionProperties::builder(key.to_vec()).build().map_err(io::Error::other)?;
         properties = properties.with_file_encryption_properties(encryption);
