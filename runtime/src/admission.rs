@@ -1,11 +1,12 @@
 //! Who may run now: a bounded number of instances, and a bounded queue before them.
 
+mod places;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
+use self::places::{Asked, Places, Taken, Waiting};
 use crate::access::quota::Reserved;
 use crate::access::{Resource, Tallies};
 use crate::catalog::WorkspaceId;
@@ -17,9 +18,7 @@ const BODY_BYTES_MAX: u64 = 1 << 30;
 
 /// Hands out places for instances.
 pub struct Admission {
-    places: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    waiting_max: usize,
+    places: Arc<Places>,
     body_bytes: AtomicU64,
     tallies: Arc<Tallies>,
     metrics: Arc<Metrics>,
@@ -27,9 +26,9 @@ pub struct Admission {
 
 /// The right to one instance. Dropping it is the release.
 pub struct Place {
-    _permit: OwnedSemaphorePermit,
-    /// One of the workspace's own.
+    /// One of the workspace's own. Before the place, which goes to the workspace that has the fewest.
     _quota: Reserved,
+    _taken: Taken,
     metrics: Arc<Metrics>,
 }
 
@@ -66,56 +65,50 @@ impl Drop for BodyRoom<'_> {
     }
 }
 
-struct Waiting<'a>(&'a Admission);
+/// Counts one that waits.
+struct Queued<'a>(&'a Metrics);
 
-impl Drop for Waiting<'_> {
+impl<'a> Queued<'a> {
+    fn new(metrics: &'a Metrics) -> Queued<'a> {
+        metrics.queued.inc();
+        Queued(metrics)
+    }
+}
+
+impl Drop for Queued<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Relaxed);
-        self.0.metrics.queued.dec();
+        self.0.queued.dec();
     }
 }
 
 impl Admission {
     /// Room for `instances_max` instances and `waiting_max` requests before them.
     pub fn new(instances_max: usize, waiting_max: usize, tallies: Arc<Tallies>, metrics: Arc<Metrics>) -> Admission {
-        Admission {
-            places: Arc::new(Semaphore::new(instances_max)),
-            waiting: AtomicUsize::new(0),
-            waiting_max,
-            body_bytes: AtomicU64::new(0),
-            tallies,
-            metrics,
-        }
+        Admission { places: Places::new(instances_max, waiting_max), body_bytes: AtomicU64::new(0), tallies, metrics }
     }
 
-    /// A place for an instance; waits in the queue for at most `patience`.
+    /// A place for an instance; waits in the queue for at most `patience`, where workspaces have their turns.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` when the workspace has as many requests in work as it may have, the queue is full, or the wait
     /// too long.
     pub async fn place(&self, workspace: WorkspaceId, patience: Duration) -> Result<Place, ApiError> {
-        // Before the queue, so that no workspace fills it for the others.
-        let quota = self.tallies.of(workspace).reserve(Resource::ConcurrentRequests, 1);
+        let tally = self.tallies.of(workspace);
+        let quota = tally.reserve(Resource::ConcurrentRequests, 1);
         let quota = quota.inspect_err(|_| self.metrics.count_refusal("quota"))?;
-        let permit = match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => self.wait(patience).await?,
+        let taken = match self.places.ask(workspace, &tally) {
+            Asked::Taken(taken) => Some(taken),
+            Asked::Waiting(waiting) => self.wait(waiting, patience).await,
+            Asked::Refused => None,
         };
+        let taken = taken.ok_or_else(|| self.busy())?;
         self.metrics.instances.inc();
-        Ok(Place { _permit: permit, _quota: quota, metrics: Arc::clone(&self.metrics) })
+        Ok(Place { _quota: quota, _taken: taken, metrics: Arc::clone(&self.metrics) })
     }
 
-    async fn wait(&self, patience: Duration) -> Result<OwnedSemaphorePermit, ApiError> {
-        if self.waiting.fetch_add(1, Relaxed) >= self.waiting_max {
-            self.waiting.fetch_sub(1, Relaxed);
-            return Err(self.busy());
-        }
-        self.metrics.queued.inc();
-        let _waiting = Waiting(self);
-        match tokio::time::timeout(patience, Arc::clone(&self.places).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(self.busy()),
-        }
+    async fn wait(&self, mut waiting: Waiting, patience: Duration) -> Option<Taken> {
+        let _queued = Queued::new(&self.metrics);
+        tokio::time::timeout(patience, waiting.place()).await.ok().flatten()
     }
 
     /// Room for a body, which grows as its bytes arrive: a length that is only declared takes none.

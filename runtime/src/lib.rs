@@ -12,7 +12,7 @@
 //! - [`gateway`]: rate limits, counted without a lock.
 //! - [`catalog`]: endpoint → traffic → served entity. An endpoint that nobody calls is a name here, and wakes from its
 //!   record; [`catalog::served`] is the ladder from disk to memory.
-//! - [`admission`]: a place for an instance, or a bounded wait for one.
+//! - [`admission`]: a place for an instance, or a bounded wait for one, fair between workspaces.
 //! - [`sandbox`]: a fresh instance with its limits; the host's side of the guest contract in `wit/`, and of
 //!   `wasi:http/proxy`.
 //! - [`outbound`]: to which other hosts guests may send requests, and the connections.

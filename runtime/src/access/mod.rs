@@ -22,5 +22,5 @@ pub mod workspace;
 pub use self::authorize::{Action, Grant, Level, Object, authorize, level_of};
 pub use self::directory::Directory;
 pub use self::identity::{Identity, IdentityKind, Principal};
-pub use self::quota::{Limits, Reserved, Resource, Tallies};
+pub use self::quota::{Limits, Reserved, Resource, Tallies, Tally};
 pub use self::workspace::{Quotas, Workspace};

@@ -182,23 +182,23 @@ pub async fn answer(app: Arc<App>, request: Request<Incoming>, peer: SocketAddr,
 }
 
 async fn answer_call(mut call: Call, found: Found) -> Answer {
-    let (id, started, dialect) = (call.id.clone(), call.started, Dialect::of(&call.head));
-    let (method, path) = (call.head.method.clone(), call.head.uri.path().to_owned());
+    let dialect = Dialect::of(&call.head);
     // A panic here is our bug; it costs one request, and the log says where.
     let outcome = futures_util::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(dispatch(&mut call, found))).await;
     if let (Ok(Err(_)), Some(body)) = (&outcome, &mut call.body) {
         body::discard(body).await;
     }
+    let (id, method, path) = (call.id.as_str(), &call.head.method, call.head.uri.path());
     let mut response = match outcome {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => render_error(&error, &id, dialect),
+        Ok(Err(error)) => render_error(&error, id, dialect),
         Err(_) => {
             tracing::error!(request_id = id, %method, path, "a handler panicked");
             let error = ApiError::new(ErrorCode::InternalError, "the server failed on this request; its log says why");
-            render_error(&error, &id, dialect)
+            render_error(&error, id, dialect)
         }
     };
-    if let Ok(value) = HeaderValue::from_str(&id) {
+    if let Ok(value) = HeaderValue::from_str(id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     tracing::debug!(
@@ -207,7 +207,7 @@ async fn answer_call(mut call: Call, found: Found) -> Answer {
         %method,
         path,
         status = response.status().as_u16(),
-        duration_us = started.elapsed().as_micros() as u64,
+        duration_us = call.started.elapsed().as_micros() as u64,
         "request"
     );
     response
