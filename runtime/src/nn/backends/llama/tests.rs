@@ -512,3 +512,17 @@ async fn texts_become_vectors_that_tell_how_alike_they_are() {
         sequence.compute(inputs(&"word ".repeat(300), &json!({ "task": "embed" })), deadline()).await.unwrap_err();
     assert!(error.to_string().contains("tokens, the context 256"), "{error}");
 }
+
+#[tokio::test]
+async fn a_prompt_that_is_not_utf_8_is_answered() {
+    let Some(graph) = load(spec(64, 1, 64)) else { return };
+    // Characters behind the last of Unicode, half ones, and none at all.
+    for prompt in [b"a\xf7\xbf\xbf\xbfb".as_slice(), b"\xf4\x90\x80\x80", b"\xed\xa0\x80", b"\x80\xffa\xc3"] {
+        let prompt = Tensor::new(TensorType::U8, vec![prompt.len() as u32], prompt.to_vec()).unwrap();
+        let mut given = inputs("", &greedy(1));
+        given[0].1 = prompt;
+        let mut sequence = graph.sequences().unwrap().open(Tenant(1));
+        let first = sequence.compute(given, deadline()).await.unwrap();
+        assert_eq!(rest(&mut sequence, first).await.unwrap().tokens.len(), 1);
+    }
+}

@@ -72,7 +72,9 @@ impl Vocabulary {
                     return Err(too_long(&format!("at least {least}"), context_tokens));
                 }
                 let vocab = self.model.vocab();
-                tokens.extend(vocab.tokenize(text, add_special, true).into_iter().map(|token| token.0));
+                // llama.cpp ends the process for characters behind the last of Unicode.
+                let text = String::from_utf8_lossy(text);
+                tokens.extend(vocab.tokenize(text.as_bytes(), add_special, true).into_iter().map(|token| token.0));
                 // A template that writes the first token itself, and a model that adds it.
                 let bos = vocab.bos().0;
                 if add_special && vocab.should_add_bos() && tokens.starts_with(&[bos, bos]) {
