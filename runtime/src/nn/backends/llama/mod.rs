@@ -1,7 +1,7 @@
 //! llama.cpp: language models in GGUF, through the crates `llama-cpp-2` and `llama-cpp-sys-2`.
 //!
 //! A loaded model has one thread, [`engine`], that computes the sequences of all guests together. A guest's sequence
-//! ([`Sequence`]) checks what the guest sends ([`request`]), turns it into tokens ([`vocabulary`]), hands it to the engine
+//! ([`Sequence`]) checks what the guest sends ([`request`]), turns it into tokens ([`vocabulary`], [`splitter`]), hands it to the engine
 //! and fetches the answer ([`stream`]). The engine chooses tokens ([`sampling`]), as a grammar may ask ([`grammar`], [`gbnf`]), is fair between workspaces ([`fair`])
 //! and keeps ended sequences for prompts that begin alike ([`prefix`]).
 
@@ -15,6 +15,7 @@ mod log;
 mod prefix;
 mod request;
 mod sampling;
+mod splitter;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use llama_cpp_2::llama_backend::{LlamaBackend, load_backends_from_path};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::{LlamaBackendDeviceType, list_llama_ggml_backend_devices};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::context::{Context, ContextSpec, Purpose};
 use self::embedding::{Embedder, Texts};
@@ -40,6 +42,7 @@ use self::engine::{BATCH_TOKENS, Command, Engine, EngineParts, NewRun, Run, Tick
 use self::grammar::Grammars;
 use self::request::{Prompt, Request, Task};
 use self::sampling::Sampler;
+use self::splitter::Splitter;
 use self::stream::{Engine as EngineState, Stream};
 use self::vocabulary::Vocabulary;
 use super::gguf_file::{self, Gguf};
@@ -66,6 +69,9 @@ const WAITING_PER_SEQUENCE: usize = 16;
 
 /// Prompts up to this many bytes become tokens at once, longer ones on another thread: an event loop waits meanwhile.
 const SHORT_PROMPT_BYTES: usize = 2 << 10;
+
+/// Texts that become tokens at one time where that takes stack, over all models: each may take 64 MiB.
+static STACKS: Semaphore = Semaphore::const_new(8);
 
 /// Folder beside the program with llama.cpp's libraries.
 const FOLDER: &str = "llama";
@@ -305,7 +311,7 @@ impl LlamaGraph {
         let pooling = gguf.number("pooling_type").unwrap_or(0);
         let embedder = Embedder::new(model, spec.for_vectors(limits.text_tokens(), pooling != 0));
         let (commands, receiver) = channel();
-        let vocabulary = Arc::new(Vocabulary::new(model));
+        let vocabulary = Arc::new(Vocabulary::new(model, Splitter::of(gguf)));
         let engine = Engine::new(EngineParts {
             context,
             embedder,
@@ -439,21 +445,25 @@ impl LlamaSequence {
         }
         let waiting_max = self.shared.limits.sequences as usize * WAITING_PER_SEQUENCE;
         let ticket = Ticket::take(&self.shared.waiting, waiting_max)?;
-        let long = request.is_longer_than(SHORT_PROMPT_BYTES);
+        let stack = match self.shared.vocabulary.takes_stack() {
+            true => STACKS.acquire().await.ok(),
+            false => None,
+        };
+        let long = stack.is_some() || request.is_longer_than(SHORT_PROMPT_BYTES);
         let (shared, tenant, before) = (Arc::clone(&self.shared), self.tenant, self.tokens.clone());
         let stream = Arc::<Stream>::default();
         let command = match request.options.task {
             Task::Tokenize => {
-                let tokens = aside(long, move || shared.tokens(before, &request)).await?;
+                let tokens = aside(long, stack, move || shared.tokens(before, &request)).await?;
                 return Ok(Some(vec![stream::whole("tokens", &[tokens.len()], &tokens)?]));
             }
             Task::Embed => {
-                let texts = aside(long, move || shared.texts(&request)).await?;
+                let texts = aside(long, stack, move || shared.texts(&request)).await?;
                 Command::Embed(Texts::new(tenant, Arc::clone(&stream), texts, ticket))
             }
             Task::Generate => {
                 let of = (tenant, Arc::clone(&stream), ticket);
-                let run = aside(long, move || shared.run(before, &request, of)).await?;
+                let run = aside(long, stack, move || shared.run(before, &request, of)).await?;
                 self.tokens.clone_from(&run.tokens);
                 Command::Start(Box::new(run))
             }
@@ -483,14 +493,19 @@ impl LlamaSequence {
     }
 }
 
-/// Work that takes long is done on another thread.
+/// Work that takes long is done on another thread. It is done to its end, `stack` held, also when nobody waits any more.
 async fn aside<T: Send + 'static>(
     long: bool,
+    stack: Option<SemaphorePermit<'static>>,
     work: impl FnOnce() -> Result<T, NnError> + Send + 'static,
 ) -> Result<T, NnError> {
     match long {
         false => work(),
         true => {
+            let work = move || {
+                let _stack = stack;
+                work()
+            };
             let done = tokio::task::spawn_blocking(work).await;
             done.unwrap_or_else(|_| Err(NnError::overloaded("the server is shutting down")))
         }

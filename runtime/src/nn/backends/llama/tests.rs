@@ -513,6 +513,125 @@ async fn texts_become_vectors_that_tell_how_alike_they_are() {
     assert!(error.to_string().contains("tokens, the context 256"), "{error}");
 }
 
+/// The small model's file with another `tokenizer.ggml.pre`. Without its weights, which are zeros then, where `whole` is
+/// false: enough for its vocabulary.
+fn model_divided_as(pre: &str, whole: bool) -> Option<tempfile::NamedTempFile> {
+    let path = model_path()?;
+    let mut file = std::fs::File::open(&path).unwrap();
+    let length = file.metadata().unwrap().len();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut std::io::Read::take(&mut file, if whole { length } else { 4 << 20 }), &mut bytes)
+        .unwrap();
+    // Where a text's length and its bytes are.
+    let text = |bytes: &[u8], key: &str| {
+        let at = bytes.windows(key.len()).position(|window| window == key.as_bytes()).unwrap() + key.len() + 4;
+        let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        (at, at + 8, at + 8 + length)
+    };
+    let (at, begin, end) = text(&bytes, "tokenizer.ggml.pre");
+    let longer = pre.len().cast_signed() - (end - begin).cast_signed();
+    bytes.splice(at..end, [&(pre.len() as u64).to_le_bytes()[..], pre.as_bytes()].concat());
+    // The template of its prompts, which nobody reads here, gets longer or shorter by as much: all else stays in its place.
+    let (at, begin, end) = text(&bytes, "tokenizer.chat_template");
+    let template = vec![b' '; (end - begin).checked_add_signed(-longer).unwrap()];
+    bytes.splice(at..end, [&(template.len() as u64).to_le_bytes()[..], &template].concat());
+    let mut changed = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut changed, &bytes).unwrap();
+    changed.as_file().set_len(length).unwrap();
+    Some(changed)
+}
+
+/// Kilobytes that this thread's stack has in memory: as much as was ever used of it.
+fn stack_resident_kb() -> usize {
+    let here = 0u8;
+    let at = (&raw const here).addr();
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut lines = maps.lines().skip_while(|line| {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let range = range.map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)));
+        !matches!(range, Some((Ok(from), Ok(to))) if (from..to).contains(&at))
+    });
+    let resident = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    resident.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn no_text_takes_more_stack_than_it_is_given() {
+    open().unwrap();
+    let params = LlamaModelParams::default().with_vocab_only(true);
+    let texts =
+        ["a", "A", "é", "漢", "1", " ", "\n", ".", "'s", "aB", " a", "\u{3000}", "(/"].map(|part| part.repeat(4000));
+    let resident_kb = |pre: &str, stack_bytes: &dyn Fn(Splitter, &str) -> usize| {
+        let file = model_divided_as(pre, false)?;
+        let splitter = Splitter::of(&gguf_file::read(file.path()).unwrap());
+        let model = LlamaModel::load_from_file(&library().unwrap().backend, file.path(), &params).unwrap();
+        let of_text = |text: &String| {
+            let work = || {
+                model.vocab().tokenize(text.as_bytes(), true, true);
+                stack_resident_kb()
+            };
+            let builder = Builder::new().stack_size(stack_bytes(splitter, text));
+            std::thread::scope(|scope| builder.spawn_scoped(scope, work).unwrap().join().unwrap())
+        };
+        texts.iter().map(of_text).max()
+    };
+    for pre in splitter::LOOPS {
+        let Some(kb) = resident_kb(pre, &|splitter, text| {
+            assert_eq!(splitter.stack_bytes(text).unwrap(), None);
+            256 << 10
+        }) else {
+            return;
+        };
+        assert!(kb < 64, "{pre}: {kb} kB");
+    }
+    let hungry = [
+        "default",
+        "jais-2",
+        "deepseek-llm",
+        "deepseek-v3",
+        "hunyuan-dense",
+        "spark2_5",
+        "youtu",
+        "deepseek-coder",
+        "falcon",
+        "bloom",
+        "viking",
+        "tekken",
+        "chameleon",
+        "gpt-4o",
+        "llama4",
+        "minimax-m2",
+        "granite-embed-multi-97m",
+        "tiny_aya",
+        "superbpe",
+        "bailingmoe",
+        "seed-coder",
+        "ufakzeka",
+        "afmoe",
+        "exaone-moe",
+        "minicpm5",
+    ];
+    for pre in hungry {
+        let kb = resident_kb(pre, &|splitter, text| splitter.stack_bytes(text).unwrap().unwrap()).unwrap();
+        println!("{pre}: {} bytes for each character", (kb << 10) / 4000);
+        // Parts of two characters are 8000.
+        assert!(kb < 512 + 4000, "{pre}: {kb} kB");
+    }
+}
+
+#[tokio::test]
+async fn a_long_word_is_answered_or_refused_whatever_divides_it() {
+    let Some(file) = model_divided_as("tekken", true) else { return };
+    let graph = open().unwrap().load_graph(&source(file.path().to_owned(), spec(2048, 1, 2048))).unwrap();
+    for (chars, says) in [(60_000, "tokens, the context 2048"), (100_000, "this model's tokenizer takes 65536")] {
+        let error = ask(&graph, 1, &"k".repeat(chars), greedy(1)).await.unwrap_err();
+        assert_eq!(error.kind(), NnErrorKind::InvalidArgument);
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    let answer = ask(&graph, 1, &chat("Count."), greedy(2)).await.unwrap();
+    assert_eq!(answer.tokens.len(), 2);
+}
+
 #[tokio::test]
 async fn a_prompt_that_is_not_utf_8_is_answered() {
     let Some(graph) = load(spec(64, 1, 64)) else { return };
