@@ -139,9 +139,14 @@ fn chain(vocabulary: i32, options: &Options, eog: &[i32]) -> Result<Option<Llama
     if options.temperature != 1.0 {
         chain.push(LlamaSampler::temp(options.temperature));
     }
-    // Its low half, as far as OpenAI's and llama.cpp's seeds are alike: both are 32 bits in the end.
-    chain.push(LlamaSampler::dist(options.seed.map_or_else(|| fastrand::u32(..u32::MAX), |seed| seed as u32)));
+    chain.push(LlamaSampler::dist(options.seed.map_or_else(|| fastrand::u32(..u32::MAX), llama_seed)));
     Ok(Some(LlamaSampler::chain(chain, true)))
+}
+
+/// A seed's low half, as far as OpenAI's and llama.cpp's seeds are alike: both are 32 bits in the end. The last of them
+/// means a random one to llama.cpp.
+fn llama_seed(seed: u64) -> u32 {
+    (seed as u32).min(u32::MAX - 1)
 }
 
 impl Options {
@@ -178,6 +183,12 @@ mod tests {
     fn the_first_of_equals_is_chosen() {
         assert_eq!(most_likely(&[0.0, 2.0, 1.0, 2.0]), Some(1));
         assert_eq!(most_likely(&[]), None);
+    }
+
+    #[test]
+    fn every_seed_is_one() {
+        assert_eq!((llama_seed(7), llama_seed((1 << 32) + 7)), (7, 7));
+        assert_eq!([u64::from(u32::MAX), u64::MAX].map(llama_seed), [u32::MAX - 1; 2]);
     }
 
     #[test]
