@@ -42,8 +42,14 @@ impl Sampler {
         chain.accept_many(tokens[from..].iter().map(|&token| LlamaToken(token)));
     }
 
-    /// Chooses a token, and remembers it. `InvalidArgument` when the grammar allows none, or takes too long to tell.
+    /// Chooses a token, and remembers it. `InvalidArgument` when the grammar allows none, or takes too long to tell;
+    /// `RuntimeError` when the model gave no numbers to choose by.
     pub(super) fn choose(&mut self, logits: &[f32], is_end: impl Fn(i32) -> bool) -> Result<i32, NnError> {
+        if !are_usable(logits) {
+            return Err(NnError::runtime(
+                "the model computed no likelihoods (not a number, or infinite): is it damaged?",
+            ));
+        }
         let mut chosen = match &mut self.chain {
             None => most_likely(logits),
             Some(chain) => pick(candidates(logits), chain),
@@ -74,6 +80,12 @@ impl Sampler {
         }
         Ok(chosen)
     }
+}
+
+/// Whether there is a most likely token among them: llama.cpp's samplers are undefined for others. Tokens that a model
+/// rules out are at minus infinity.
+fn are_usable(logits: &[f32]) -> bool {
+    logits.iter().all(|&logit| logit < f32::INFINITY) && logits.iter().any(|logit| logit.is_finite())
 }
 
 fn pick(mut candidates: LlamaTokenDataArray, chain: &mut LlamaSampler) -> Option<i32> {
@@ -183,6 +195,15 @@ mod tests {
     fn the_first_of_equals_is_chosen() {
         assert_eq!(most_likely(&[0.0, 2.0, 1.0, 2.0]), Some(1));
         assert_eq!(most_likely(&[]), None);
+    }
+
+    #[test]
+    fn a_token_is_chosen_by_numbers_only() {
+        let none = f32::NEG_INFINITY;
+        assert!(are_usable(&[0.0, none, -1e30]));
+        for unusable in [&[0.0, f32::NAN][..], &[f32::NAN, 0.0], &[0.0, f32::INFINITY], &[none, none], &[]] {
+            assert!(!are_usable(unusable), "{unusable:?}");
+        }
     }
 
     #[test]
