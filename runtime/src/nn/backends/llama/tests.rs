@@ -645,3 +645,31 @@ async fn a_prompt_that_is_not_utf_8_is_answered() {
         assert_eq!(rest(&mut sequence, first).await.unwrap().tokens.len(), 1);
     }
 }
+#[test]
+fn tokens_that_the_model_does_not_have_end_the_request() {
+    if model_path().is_none() {
+        return;
+    }
+    open().unwrap();
+    // A vocabulary without a token for what it does not know: llama.cpp gives -1.
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let key = |name: &str, value: &str| [text(name), 8u32.to_le_bytes().to_vec(), text(value)].concat();
+    let file = [
+        [&b"GGUF"[..], &3u32.to_le_bytes(), &0u64.to_le_bytes(), &3u64.to_le_bytes()].concat(),
+        [key("general.architecture", "bert"), key("tokenizer.ggml.model", "bert")].concat(),
+        [text("tokenizer.ggml.tokens"), 9u32.to_le_bytes().to_vec(), 8u32.to_le_bytes().to_vec()].concat(),
+        [2u64.to_le_bytes().to_vec(), text("\u{2581}a"), text("b"), vec![0; 64]].concat(),
+    ];
+    let mut path = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut path, &file.concat()).unwrap();
+    let splitter = Splitter::of(&gguf_file::read(path.path()).unwrap());
+    let params = LlamaModelParams::default().with_vocab_only(true);
+    let model = LlamaModel::load_from_file(&library().unwrap().backend, path.path(), &params).unwrap();
+    let vocabulary = Vocabulary::new(&Arc::new(model), splitter);
+    let tokens = |text: &str| vocabulary.extend(vec![], &Prompt::Text(text.into()), false, 8);
+    assert_eq!(tokens("ab a").unwrap(), [0, 1, 0]);
+    let error = tokens("ab zz").unwrap_err();
+    assert_eq!(error.kind(), NnErrorKind::RuntimeError);
+    assert!(error.to_string().contains("token -1; the model has 0 to 1"), "{error}");
+}
+

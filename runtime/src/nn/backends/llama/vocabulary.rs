@@ -96,7 +96,13 @@ impl Vocabulary {
                 if least > context_tokens {
                     return Err(too_long(&format!("at least {least}"), context_tokens));
                 }
-                tokens.extend(self.tokenize(text, add_special)?);
+                let own = self.tokenize(text, add_special)?;
+                if let Some(unknown) = own.iter().find(|token| !(0..self.tokens).contains(*token)) {
+                    let text =
+                        format!("the model's tokenizer gave token {unknown}; the model has 0 to {}", self.tokens - 1);
+                    return Err(NnError::runtime(text));
+                }
+                tokens.extend(own);
                 let vocab = self.model.vocab();
                 // A template that writes the first token itself, and a model that adds it.
                 let bos = vocab.bos().0;
