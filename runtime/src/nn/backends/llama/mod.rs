@@ -259,7 +259,7 @@ impl Limits {
     }
 }
 
-/// A loaded model. Dropping it ends its thread, after the step that runs.
+/// A loaded model. Dropping it ends its thread, after the step that runs; an event loop does not wait for that.
 struct LlamaGraph {
     info: GraphInfo,
     schedule: Schedule,
@@ -345,9 +345,18 @@ impl Drop for LlamaGraph {
     fn drop(&mut self) {
         // Sequences that outlive the graph can still speak to the engine, so that it would not end by itself.
         let _ = self.shared.commands.send(Command::Stop);
-        if let Some(thread) = self.thread.take() {
+        let Some(thread) = self.thread.take() else { return };
+        let shared = Arc::clone(&self.shared);
+        let end = move || {
             // A panic there was reported when it happened.
             let _ = thread.join();
+            // The model with it, unless a sequence still has it.
+            drop(shared);
+        };
+        match tokio::runtime::Handle::try_current() {
+            // The runtime waits for it before the process ends: llama.cpp must not compute meanwhile.
+            Ok(runtime) => drop(runtime.spawn_blocking(end)),
+            Err(_) => end(),
         }
     }
 }
