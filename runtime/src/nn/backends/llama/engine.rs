@@ -1,7 +1,7 @@
 //! The thread of a loaded model. Each step computes one token of every sequence that answers, and in what room is left
 //! parts of prompts; whose turn it is, who waits, what is kept and what is given up is decided here.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -165,12 +165,35 @@ pub(super) struct Engine {
     free: Vec<SequenceId>,
     served: Served,
     batch: Batch,
-    /// Nanoseconds of a prompt's token in a step; none before the first.
-    token_ns: Option<u64>,
+    pace: Pace,
     /// Whether one was given up for want of room, and none has ended since: until then nobody else begins.
     full: bool,
     /// The numbers of live and waiting ones that are counted.
     counted: (i64, i64),
+}
+
+/// How fast a context computes prompts.
+#[derive(Default)]
+pub(super) struct Pace {
+    /// Nanoseconds of a prompt's token in a step; none before the first.
+    token_ns: Option<u64>,
+}
+
+impl Pace {
+    /// Tokens of prompts that a step has time for.
+    pub(super) fn room(&self) -> usize {
+        let fit = |ns: u64| STEP_MAX.as_nanos() as usize / usize::try_from(ns.max(1)).unwrap_or(usize::MAX);
+        self.token_ns.map_or(PROMPT_PART_MAX, fit).clamp(PROMPT_PART_UNIT, BATCH_TOKENS)
+    }
+
+    /// Learns from a step.
+    pub(super) fn took(&mut self, tokens: usize, time: Duration) {
+        // Answers alone take as long as it takes to read the model, however few they are: prompts are not counted by it.
+        if tokens >= PROMPT_PART_UNIT {
+            let ns = time.as_nanos() as u64 / tokens as u64;
+            self.token_ns = Some(self.token_ns.map_or(ns, |known| (known * 3 + ns) / 4));
+        }
+    }
 }
 
 /// A part of a step.
@@ -193,7 +216,7 @@ impl Engine {
             free,
             served: Served::default(),
             batch: Batch::default(),
-            token_ns: None,
+            pace: Pace::default(),
             full: false,
             counted: (0, 0),
         }
@@ -252,10 +275,10 @@ impl Engine {
             self.release(run);
         }
         let (waiting, live, embedder) = (&self.waiting, &self.live, &self.parts.embedder);
-        let mut tenants =
-            waiting.iter().chain(live).map(|run| run.tenant).chain(embedder.tenants()).collect::<Vec<_>>();
-        tenants.dedup();
-        self.served.retain(|tenant| tenants.contains(&tenant));
+        let tenants =
+            waiting.iter().chain(live).map(|run| run.tenant.0).chain(embedder.tenants().map(|tenant| tenant.0));
+        let tenants = tenants.collect::<HashSet<_>>();
+        self.served.retain(|tenant| tenants.contains(&tenant.0));
     }
 
     fn count(&mut self) {
@@ -396,7 +419,7 @@ impl Engine {
         let mut parts: Vec<Part> = answering.map(|&(run, tokens)| Part { run, tokens, output: None }).collect();
         let mut prompts: Vec<(usize, usize)> = ready.into_iter().filter(|&(_, tokens)| tokens > 1).collect();
         prompts.sort_by_key(|&(run, _)| self.served.tokens(self.live[run].tenant));
-        let mut room = self.prompt_room().min(self.parts.batch_tokens.saturating_sub(parts.len()));
+        let mut room = self.pace.room().min(self.parts.batch_tokens.saturating_sub(parts.len()));
         for (run, left) in prompts {
             let mut tokens = left.min(room).min(PROMPT_PART_MAX);
             if tokens < left {
@@ -409,12 +432,6 @@ impl Engine {
             parts.push(Part { run, tokens, output: None });
         }
         parts
-    }
-
-    /// Tokens of prompts that a step has time for.
-    fn prompt_room(&self) -> usize {
-        let fit = |ns: u64| STEP_MAX.as_nanos() as usize / usize::try_from(ns.max(1)).unwrap_or(usize::MAX);
-        self.token_ns.map_or(PROMPT_PART_MAX, fit).clamp(PROMPT_PART_UNIT, BATCH_TOKENS)
     }
 
     fn compute(&mut self, parts: &mut [Part]) -> Result<(), StepError> {
@@ -431,11 +448,7 @@ impl Engine {
         self.parts.context.set_threads(threads.threads());
         let begun = Instant::now();
         self.parts.context.compute(&mut self.batch)?;
-        // Answers alone take as long as it takes to read the model, however few they are: prompts are not counted by it.
-        if self.batch.len() >= PROMPT_PART_UNIT {
-            let ns = begun.elapsed().as_nanos() as u64 / self.batch.len() as u64;
-            self.token_ns = Some(self.token_ns.map_or(ns, |known| (known * 3 + ns) / 4));
-        }
+        self.pace.took(self.batch.len(), begun.elapsed());
         Ok(())
     }
 
@@ -517,5 +530,22 @@ impl Engine {
             run.stream.finish(Err(error.clone()));
             self.release(&mut run);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_has_as_many_tokens_as_there_is_time_for() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.room(), PROMPT_PART_MAX);
+        pace.took(1, Duration::from_secs(9));
+        assert_eq!(pace.room(), PROMPT_PART_MAX, "that was an answer");
+        pace.took(100, Duration::from_millis(200));
+        assert_eq!(pace.room(), 100);
+        pace.took(100, Duration::from_secs(100));
+        assert_eq!(pace.room(), PROMPT_PART_UNIT);
     }
 }

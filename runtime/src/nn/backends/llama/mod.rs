@@ -249,11 +249,13 @@ impl Limits {
     }
 
     /// The weights, the keys and values, and what a step works with: outputs for each sequence, and some rows as wide as
-    /// the model for each token.
+    /// the model for each token. Keys, values and rows also for the vectors of texts, whether or not any are ever wanted.
     fn memory_bytes(&self, gguf: &Gguf, weights_bytes: u64) -> u64 {
-        let kv = gguf.kv_bytes_per_token().saturating_mul(self.cache_tokens.into());
+        let tokens = u64::from(self.cache_tokens) + u64::from(self.text_tokens());
+        let kv = gguf.kv_bytes_per_token().saturating_mul(tokens);
         let widest = gguf.number("feed_forward_length").unwrap_or(0).max(gguf.number("embedding_length").unwrap_or(0));
-        let rows = widest.saturating_mul(4 * 4 * BATCH_TOKENS as u64);
+        let tokens = u64::from(self.batch_tokens()) + u64::from(self.text_tokens());
+        let rows = widest.saturating_mul(tokens.saturating_mul(4 * 4));
         let outputs = gguf.number("vocab_size").unwrap_or(1 << 17).saturating_mul(4 * 2 * u64::from(self.ids()));
         [kv, rows, outputs].into_iter().fold(weights_bytes, u64::saturating_add)
     }

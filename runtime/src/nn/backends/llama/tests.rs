@@ -469,6 +469,10 @@ fn what_a_package_asks_is_within_what_the_model_can() {
     let trained = gguf.number("context_length").unwrap();
     let error = Limits::of(&gguf, &spec(trained as u32 + 1, 1, 1 << 20)).unwrap_err();
     assert!(error.to_string().contains(&trained.to_string()), "{error}");
+    let limits = Limits::of(&gguf, &spec(1024, 1, 1024)).unwrap();
+    let weights = 7;
+    // The context for vectors has room for a text as long as a sequence.
+    assert!(limits.memory_bytes(&gguf, weights) > weights + gguf.kv_bytes_per_token() * (1024 + 1024));
     let source = source(path, spec(64, 1, 64));
     let host = LoadHost { memory_bytes_max: 1 << 20, ..LoadHost::default() };
     let error = open().unwrap().load(&GraphSource { host, ..source.clone() }).err().unwrap();
@@ -478,6 +482,22 @@ fn what_a_package_asks_is_within_what_the_model_can() {
         let error = open().unwrap().load(&GraphSource { target: ExecutionTarget::Gpu, ..source }).err().unwrap();
         assert_eq!(error.kind(), NnErrorKind::UnsupportedOperation);
     }
+}
+
+#[tokio::test]
+async fn many_texts_take_many_steps() {
+    let Some(path) = model_path() else { return };
+    let host = LoadHost::default();
+    let source = GraphSource { host: host.clone(), ..source(path, spec(2048, 4, 2048)) };
+    let graph = open().unwrap().load_graph(&source).unwrap();
+    let text = "word ".repeat(200);
+    let ends: Vec<u8> = (1..=8).flat_map(|count| (count * text.len() as i32).to_le_bytes()).collect();
+    let mut given = inputs(&text.repeat(8), &json!({ "task": "embed" }));
+    given.push(("offsets".to_owned(), Tensor::new(TensorType::I32, vec![8], ends).unwrap()));
+    let outputs = graph.sequences().unwrap().open(Tenant(1)).compute(given, deadline()).await.unwrap();
+    assert_eq!(outputs[0].1.dims(), [8, 576]);
+    // They would fit one of 2048 tokens, for which answers would wait; no step has more than two.
+    assert!(host.sequences.steps.load(Relaxed) >= 4);
 }
 
 #[tokio::test]
@@ -632,19 +652,6 @@ async fn a_long_word_is_answered_or_refused_whatever_divides_it() {
     assert_eq!(answer.tokens.len(), 2);
 }
 
-#[tokio::test]
-async fn a_prompt_that_is_not_utf_8_is_answered() {
-    let Some(graph) = load(spec(64, 1, 64)) else { return };
-    // Characters behind the last of Unicode, half ones, and none at all.
-    for prompt in [b"a\xf7\xbf\xbf\xbfb".as_slice(), b"\xf4\x90\x80\x80", b"\xed\xa0\x80", b"\x80\xffa\xc3"] {
-        let prompt = Tensor::new(TensorType::U8, vec![prompt.len() as u32], prompt.to_vec()).unwrap();
-        let mut given = inputs("", &greedy(1));
-        given[0].1 = prompt;
-        let mut sequence = graph.sequences().unwrap().open(Tenant(1));
-        let first = sequence.compute(given, deadline()).await.unwrap();
-        assert_eq!(rest(&mut sequence, first).await.unwrap().tokens.len(), 1);
-    }
-}
 #[test]
 fn tokens_that_the_model_does_not_have_end_the_request() {
     if model_path().is_none() {
@@ -673,3 +680,16 @@ fn tokens_that_the_model_does_not_have_end_the_request() {
     assert!(error.to_string().contains("token -1; the model has 0 to 1"), "{error}");
 }
 
+#[tokio::test]
+async fn a_prompt_that_is_not_utf_8_is_answered() {
+    let Some(graph) = load(spec(64, 1, 64)) else { return };
+    // Characters behind the last of Unicode, half ones, and none at all.
+    for prompt in [b"a\xf7\xbf\xbf\xbfb".as_slice(), b"\xf4\x90\x80\x80", b"\xed\xa0\x80", b"\x80\xffa\xc3"] {
+        let prompt = Tensor::new(TensorType::U8, vec![prompt.len() as u32], prompt.to_vec()).unwrap();
+        let mut given = inputs("", &greedy(1));
+        given[0].1 = prompt;
+        let mut sequence = graph.sequences().unwrap().open(Tenant(1));
+        let first = sequence.compute(given, deadline()).await.unwrap();
+        assert_eq!(rest(&mut sequence, first).await.unwrap().tokens.len(), 1);
+    }
+}
