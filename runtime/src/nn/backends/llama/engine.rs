@@ -1,10 +1,10 @@
 //! The thread of a loaded model. Each step computes one token of every sequence that answers, and in what room is left
 //! parts of prompts; whose turn it is, who waits, what is kept and what is given up is decided here.
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::context::{Batch, Context, SequenceId, StepError};
@@ -63,24 +63,54 @@ pub(super) struct NewRun {
     pub(super) ticket: Ticket,
 }
 
-/// A place among those who wait.
-pub(super) struct Ticket(Arc<AtomicUsize>);
+/// Who waits for a sequence, or is about to.
+pub(super) struct Waiting {
+    places: usize,
+    /// How many of each workspace; none that has none.
+    taken: Mutex<HashMap<u64, usize>>,
+}
+
+impl Waiting {
+    pub(super) fn new(places: usize) -> Waiting {
+        Waiting { places, taken: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among those who wait. Dropping it is the release.
+pub(super) struct Ticket {
+    waiting: Arc<Waiting>,
+    tenant: Tenant,
+}
 
 impl Ticket {
-    /// `Overloaded` when `waiting_max` wait.
-    pub(super) fn take(waiting: &Arc<AtomicUsize>, waiting_max: usize) -> Result<Ticket, NnError> {
-        let ticket = Ticket(Arc::clone(waiting));
-        if waiting.fetch_add(1, Relaxed) >= waiting_max {
-            let text = format!("{waiting_max} answers wait for the model, which is the most: try again later");
+    /// `Overloaded` when all places are taken, or half of them by this workspace, which must not keep out the others.
+    pub(super) fn take(waiting: &Arc<Waiting>, tenant: Tenant) -> Result<Ticket, NnError> {
+        let mut taken = waiting.lock();
+        let (own, all) = (taken.get(&tenant.0).copied().unwrap_or(0), taken.values().sum::<usize>());
+        let share = waiting.places.div_ceil(2);
+        if own >= share || all >= waiting.places {
+            let (count, of) = if own >= share { (own, " of this workspace") } else { (all, "") };
+            let text = format!("{count} answers{of} wait for the model, which is the most: try again later");
             return Err(NnError::overloaded(text));
         }
-        Ok(ticket)
+        *taken.entry(tenant.0).or_default() += 1;
+        Ok(Ticket { waiting: Arc::clone(waiting), tenant })
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        let mut taken = self.waiting.lock();
+        if let Some(own) = taken.get_mut(&self.tenant.0) {
+            *own -= 1;
+            if *own == 0 {
+                taken.remove(&self.tenant.0);
+            }
+        }
     }
 }
 
@@ -536,6 +566,21 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_workspace_has_half_of_the_places_and_gives_them_back() {
+        let waiting = Arc::new(Waiting::new(5));
+        let take = |tenant| Ticket::take(&waiting, Tenant(tenant));
+        let own: Vec<Ticket> = (0..3).map(|_| take(1).unwrap()).collect();
+        let refused = |tenant| take(tenant).err().unwrap().to_string();
+        assert!(refused(1).contains("3 answers of this workspace"), "{}", refused(1));
+        let others = [take(2).unwrap(), take(3).unwrap()];
+        assert!(refused(2).contains("5 answers wait"), "{}", refused(2));
+        drop(own);
+        take(1).unwrap();
+        drop(others);
+        assert!(waiting.lock().is_empty());
+    }
 
     #[test]
     fn a_step_has_as_many_tokens_as_there_is_time_for() {

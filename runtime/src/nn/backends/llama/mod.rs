@@ -22,7 +22,6 @@ mod tests;
 mod vocabulary;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle};
@@ -38,7 +37,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::context::{Context, ContextSpec, Purpose};
 use self::embedding::{Embedder, Texts};
-use self::engine::{BATCH_TOKENS, Command, Engine, EngineParts, NewRun, Run, Ticket};
+use self::engine::{BATCH_TOKENS, Command, Engine, EngineParts, NewRun, Run, Ticket, Waiting};
 use self::grammar::Grammars;
 use self::request::{Prompt, Request, Task};
 use self::sampling::Sampler;
@@ -64,7 +63,7 @@ const CACHE_CONTEXTS: u32 = 4;
 /// Longest text that is made a vector, in tokens, where the model does not say less: a text is computed in one step.
 const TEXT_TOKENS_MAX: u32 = 2048;
 
-/// Answers that may wait for each sequence there is.
+/// Answers that may wait for each sequence there is. A workspace has half of these places at most.
 const WAITING_PER_SEQUENCE: usize = 16;
 
 /// Prompts up to this many bytes become tokens at once, longer ones on another thread: an event loop waits meanwhile.
@@ -279,7 +278,7 @@ struct Shared {
     commands: Sender<Command>,
     limits: Limits,
     kind: Kind,
-    waiting: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
 }
 
 /// What a model is for.
@@ -329,7 +328,7 @@ impl LlamaGraph {
         });
         let refused = |error: std::io::Error| NnError::runtime(format!("failed to start a thread: {}", error.kind()));
         let thread = Builder::new().name("llama".to_owned()).spawn(move || engine.run()).map_err(refused)?;
-        let waiting = Arc::default();
+        let waiting = Arc::new(Waiting::new(limits.sequences as usize * WAITING_PER_SEQUENCE));
         let (model, grammars) = (Arc::clone(model), Grammars::new(model));
         let shared = Arc::new(Shared { model, vocabulary, grammars, commands, limits, kind, waiting });
         Ok(LlamaGraph {
@@ -454,8 +453,7 @@ impl LlamaSequence {
             let text = "the answer has not ended: fetch it without inputs, or begin another sequence";
             return Err(NnError::invalid_argument(text));
         }
-        let waiting_max = self.shared.limits.sequences as usize * WAITING_PER_SEQUENCE;
-        let ticket = Ticket::take(&self.shared.waiting, waiting_max)?;
+        let ticket = Ticket::take(&self.shared.waiting, self.tenant)?;
         let stack = match self.shared.vocabulary.takes_stack() {
             true => STACKS.acquire().await.ok(),
             false => None,

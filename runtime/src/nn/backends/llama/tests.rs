@@ -418,6 +418,19 @@ async fn a_full_queue_refuses_and_empties() {
 }
 
 #[tokio::test]
+async fn one_workspace_leaves_half_of_the_queue_to_others() {
+    let Some(graph) = load(spec(64, 1, 64)) else { return };
+    let asked = |tenant| ask(&graph, tenant, "Once upon a time", greedy(4));
+    let greedy_one = (0..WAITING_PER_SEQUENCE).map(|_| asked(1));
+    let others = (0..WAITING_PER_SEQUENCE as u64 / 2).map(|tenant| asked(2 + tenant));
+    let answers = futures_util::future::join_all(greedy_one.chain(others)).await;
+    let (its_own, others) = answers.split_at(WAITING_PER_SEQUENCE);
+    assert!(others.iter().all(Result::is_ok), "{others:?}");
+    let refused = its_own.iter().filter_map(|answer| answer.as_ref().err()).collect::<Vec<_>>();
+    assert!(!refused.is_empty() && refused.iter().all(|error| error.kind() == NnErrorKind::Overloaded), "{refused:?}");
+}
+
+#[tokio::test]
 async fn options_shape_the_answer() {
     let Some(graph) = load(spec(512, 4, 1024)) else { return };
     let prompt = chat("Name a colour.");
@@ -430,6 +443,14 @@ async fn options_shape_the_answer() {
     let answer =
         ask(&graph, 1, &prompt, json!({ "grammar": "root ::= \"yes\" | \"no\"", "temperature": 0 })).await.unwrap();
     assert!(["yes", "no"].contains(&answer.text.as_str()), "{answer:?}");
+    // As stock:chat makes it of tools whose schemas have definitions of one name.
+    let tool = |number: u32| {
+        json!({ "properties": { "p": { "$ref": format!("#/$defs/tool_{number}/$defs/p") } },
+        "type": "object", "required": ["p"], "additionalProperties": false, "$defs": { "p": { "const": number } } })
+    };
+    let schema = json!({ "anyOf": [{ "$ref": "#/$defs/tool_1" }], "$defs": { "tool_0": tool(0), "tool_1": tool(1) } });
+    let answer = ask(&graph, 1, &prompt, json!({ "temperature": 0, "json_schema": schema })).await.unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&answer.text).unwrap(), json!({ "p": 1 }), "{answer:?}");
 
     let seeded = |seed: u32| ask(&graph, 1, &prompt, json!({ "seed": seed, "temperature": 1.5, "max_tokens": 16 }));
     let (first, again, other) = (seeded(7).await.unwrap(), seeded(7).await.unwrap(), seeded(8).await.unwrap());
