@@ -152,9 +152,11 @@ impl ContextSpec {
     /// The one for vectors beside the one for answers: a text is computed in one step, so a step is as long as a text may
     /// be.
     pub(super) fn for_vectors(mut self, text_tokens_max: u32, pooled: bool) -> ContextSpec {
-        self.cache_tokens = text_tokens_max;
-        self.batch_tokens = text_tokens_max;
         self.ids = self.ids.min(text_tokens_max);
+        // llama.cpp rounds a step up so that it has as many tokens for each sequence, forgets its outputs when it does, and
+        // ends the process since they are fewer.
+        self.batch_tokens = text_tokens_max.next_multiple_of(self.ids.max(1));
+        self.cache_tokens = self.batch_tokens;
         self.purpose = if pooled { Purpose::VectorsAsTheModelSays } else { Purpose::MeanVectors };
         self
     }

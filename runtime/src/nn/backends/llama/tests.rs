@@ -522,6 +522,16 @@ async fn many_texts_take_many_steps() {
 }
 
 #[tokio::test]
+async fn any_number_of_sequences_makes_vectors() {
+    for (context_tokens, sequences) in [(512, 3), (250, 7), (64, 16)] {
+        let Some(graph) = load(spec(context_tokens, sequences, 512)) else { return };
+        let given = inputs("A tile.", &json!({ "task": "embed" }));
+        let outputs = graph.sequences().unwrap().open(Tenant(1)).compute(given, deadline()).await.unwrap();
+        assert_eq!(outputs[0].1.dims(), [1, 576]);
+    }
+}
+
+#[tokio::test]
 async fn texts_become_vectors_that_tell_how_alike_they_are() {
     let Some(graph) = load(spec(256, 4, 1024)) else { return };
     let texts = ["The cat sits on the mat.", "A cat is sitting on a mat.", "Interest rates rose by a quarter point."];
