@@ -509,16 +509,16 @@ fn what_a_package_asks_is_within_what_the_model_can() {
 async fn many_texts_take_many_steps() {
     let Some(path) = model_path() else { return };
     let host = LoadHost::default();
-    let source = GraphSource { host: host.clone(), ..source(path, spec(2048, 4, 2048)) };
+    let source = GraphSource { host: host.clone(), ..source(path, spec(512, 4, 512)) };
     let graph = open().unwrap().load_graph(&source).unwrap();
-    let text = "word ".repeat(200);
+    let text = "word ".repeat(60);
     let ends: Vec<u8> = (1..=8).flat_map(|count| (count * text.len() as i32).to_le_bytes()).collect();
     let mut given = inputs(&text.repeat(8), &json!({ "task": "embed" }));
     given.push(("offsets".to_owned(), Tensor::new(TensorType::I32, vec![8], ends).unwrap()));
     let outputs = graph.sequences().unwrap().open(Tenant(1)).compute(given, deadline()).await.unwrap();
     assert_eq!(outputs[0].1.dims(), [8, 576]);
-    // They would fit one of 2048 tokens, for which answers would wait; no step has more than two.
-    assert!(host.sequences.steps.load(Relaxed) >= 4);
+    // All would fit one; the first has fewer, since nobody knows yet how long a step takes.
+    assert!(host.sequences.steps.load(Relaxed) >= 2);
 }
 
 #[tokio::test]
