@@ -99,7 +99,7 @@ fn a_guest_drives_a_language_model_to_the_end_of_its_answer() {
     assert!(server.metric("tessera_sequence_tokens") > 0.0);
 
     // and what does not fit, or is no option, is the caller's mistake
-    let long = ask(&server, "words", request(&"word ".repeat(600), &json!({})));
+    let long = ask(&server, "words", request("word ".repeat(600), &json!({})));
     assert!(long.status == 400 && long.text().contains("tokens, the context 512"), "{}", long.text());
     let wrong = ask(&server, "words", request("Hi", &json!({ "tempreature": 1 })));
     assert!(wrong.status == 400 && wrong.text().contains("tempreature"), "{}", wrong.text());
