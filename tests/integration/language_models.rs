@@ -17,16 +17,25 @@ fn package(keys: &str) -> Package {
         .with("model.gguf", fs::read(model("smollm2").join("model.gguf")).unwrap())
 }
 
+/// The same with another value of the same length in the model's file.
+fn with_value(package: &Package, key: &str, value: &str) -> Package {
+    let mut file = package.files["model.gguf"].clone();
+    // The value follows its key, its type and its length.
+    let at = file.windows(key.len()).position(|window| window == key.as_bytes()).unwrap() + key.len() + 4 + 8;
+    file[at..at + value.len()].copy_from_slice(value.as_bytes());
+    package.clone().with("model.gguf", file)
+}
+
 /// What the guest reads: all of an answer is wanted.
-fn request(prompt: &str, options: &Value) -> Vec<u8> {
+fn request(prompt: impl AsRef<[u8]>, options: &Value) -> Vec<u8> {
     let mut body = vec![2];
-    for (name, text) in [("prompt", prompt.to_owned()), ("options", options.to_string())] {
+    for (name, text) in [("prompt", prompt.as_ref().to_vec()), ("options", options.to_string().into_bytes())] {
         let sized = |bytes: &[u8]| [&(bytes.len() as u32).to_le_bytes()[..], bytes].concat();
         body.extend(sized(name.as_bytes()));
         // U8, one axis.
         body.extend([4, 1]);
         body.extend((text.len() as u32).to_le_bytes());
-        body.extend(sized(text.as_bytes()));
+        body.extend(sized(&text));
     }
     body
 }
@@ -90,10 +99,31 @@ fn a_guest_drives_a_language_model_to_the_end_of_its_answer() {
     assert!(server.metric("tessera_sequence_tokens") > 0.0);
 
     // and what does not fit, or is no option, is the caller's mistake
-    let long = ask(&server, "words", request(&"word ".repeat(600), &json!({})));
+    let long = ask(&server, "words", request("word ".repeat(600), &json!({})));
     assert!(long.status == 400 && long.text().contains("tokens, the context 512"), "{}", long.text());
     let wrong = ask(&server, "words", request("Hi", &json!({ "tempreature": 1 })));
     assert!(wrong.status == 400 && wrong.text().contains("tempreature"), "{}", wrong.text());
+}
+
+#[test]
+fn no_prompt_ends_the_server() {
+    // given a model whose texts llama.cpp divides by an expression that calls itself for each letter
+    let server = Server::start();
+    let package = package("context_tokens = 2048\nsequences = 1");
+    server.deploy("words", &with_value(&package, "tokenizer.ggml.pre", "tekken"));
+    let greedy = json!({ "temperature": 0, "max_tokens": 4 });
+
+    // when it is asked with endless words, then they are refused
+    for (letters, says) in [(60_000, "tokens, the context 2048"), (100_000, "this model's tokenizer takes 65536")] {
+        let answer = ask(&server, "words", request("k".repeat(letters), &greedy));
+        assert!(answer.status == 400 && answer.text().contains(says), "{letters}: {}", answer.text());
+    }
+
+    // and what is no text, or behind the last of Unicode, is answered like anything else
+    for prompt in [&b"a\xf7\xbf\xbf\xbf"[..], b"\xf4\x90\x80\x80", CAPITAL.as_bytes()] {
+        let answer = ask(&server, "words", request(prompt, &greedy));
+        assert_eq!(values(&answer, "tokens").len(), 16, "{}", answer.text());
+    }
 }
 
 #[test]
@@ -133,6 +163,7 @@ fn packages_that_cannot_be_are_refused_with_the_reason() {
     let cut = |bytes: usize| good.clone().with("model.gguf", &good.files["model.gguf"][..bytes]);
     refused("cut", &cut(1 << 20), "cut off");
     refused("short", &cut(16), "cut off");
+    refused("rwkv", &with_value(&good, "tokenizer.ggml.model", "rwkv"), "kind 'rwkv' (tokenizer.ggml.model) are not");
     refused("batch", &package("batch.rows_max = 4"), "sequences");
     refused("tract", &package("backend = 'tract'"), "only backend 'llama'");
     refused("many", &package("sequences = 1000"), "sequences is 1000; 1 to 128");

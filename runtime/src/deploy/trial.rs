@@ -12,7 +12,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::worker::Workers;
 use crate::nn::backends::{Backends, files_bytes};
-use crate::nn::{BatchSpec, ExecutionTarget, GraphSource, LoadHost, NnError, SequenceSpec, Tenant, Tensor, TensorType};
+use crate::nn::{
+    BatchSpec, ExecutionTarget, GraphSource, LoadHost, NnError, NnErrorKind, SequenceSpec, Sequences, Tenant, Tensor,
+    TensorType,
+};
 
 /// Name of the child's command.
 pub const COMMAND: &str = "model-worker";
@@ -26,8 +29,8 @@ const ADDRESS_SPACE_BYTES: u64 = 8 << 30;
 /// Processor time, which a load of any size stays below: most of it is spent waiting for the disk.
 const PROCESSOR_S: u64 = 600;
 
-/// How long two tokens may take.
-const TOKENS_MAX: Duration = Duration::from_secs(120);
+/// How long each answer of the model may take.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Job {
@@ -39,7 +42,10 @@ struct Job {
     memory_bytes_max: u64,
 }
 
-/// Loads a model in a child, and lets it say two tokens.
+/// Characters of the longest words that are tried.
+const WORD_CHARS: usize = 2000;
+
+/// Loads a model in a child; lets it read texts of all kinds, say two tokens, and make a vector.
 ///
 /// # Errors
 /// What is wrong with the model, in a sentence for its author.
@@ -125,19 +131,47 @@ fn work(job: Job) -> Result<(), NnError> {
     limit_self(address_space).map_err(failed)?;
     let graph = Backends::llama()?.load(&source)?;
     let Some(sequences) = graph.sequences() else { return Ok(()) };
-    let tokens = Tensor::new(TensorType::I32, vec![1], 0i32.to_le_bytes().to_vec())?;
-    let options = br#"{"max_tokens": 2, "temperature": 0, "ignore_eos": true}"#;
-    let options = Tensor::new(TensorType::U8, vec![options.len() as u32], options.to_vec())?;
-    let inputs = vec![("tokens".to_owned(), tokens), ("options".to_owned(), options)];
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .map_err(|error| NnError::runtime(error.to_string()))?;
-    runtime.block_on(async {
-        let mut sequence = sequences.open(Tenant(0));
-        sequence.compute(inputs, Instant::now() + TOKENS_MAX).await
-    })?;
-    Ok(())
+    runtime.block_on(try_out(sequences))
+}
+
+/// Takes the ways through llama.cpp that requests take: what ends a process ends this one.
+async fn try_out(sequences: &dyn Sequences) -> Result<(), NnError> {
+    let tensor = |ty, count: usize, data: &[u8]| Tensor::new(ty, vec![count as u32], data.to_vec());
+    let compute = async |name: &str, prompt: Tensor, options: &str| {
+        let options = tensor(TensorType::U8, options.len(), options.as_bytes())?;
+        let inputs = vec![(name.to_owned(), prompt), ("options".to_owned(), options)];
+        sequences.open(Tenant(0)).compute(inputs, Instant::now() + ANSWER_MAX).await.map(drop)
+    };
+    for text in texts() {
+        let read = compute("prompt", tensor(TensorType::U8, text.len(), text.as_bytes())?, r#"{"task": "tokenize"}"#);
+        match read.await {
+            // Longer than the context.
+            Err(error) if error.kind() == NnErrorKind::InvalidArgument => {}
+            read => read?,
+        }
+    }
+    let token = tensor(TensorType::I32, 1, &0i32.to_le_bytes())?;
+    let options = r#"{"max_tokens": 2, "temperature": 0, "ignore_eos": true}"#;
+    let answer = compute("tokens", token.clone(), options).await;
+    let vector = compute("tokens", token, r#"{"task": "embed"}"#).await;
+    match answer {
+        // A model for vectors alone.
+        Err(error) if error.kind() == NnErrorKind::UnsupportedOperation => vector,
+        answer => answer,
+    }
+}
+
+/// Texts with every byte that there is in UTF-8, characters of every length and kind among them, and with long words.
+fn texts() -> impl Iterator<Item = String> {
+    let all = (0..0x80).chain((0x80..0x800).step_by(0x3f)).chain((0x800..0x11_0000).step_by(0xfc1));
+    let all: Vec<char> = all.filter_map(char::from_u32).collect();
+    let all = all.chunks(WORD_CHARS / 4).map(String::from_iter).collect::<Vec<_>>();
+    let words = ["a", "A", "é", "漢", "7", "-", " ", "\n", "\u{e000}"].map(|char| char.repeat(WORD_CHARS));
+    all.into_iter().chain(words).chain(["  a  b\n\n c  ".to_owned()])
 }
 
 fn limit_self(address_space: Option<u64>) -> rustix::io::Result<()> {
@@ -151,4 +185,19 @@ fn limit_self(address_space: Option<u64>) -> rustix::io::Result<()> {
     lower(Resource::Cpu, PROCESSOR_S)?;
     lower(Resource::Fsize, 0)?;
     lower(Resource::Core, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_texts_have_every_byte_of_utf_8() {
+        let mut there = [false; 256];
+        texts().flat_map(String::into_bytes).for_each(|byte| there[usize::from(byte)] = true);
+        let absent: Vec<usize> = (0..256).filter(|&byte| !there[byte]).collect();
+        // No text has these.
+        let never: Vec<usize> = (0xc0..=0xc1).chain(0xf5..=0xff).collect();
+        assert_eq!(absent, never);
+    }
 }

@@ -1,6 +1,6 @@
 //! Reads the header of a GGUF file without trusting it: llama.cpp, which reads it afterwards, is C++ that was written for
 //! files of friends. What is checked: every count and length against the file's own, names, element types, and that each
-//! tensor lies inside the file. What is kept: the model's facts (strings and numbers), not its vocabulary.
+//! tensor lies inside the file, and that the vocabulary is of a kind that llama.cpp reads without fail. What is kept: the model's facts (strings and numbers), not its vocabulary.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,6 +25,13 @@ const NAME_BYTES_MAX: u64 = 63;
 /// Longest text that is kept (a chat template), and most of all texts together.
 const TEXT_BYTES_MAX: u64 = 1 << 20;
 const TEXTS_BYTES_MAX: u64 = 4 << 20;
+
+/// Kinds of vocabularies (`tokenizer.ggml.model`) that are served. Of others llama.cpp's reader trusts the file (`t5`), or
+/// never ends for some texts (`rwkv`).
+const TOKENIZERS: [&str; 5] = ["llama", "gpt2", "gemma4", "bert", "whitespace"];
+
+/// Longest name of a kind of vocabulary.
+const TOKENIZER_BYTES_MAX: u64 = 64;
 
 /// Longest array of numbers that is kept: one number a layer.
 const NUMBERS_MAX: u64 = 1 << 10;
@@ -61,6 +68,7 @@ pub fn read_from(file: Box<dyn ReadSeek>, end: u64) -> Result<Gguf, NnError> {
     let mut header = Header::default();
     header.read(&mut reader)?;
     header.derive(&mut reader)?;
+    header.check_tokenizer(&mut reader)?;
     let gguf = Gguf { metadata: header.metadata, numbers: header.numbers };
     gguf.check()?;
     Ok(gguf)
@@ -168,6 +176,12 @@ impl Header {
 
     fn value(&mut self, reader: &mut Reader, key: String, kind: u32) -> Result<(), NnError> {
         match kind {
+            // Never left out: what it says is checked.
+            STRING if key == "tokenizer.ggml.model" || key == "tokenizer.ggml.pre" => {
+                let text = reader.text(TOKENIZER_BYTES_MAX)?;
+                self.metadata.insert(key, text);
+                Ok(())
+            }
             STRING => {
                 let length = reader.u64()?;
                 if length > TEXT_BYTES_MAX || self.texts_bytes + length > TEXTS_BYTES_MAX {
@@ -244,6 +258,52 @@ impl Header {
         }
     }
 
+    /// That every text can be made tokens: where llama.cpp finds none for a byte it throws an exception, which ends the
+    /// process.
+    fn check_tokenizer(&self, reader: &mut Reader) -> Result<(), NnError> {
+        let fact = |key: &str| self.metadata.get(key).map_or("", String::as_str);
+        match (fact("tokenizer.ggml.model"), fact("tokenizer.ggml.pre")) {
+            // llama.cpp says what is missing.
+            ("", _) => Ok(()),
+            ("gpt2", "whitespace") => Err(malformed("its vocabulary is 'gpt2' and divides texts as 'whitespace' does")),
+            ("llama", _) => self.check_bytes(reader),
+            (model, _) if TOKENIZERS.contains(&model) => Ok(()),
+            (model, _) => {
+                let served = TOKENIZERS.join(", ");
+                let text =
+                    format!("vocabularies of the kind '{model}' (tokenizer.ggml.model) are not served: {served} are");
+                Err(NnError::invalid_encoding(text))
+            }
+        }
+    }
+
+    /// That there is a token for each byte: `<0x41>`, or else the byte itself.
+    fn check_bytes(&self, reader: &mut Reader) -> Result<(), NnError> {
+        let (at, count) = self.tokens.unwrap_or((reader.at, 0));
+        let mut there = [false; 256];
+        reader.seek(at)?;
+        for _ in 0..count {
+            let length = reader.u64()?;
+            let byte = match length {
+                1 => Some(reader.array::<1>()?[0]),
+                6 => byte_of(reader.array()?),
+                _ => {
+                    reader.skip(length)?;
+                    None
+                }
+            };
+            if let Some(byte) = byte {
+                there[usize::from(byte)] = true;
+            }
+        }
+        match there.iter().position(|there| !there) {
+            None => Ok(()),
+            Some(byte) => Err(malformed(&format!(
+                "its vocabulary has no token for the byte {byte} ('<0x{byte:02X}>'), so that some texts would have none"
+            ))),
+        }
+    }
+
     /// The texts of special tokens, which the file has as numbers, and whether prompts begin with one.
     fn derive(&mut self, reader: &mut Reader) -> Result<(), NnError> {
         for (name, id) in [("bos", "bos_token_id"), ("eos", "eos_token_id")] {
@@ -268,6 +328,13 @@ impl Header {
         self.metadata.insert("tokenizer.add_bos_token".to_owned(), adds_bos.to_string());
         Ok(())
     }
+}
+
+/// The byte that a token of a byte stands for.
+fn byte_of(token: [u8; 6]) -> Option<u8> {
+    let digits = token.strip_prefix(b"<0x")?.strip_suffix(b">")?;
+    let value = |digit: u8| char::from(digit).to_digit(16).filter(|_| !digit.is_ascii_lowercase());
+    u8::try_from(value(digits[0])? << 4 | value(digits[1])?).ok()
 }
 
 /// What llama.cpp does where a file does not say.
@@ -512,10 +579,15 @@ mod tests {
         [&text(name)[..], &axes, &sizes, &kind.to_le_bytes(), &offset.to_le_bytes()].concat()
     }
 
+    fn vocabulary(tokens: &[Vec<u8>]) -> Vec<u8> {
+        let value = [&STRING.to_le_bytes()[..], &(tokens.len() as u64).to_le_bytes(), &tokens.concat()];
+        key("tokenizer.ggml.tokens", ARRAY, &value.concat())
+    }
+
     impl Made {
         fn good() -> Made {
-            let tokens = [text("<s>"), text("</s>"), text("a")].concat();
-            let tokens = [&STRING.to_le_bytes()[..], &3u64.to_le_bytes(), &tokens].concat();
+            let mut tokens = vec![text("<s>"), text("</s>"), text("a")];
+            tokens.extend((0..=255).map(|byte| text(&format!("<0x{byte:02X}>"))));
             let kv_heads = [&4u32.to_le_bytes()[..], &2u64.to_le_bytes(), &2u32.to_le_bytes(), &1u32.to_le_bytes()];
             Made {
                 keys: vec![
@@ -526,7 +598,7 @@ mod tests {
                     key("llama.attention.head_count_kv", ARRAY, &kv_heads.concat()),
                     key("llama.rope.freq_base", 6, &1e4f32.to_le_bytes()),
                     key("tokenizer.ggml.model", STRING, &text("llama")),
-                    key("tokenizer.ggml.tokens", ARRAY, &tokens),
+                    vocabulary(&tokens),
                     key("tokenizer.ggml.bos_token_id", 4, &0u32.to_le_bytes()),
                     key("tokenizer.ggml.eos_token_id", 4, &1u32.to_le_bytes()),
                 ],
@@ -595,6 +667,35 @@ mod tests {
         says(refused(&|made| made.keys[1] = key("x", ARRAY, &endless)), "cut off");
         assert!(read_bytes(b"GGUF".to_vec()).is_err());
         assert!(read_bytes([&MAGIC[..], &1u32.to_le_bytes()].concat()).unwrap_err().to_string().contains("version"));
+    }
+
+    #[test]
+    fn vocabularies_that_could_end_the_process_are_refused() {
+        let read = |model: &str, tokens: &[Vec<u8>]| {
+            let mut made = Made::good();
+            // More texts than are kept, before it.
+            let filler = text(&"x".repeat(TEXT_BYTES_MAX as usize));
+            made.keys.splice(6..6, (0..5).map(|index| key(&format!("filler.{index}"), STRING, &filler)));
+            made.keys[11] = key("tokenizer.ggml.model", STRING, &text(model));
+            made.keys[12] = vocabulary(tokens);
+            made.read().map(drop).map_err(|error| error.to_string())
+        };
+        let bytes = |except: u8| -> Vec<Vec<u8>> {
+            (0..=255).filter(|&byte| byte != except).map(|byte| text(&format!("<0x{byte:02X}>"))).collect()
+        };
+        let says =
+            |error: Result<(), String>, what: &str| assert!(error.clone().unwrap_err().contains(what), "{error:?}");
+        says(read("llama", &bytes(0xab)), "no token for the byte 171 ('<0xAB>')");
+        says(read("llama", &[bytes(0xab), vec![text("<0xab>")]].concat()), "'<0xAB>'");
+        says(read("llama", &[]), "'<0x00>'");
+        read("llama", &[bytes(b'a'), vec![text("a")]].concat()).unwrap();
+        for model in ["gpt2", "bert", "gemma4"] {
+            read(model, &[text("a")]).unwrap();
+        }
+        for model in ["t5", "rwkv", "plamo2", "none", "llama\0"] {
+            says(read(model, &bytes(0)), "are not served: llama, gpt2,");
+        }
+        says(read(&"x".repeat(65), &[]), "65 bytes");
     }
 
     #[test]

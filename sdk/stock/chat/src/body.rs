@@ -45,7 +45,7 @@ pub(crate) struct Body {
     pub(crate) input: Option<IgnoredAny>,
 
     pub(crate) stream: Option<bool>,
-    pub(crate) stream_options: Option<StreamOptions>,
+    stream_options: Option<StreamOptions>,
     n: Option<usize>,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
@@ -104,8 +104,8 @@ pub(crate) enum PromptInput {
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
 #[serde(default)]
-pub(crate) struct StreamOptions {
-    pub(crate) include_usage: bool,
+struct StreamOptions {
+    include_usage: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -230,6 +230,11 @@ impl Body {
         Ok(stops)
     }
 
+    /// Whether the end of a stream tells what it used.
+    pub(crate) fn include_usage(&self) -> bool {
+        self.stream_options.and_then(|options| options.include_usage).unwrap_or(false)
+    }
+
     /// Everything that the host chooses tokens by; `defaults` for what the request says nothing of.
     pub(crate) fn options(&self, defaults: &Options) -> Result<Options, Error> {
         let max_tokens = match (self.max_completion_tokens, self.max_tokens) {
@@ -241,7 +246,8 @@ impl Body {
         if repeat_penalty == Some(0.0) {
             return Err(Error::invalid_input("`repeat_penalty` is 0; it must be more"));
         }
-        if self.grammar.is_some() && self.schema()?.is_some() {
+        let json_schema = self.schema()?;
+        if self.grammar.is_some() && json_schema.is_some() {
             return Err(Error::invalid_input(
                 "`grammar` and `response_format` both say what to write; give one of them",
             ));
@@ -264,7 +270,7 @@ impl Body {
             logit_bias: self.logit_bias()?,
             logprobs: self.logprobs()?,
             grammar: self.grammar.clone(),
-            json_schema: self.schema()?,
+            json_schema,
             ignore_eos: self.ignore_eos.unwrap_or(false),
             cache: self.cache_prompt,
         })
@@ -296,7 +302,7 @@ impl Body {
     }
 
     /// The schema that the answer follows, if it must follow one.
-    pub(crate) fn schema(&self) -> Result<Option<String>, Error> {
+    fn schema(&self) -> Result<Option<String>, Error> {
         let Some(format) = &self.response_format else { return Ok(None) };
         let wrong = |what: String| Error::invalid_input(format!("`response_format` {what}"));
         match format.r#type.as_str() {
@@ -311,11 +317,6 @@ impl Body {
             }
             other => Err(wrong(format!("has the type '{other}'; there are text, json_object and json_schema"))),
         }
-    }
-
-    /// Whether there is something that the answer must follow.
-    pub(crate) fn is_constrained(&self) -> Result<bool, Error> {
-        Ok(self.grammar.is_some() || self.schema()?.is_some())
     }
 }
 
@@ -435,6 +436,15 @@ mod tests {
         assert!(read(json!({ "n": 9 })).unwrap().n().unwrap_err().message.contains("`n` is 9; 1 to 8"));
         assert!(Body::read(&Request::new("", "", "")).unwrap_err().message.contains("empty"));
         assert!(Body::read(&Request::new("", "", "{} {}")).unwrap_err().message.contains("trailing"));
+    }
+
+    #[test]
+    fn what_is_null_is_as_if_left_out() {
+        let usage = |options| read(json!({ "stream_options": options })).unwrap().include_usage();
+        assert!(usage(json!({ "include_usage": true })));
+        for none in [json!(null), json!({}), json!({ "include_usage": null }), json!({ "include_usage": false })] {
+            assert!(!usage(none.clone()), "{none}");
+        }
     }
 
     #[test]

@@ -72,9 +72,9 @@ impl Endpoint for Chat {
     }
 
     fn handle(&self, request: Request) -> Result<Response, Error> {
-        let id = request.id();
-        self.answer(&request).or_else(|error| match Overflow::of(&error) {
-            Some(overflow) => overflow.respond(&id),
+        let (param, answer) = self.answer(&request);
+        answer.or_else(|error| match Overflow::of(&error) {
+            Some(overflow) => overflow.respond(&request.id(), param),
             None => Err(error),
         })
     }
@@ -90,26 +90,32 @@ impl Chat {
         Self { graph, template, syntax, defaults }
     }
 
-    fn answer(&self, request: &Request) -> Result<Response, Error> {
+    /// The answer, and the parameter that gives the model what it reads.
+    fn answer(&self, request: &Request) -> (&'static str, Result<Response, Error>) {
+        let generate = |api| Body::read(request).and_then(|body| self.generate(api, body, request));
         match request.path() {
-            "chat/completions" => self.generate(Api::Chat, Body::read(request)?, request),
-            "completions" => self.generate(Api::Completions, Body::read(request)?, request),
-            "embeddings" => self.embed(request),
-            "invocations" => {
-                let body = Body::read(request)?;
-                match (&body.messages, &body.prompt, &body.input) {
-                    (Some(_), None, None) => self.generate(Api::Chat, body, request),
-                    (None, Some(_), None) => self.generate(Api::Completions, body, request),
-                    (None, None, Some(_)) => self.embed(request),
+            "chat/completions" => ("messages", generate(Api::Chat)),
+            "completions" => ("prompt", generate(Api::Completions)),
+            "embeddings" => ("input", self.embed(request)),
+            "invocations" => match Body::read(request) {
+                Err(error) => ("", Err(error)),
+                Ok(body) => match (&body.messages, &body.prompt, &body.input) {
+                    (Some(_), None, None) => ("messages", self.generate(Api::Chat, body, request)),
+                    (None, Some(_), None) => ("prompt", self.generate(Api::Completions, body, request)),
+                    (None, None, Some(_)) => ("input", self.embed(request)),
                     _ => {
-                        Err(Error::invalid_input("the body must have exactly one of `messages`, `prompt` and `input`"))
+                        let text = "the body must have exactly one of `messages`, `prompt` and `input`";
+                        ("", Err(Error::invalid_input(text)))
                     }
-                }
+                },
+            },
+            other => {
+                let text = format!(
+                    "this endpoint is a language model: call `chat/completions`, `completions`, `embeddings` or \
+                     `invocations`, not `{other}`"
+                );
+                ("", Err(Error::not_found(text)))
             }
-            other => Err(Error::not_found(format!(
-                "this endpoint is a language model: call `chat/completions`, `completions`, `embeddings` or `invocations`, \
-                 not `{other}`"
-            ))),
         }
     }
 
@@ -122,7 +128,7 @@ impl Chat {
     fn generate(&self, api: Api, body: Body, request: &Request) -> Result<Response, Error> {
         let time_ms = request.time_ms();
         let streamed = body.stream == Some(true);
-        let include_usage = body.stream_options.is_some_and(|options| options.include_usage);
+        let include_usage = body.include_usage();
         let plan = match api {
             Api::Chat => self.plan_chat(body, time_ms)?,
             Api::Completions => self.plan_completions(body)?,
@@ -145,12 +151,12 @@ impl Chat {
         let messages = body.messages.take().ok_or_else(|| missing("messages"))?;
         let turns = messages::turns(messages)?;
         let tools = Tools::new(body.tools.take(), body.tool_choice.take())?;
-        if tools.demand != Demand::None && body.is_constrained()? {
+        let mut options = body.options(&self.defaults)?;
+        if tools.demand != Demand::None && (options.grammar.is_some() || options.json_schema.is_some()) {
             return Err(Error::invalid_input(
                 "`response_format` and `tools` cannot both say what to write; set `tool_choice` to 'none', or leave one out",
             ));
         }
-        let mut options = body.options(&self.defaults)?;
         let listener = match &tools.demand {
             Demand::None => Listener::Deaf,
             Demand::Auto => Listener::open(self.syntax, tools.names()),
@@ -236,8 +242,8 @@ impl<'e> Overflow<'e> {
         Some(Self { prompt_tokens, context_tokens: &rest[..digits] }).filter(|_| digits > 0)
     }
 
-    /// Like every other error of the API, and with what OpenAI's clients look for.
-    fn respond(&self, request_id: &str) -> Result<Response, Error> {
+    /// Like every other error of the API, and with what OpenAI's clients look for. `param` is what is too long.
+    fn respond(&self, request_id: &str, param: &'static str) -> Result<Response, Error> {
         #[derive(Serialize)]
         struct Body<'a> {
             error_code: &'static str,
@@ -264,7 +270,7 @@ impl<'e> Overflow<'e> {
             ),
             details: [RequestInfo { r#type, request_id, serving_data: "" }],
             r#type: "invalid_request_error",
-            param: "messages",
+            param,
             code: "context_length_exceeded",
         };
         Ok(Response::json(&body)?.with_status(400))
@@ -351,7 +357,7 @@ mod tests {
     #[test]
     fn a_body_has_one_kind_of_input_and_a_path_that_exists() {
         let answer = |path: &str, body: serde_json::Value| {
-            chat(CHAT_ML).answer(&Request::new(path, "application/json", body.to_string())).unwrap_err().message
+            chat(CHAT_ML).answer(&Request::new(path, "application/json", body.to_string())).1.unwrap_err().message
         };
         assert!(answer("invocations", json!({})).contains("exactly one of"));
         assert!(answer("invocations", json!({ "prompt": "a", "input": "b" })).contains("exactly one of"));
@@ -361,17 +367,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_long_is_named_as_the_api_does() {
+        let param = |path: &str, body: serde_json::Value| {
+            chat(CHAT_ML).answer(&Request::new(path, "application/json", body.to_string())).0
+        };
+        for (path, name) in [("chat/completions", "messages"), ("completions", "prompt"), ("embeddings", "input")] {
+            // They fail before the model is asked.
+            assert_eq!(param(path, json!([])), name);
+            assert_eq!(param("invocations", json!({ name: [] })), name);
+        }
+    }
+
+    #[test]
     fn a_prompt_that_is_too_long_is_known_by_its_code() {
         let words = "failed to compute graph `model`: the prompt has at least 3000 tokens, the context 2048";
         let error = Error::invalid_input(words);
         let overflow = Overflow::of(&error).unwrap();
         assert_eq!(overflow, Overflow { prompt_tokens: "at least 3000", context_tokens: "2048" });
-        let response = overflow.respond("id").unwrap();
+        let response = overflow.respond("id", "prompt").unwrap();
         let (status, _, bytes) = response.parts().unwrap();
         let body: serde_json::Value = serde_json::from_slice(bytes).unwrap();
         assert_eq!(
-            (status, &body["code"], &body["error_code"]),
-            (400, &json!("context_length_exceeded"), &json!("BAD_REQUEST"))
+            (status, &body["code"], &body["error_code"], &body["param"]),
+            (400, &json!("context_length_exceeded"), &json!("BAD_REQUEST"), &json!("prompt"))
         );
         assert_eq!(Overflow::of(&Error::invalid_input("the prompt has no tokens")), None);
     }

@@ -1,6 +1,6 @@
 //! The tools that a request declares: how the model learns of them, and how it is held to calling one.
 
-use minijinja::value::Value;
+use minijinja::value::{Value, ValueKind};
 use serde::Deserialize;
 use serde_json::json;
 use tessera_sdk::Error;
@@ -110,12 +110,15 @@ impl Tools {
         let Demand::Required(place) = self.demand else { return None };
         let mut definitions = Vec::new();
         let allowed = self.functions.iter().enumerate().filter(|(index, _)| place.is_none_or(|place| place == *index));
-        let calls: Vec<Value> = allowed.map(|(_, function)| function.call_schema(&mut definitions)).collect();
+        let calls: Vec<Value> =
+            allowed.map(|(index, function)| function.call_schema(index, &mut definitions)).collect();
         let mut root = match calls.as_slice() {
             [call] => pairs(call),
             _ => vec![("anyOf".to_owned(), Value::from(calls))],
         };
-        root.extend(definitions);
+        if !definitions.is_empty() {
+            root.push(("$defs".to_owned(), definitions.into_iter().collect()));
+        }
         serde_json::to_string(&root.into_iter().collect::<Value>()).ok()
     }
 }
@@ -126,7 +129,7 @@ impl Function {
         match tool.function {
             Some(function) if tool.r#type == "function" => match function.parameters.as_ref().map(Value::kind) {
                 _ if function.name.is_empty() => wrong("has an empty name"),
-                None | Some(minijinja::value::ValueKind::Map | minijinja::value::ValueKind::None) => Ok(function),
+                None | Some(ValueKind::Map | ValueKind::None) => Ok(function),
                 Some(_) => wrong("has `parameters` that are no JSON schema: it must be an object"),
             },
             _ => wrong("is no function: it must have the type 'function' and a `function`"),
@@ -141,20 +144,24 @@ impl Function {
         [("type", Value::from("function")), ("function", function)].into_iter().collect()
     }
 
-    /// The schema of a call of this function. What its own schema defines and refers to by `#/…` must lie at the top.
-    fn call_schema(&self, definitions: &mut Vec<(String, Value)>) -> Value {
+    /// The schema of a call of this function. If its own schema refers to parts of itself by `#/…` it becomes a definition,
+    /// and what it refers to is looked for there: other functions have definitions of the same names.
+    fn call_schema(&self, index: usize, definitions: &mut Vec<(String, Value)>) -> Value {
         let object = || Value::from_serialize(json!({ "type": "object" }));
-        let parameters = self.parameters.clone().filter(|schema| !schema.is_none()).unwrap_or_else(object);
-        let (defined, own): (Vec<_>, Vec<_>) =
-            pairs(&parameters).into_iter().partition(|(key, _)| key == "$defs" || key == "definitions");
-        for (key, added) in defined {
-            match definitions.iter_mut().find(|(known, _)| *known == key) {
-                Some((_, known)) => *known = pairs(known).into_iter().chain(pairs(&added)).collect(),
-                None => definitions.push((key, added)),
+        let own = self.parameters.clone().filter(|schema| !schema.is_none()).unwrap_or_else(object);
+        let (name, mut refers) = (format!("tool_{index}"), false);
+        let place = format!("#/$defs/{name}");
+        let moved = moved(&own, &place, &mut refers);
+        let arguments = match refers {
+            false => own,
+            true => {
+                // What it calls itself would be another beginning for `#`.
+                definitions.push((name, pairs(&moved).into_iter().filter(|(key, _)| key != "$id").collect()));
+                [("$ref", Value::from(place))].into_iter().collect()
             }
-        }
+        };
         let name: Value = [("const", Value::from(self.name.as_str()))].into_iter().collect();
-        let properties = [("name", name), ("arguments", own.into_iter().collect())];
+        let properties = [("name", name), ("arguments", arguments)];
         let schema = [
             ("type", Value::from("object")),
             ("properties", properties.into_iter().collect()),
@@ -169,6 +176,30 @@ impl Function {
 fn pairs(object: &Value) -> Vec<(String, Value)> {
     let keys = object.try_iter().into_iter().flatten();
     keys.filter_map(|key| Some((key.as_str()?.to_owned(), object.get_item(&key).ok()?))).collect()
+}
+
+/// A schema that lies at `place` instead of the top; `refers` if that makes a difference.
+fn moved(schema: &Value, place: &str, refers: &mut bool) -> Value {
+    match schema.kind() {
+        ValueKind::Map => {
+            let moved = pairs(schema).into_iter().map(|(key, value)| {
+                let reference = value.as_str().filter(|text| key == "$ref" && (*text == "#" || text.starts_with("#/")));
+                let value = match reference {
+                    Some(reference) => {
+                        *refers = true;
+                        Value::from(format!("{place}{}", &reference[1..]))
+                    }
+                    None => moved(&value, place, refers),
+                };
+                (key, value)
+            });
+            moved.collect()
+        }
+        ValueKind::Seq => {
+            schema.try_iter().into_iter().flatten().map(|item| moved(&item, place, refers)).collect::<Vec<_>>().into()
+        }
+        _ => schema.clone(),
+    }
 }
 
 fn unknown_choice(given: &str) -> Error {
@@ -257,8 +288,31 @@ mod tests {
         let any: serde_json::Value =
             serde_json::from_str(&tools(two(), json!("required")).unwrap().schema().unwrap()).unwrap();
         assert_eq!(any["anyOf"][1].to_string(), serde_json::from_str::<serde_json::Value>(stop).unwrap().to_string());
-        assert_eq!(any["$defs"]["p"]["type"], "string");
-        assert!(any["anyOf"][0]["properties"]["arguments"].get("$defs").is_none());
+        assert_eq!(any["anyOf"][0]["properties"]["arguments"]["$ref"], "#/$defs/tool_0");
+        assert_eq!(any["$defs"]["tool_0"]["properties"]["to"]["$ref"], "#/$defs/tool_0/$defs/p");
+    }
+
+    #[test]
+    fn definitions_of_one_name_stay_apart() {
+        let tool = |name: &str, r#type: &str| {
+            let parameters = json!({
+                "type": "object", "$id": "https://example.com/x",
+                "properties": { "p": { "$ref": "#/$defs/p" }, "q": [{ "$ref": "#/properties/p" }], "r": { "$ref": "#" } },
+                "$defs": { "p": { "type": r#type } },
+            });
+            json!({ "type": "function", "function": { "name": name, "parameters": parameters } })
+        };
+        let list = json!([tool("a", "string"), tool("b", "integer")]);
+        let schema = tools(list, json!("required")).unwrap().schema().unwrap();
+        let schema: serde_json::Value = serde_json::from_str(&schema).unwrap();
+        for (index, r#type) in ["string", "integer"].into_iter().enumerate() {
+            let arguments = &schema["anyOf"][index]["properties"]["arguments"]["$ref"];
+            let at = |reference: &serde_json::Value| schema.pointer(&reference.as_str().unwrap()[1..]).unwrap().clone();
+            let own = at(arguments);
+            assert_eq!(at(&own["properties"]["p"]["$ref"])["type"], r#type);
+            assert_eq!(at(&own["properties"]["q"][0]["$ref"]), own["properties"]["p"]);
+            assert!(at(&own["properties"]["r"]["$ref"]) == own && own.get("$id").is_none());
+        }
     }
 
     #[test]

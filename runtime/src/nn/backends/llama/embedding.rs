@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::context::{Batch, Context, ContextSpec, Purpose, SequenceId};
-use super::engine::Ticket;
+use super::engine::{Pace, Ticket};
 use super::fair::Served;
 use super::stream::{Ended, Stream, Vectors};
 use crate::nn::{NnError, Tenant};
@@ -39,16 +40,18 @@ impl Texts {
 pub(super) struct Embedder {
     model: Arc<LlamaModel>,
     spec: ContextSpec,
-    context: Option<Context>,
+    /// Made for the first text; or why it cannot be, which trying again would not change.
+    context: Option<Result<Context, NnError>>,
     waiting: VecDeque<Texts>,
     batch: Batch,
+    pace: Pace,
 }
 
 impl Embedder {
     /// One that has no memory yet. `spec` says how much it computes at once.
     pub(super) fn new(model: &Arc<LlamaModel>, spec: ContextSpec) -> Embedder {
         let (context, waiting, batch) = (None, VecDeque::new(), Batch::default());
-        Embedder { model: Arc::clone(model), spec, context, waiting, batch }
+        Embedder { model: Arc::clone(model), spec, context, waiting, batch, pace: Pace::default() }
     }
 
     pub(super) fn push(&mut self, texts: Texts) {
@@ -77,34 +80,36 @@ impl Embedder {
         self.waiting.is_empty()
     }
 
-    /// Computes as many texts as fit a step, the workspace first that was served least.
+    /// Computes as many texts as there is time for in a step, one at least, the workspace first that was served least.
     pub(super) fn step(&mut self, threads: u32, served: &mut Served) {
         if let Err(error) = self.compute(threads, served) {
             tracing::warn!("failed to compute embeddings: {error}");
             self.fail(&error);
+            if let Some(Ok(context)) = &mut self.context {
+                (0..self.spec.ids.cast_signed()).for_each(|id| context.clear(id));
+            }
         }
     }
 
     fn compute(&mut self, threads: u32, served: &mut Served) -> Result<(), NnError> {
-        let context = match &mut self.context {
-            Some(context) => context,
-            none => none.insert(Context::new(&self.model, &self.spec)?),
-        };
+        let context = self.context.get_or_insert_with(|| Context::new(&self.model, &self.spec));
+        let context = context.as_mut().map_err(|error| error.clone())?;
         let mut order: Vec<usize> = (0..self.waiting.len()).collect();
         order.sort_by_key(|&index| served.tokens(self.waiting[index].tenant));
         self.batch.clear();
         // Of each request how many texts, in the order of their sequences.
         let mut taken: Vec<(usize, usize)> = Vec::new();
-        let (mut ids, mut room) = (0, self.spec.batch_tokens as usize);
+        let (mut ids, mut room) = (0, self.pace.room().min(self.spec.batch_tokens as usize));
         for index in order {
             let texts = &self.waiting[index];
             let mut count = 0;
             for text in &texts.texts[texts.done..] {
-                if text.len() > room || ids >= self.spec.ids {
+                // The first is computed however long it is: a text cannot be divided.
+                if (text.len() > room && ids > 0) || ids >= self.spec.ids {
                     break;
                 }
                 self.batch.push_all(ids.cast_signed(), text);
-                (ids, room, count) = (ids + 1, room - text.len(), count + 1);
+                (ids, room, count) = (ids + 1, room.saturating_sub(text.len()), count + 1);
                 served.add(texts.tenant, text.len());
             }
             if count > 0 {
@@ -115,8 +120,10 @@ impl Embedder {
             }
         }
         context.set_threads(threads);
+        let begun = Instant::now();
         let computed = context.compute(&mut self.batch);
         computed.map_err(|error| NnError::runtime(format!("llama.cpp failed to compute embeddings ({error:?})")))?;
+        self.pace.took(self.batch.len(), begun.elapsed());
         let mut id: SequenceId = 0;
         for &(index, count) in &taken {
             let texts = &mut self.waiting[index];
@@ -145,9 +152,11 @@ impl ContextSpec {
     /// The one for vectors beside the one for answers: a text is computed in one step, so a step is as long as a text may
     /// be.
     pub(super) fn for_vectors(mut self, text_tokens_max: u32, pooled: bool) -> ContextSpec {
-        self.cache_tokens = text_tokens_max;
-        self.batch_tokens = text_tokens_max;
         self.ids = self.ids.min(text_tokens_max);
+        // llama.cpp rounds a step up so that it has as many tokens for each sequence, forgets its outputs when it does, and
+        // ends the process since they are fewer.
+        self.batch_tokens = text_tokens_max.next_multiple_of(self.ids.max(1));
+        self.cache_tokens = self.batch_tokens;
         self.purpose = if pooled { Purpose::VectorsAsTheModelSays } else { Purpose::MeanVectors };
         self
     }

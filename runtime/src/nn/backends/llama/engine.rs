@@ -1,10 +1,10 @@
 //! The thread of a loaded model. Each step computes one token of every sequence that answers, and in what room is left
 //! parts of prompts; whose turn it is, who waits, what is kept and what is given up is decided here.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::context::{Batch, Context, SequenceId, StepError};
@@ -63,24 +63,54 @@ pub(super) struct NewRun {
     pub(super) ticket: Ticket,
 }
 
-/// A place among those who wait.
-pub(super) struct Ticket(Arc<AtomicUsize>);
+/// Who waits for a sequence, or is about to.
+pub(super) struct Waiting {
+    places: usize,
+    /// How many of each workspace; none that has none.
+    taken: Mutex<HashMap<u64, usize>>,
+}
+
+impl Waiting {
+    pub(super) fn new(places: usize) -> Waiting {
+        Waiting { places, taken: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among those who wait. Dropping it is the release.
+pub(super) struct Ticket {
+    waiting: Arc<Waiting>,
+    tenant: Tenant,
+}
 
 impl Ticket {
-    /// `Overloaded` when `waiting_max` wait.
-    pub(super) fn take(waiting: &Arc<AtomicUsize>, waiting_max: usize) -> Result<Ticket, NnError> {
-        let ticket = Ticket(Arc::clone(waiting));
-        if waiting.fetch_add(1, Relaxed) >= waiting_max {
-            let text = format!("{waiting_max} answers wait for the model, which is the most: try again later");
+    /// `Overloaded` when all places are taken, or half of them by this workspace, which must not keep out the others.
+    pub(super) fn take(waiting: &Arc<Waiting>, tenant: Tenant) -> Result<Ticket, NnError> {
+        let mut taken = waiting.lock();
+        let (own, all) = (taken.get(&tenant.0).copied().unwrap_or(0), taken.values().sum::<usize>());
+        let share = waiting.places.div_ceil(2);
+        if own >= share || all >= waiting.places {
+            let (count, of) = if own >= share { (own, " of this workspace") } else { (all, "") };
+            let text = format!("{count} answers{of} wait for the model, which is the most: try again later");
             return Err(NnError::overloaded(text));
         }
-        Ok(ticket)
+        *taken.entry(tenant.0).or_default() += 1;
+        Ok(Ticket { waiting: Arc::clone(waiting), tenant })
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        let mut taken = self.waiting.lock();
+        if let Some(own) = taken.get_mut(&self.tenant.0) {
+            *own -= 1;
+            if *own == 0 {
+                taken.remove(&self.tenant.0);
+            }
+        }
     }
 }
 
@@ -165,12 +195,35 @@ pub(super) struct Engine {
     free: Vec<SequenceId>,
     served: Served,
     batch: Batch,
-    /// Nanoseconds of a prompt's token in a step; none before the first.
-    token_ns: Option<u64>,
+    pace: Pace,
     /// Whether one was given up for want of room, and none has ended since: until then nobody else begins.
     full: bool,
     /// The numbers of live and waiting ones that are counted.
     counted: (i64, i64),
+}
+
+/// How fast a context computes prompts.
+#[derive(Default)]
+pub(super) struct Pace {
+    /// Nanoseconds of a prompt's token in a step; none before the first.
+    token_ns: Option<u64>,
+}
+
+impl Pace {
+    /// Tokens of prompts that a step has time for.
+    pub(super) fn room(&self) -> usize {
+        let fit = |ns: u64| STEP_MAX.as_nanos() as usize / usize::try_from(ns.max(1)).unwrap_or(usize::MAX);
+        self.token_ns.map_or(PROMPT_PART_MAX, fit).clamp(PROMPT_PART_UNIT, BATCH_TOKENS)
+    }
+
+    /// Learns from a step.
+    pub(super) fn took(&mut self, tokens: usize, time: Duration) {
+        // Answers alone take as long as it takes to read the model, however few they are: prompts are not counted by it.
+        if tokens >= PROMPT_PART_UNIT {
+            let ns = time.as_nanos() as u64 / tokens as u64;
+            self.token_ns = Some(self.token_ns.map_or(ns, |known| (known * 3 + ns) / 4));
+        }
+    }
 }
 
 /// A part of a step.
@@ -193,7 +246,7 @@ impl Engine {
             free,
             served: Served::default(),
             batch: Batch::default(),
-            token_ns: None,
+            pace: Pace::default(),
             full: false,
             counted: (0, 0),
         }
@@ -252,10 +305,10 @@ impl Engine {
             self.release(run);
         }
         let (waiting, live, embedder) = (&self.waiting, &self.live, &self.parts.embedder);
-        let mut tenants =
-            waiting.iter().chain(live).map(|run| run.tenant).chain(embedder.tenants()).collect::<Vec<_>>();
-        tenants.dedup();
-        self.served.retain(|tenant| tenants.contains(&tenant));
+        let tenants =
+            waiting.iter().chain(live).map(|run| run.tenant.0).chain(embedder.tenants().map(|tenant| tenant.0));
+        let tenants = tenants.collect::<HashSet<_>>();
+        self.served.retain(|tenant| tenants.contains(&tenant.0));
     }
 
     fn count(&mut self) {
@@ -396,7 +449,7 @@ impl Engine {
         let mut parts: Vec<Part> = answering.map(|&(run, tokens)| Part { run, tokens, output: None }).collect();
         let mut prompts: Vec<(usize, usize)> = ready.into_iter().filter(|&(_, tokens)| tokens > 1).collect();
         prompts.sort_by_key(|&(run, _)| self.served.tokens(self.live[run].tenant));
-        let mut room = self.prompt_room().min(self.parts.batch_tokens.saturating_sub(parts.len()));
+        let mut room = self.pace.room().min(self.parts.batch_tokens.saturating_sub(parts.len()));
         for (run, left) in prompts {
             let mut tokens = left.min(room).min(PROMPT_PART_MAX);
             if tokens < left {
@@ -409,12 +462,6 @@ impl Engine {
             parts.push(Part { run, tokens, output: None });
         }
         parts
-    }
-
-    /// Tokens of prompts that a step has time for.
-    fn prompt_room(&self) -> usize {
-        let fit = |ns: u64| STEP_MAX.as_nanos() as usize / usize::try_from(ns.max(1)).unwrap_or(usize::MAX);
-        self.token_ns.map_or(PROMPT_PART_MAX, fit).clamp(PROMPT_PART_UNIT, BATCH_TOKENS)
     }
 
     fn compute(&mut self, parts: &mut [Part]) -> Result<(), StepError> {
@@ -431,11 +478,7 @@ impl Engine {
         self.parts.context.set_threads(threads.threads());
         let begun = Instant::now();
         self.parts.context.compute(&mut self.batch)?;
-        // Answers alone take as long as it takes to read the model, however few they are: prompts are not counted by it.
-        if self.batch.len() >= PROMPT_PART_UNIT {
-            let ns = begun.elapsed().as_nanos() as u64 / self.batch.len() as u64;
-            self.token_ns = Some(self.token_ns.map_or(ns, |known| (known * 3 + ns) / 4));
-        }
+        self.pace.took(self.batch.len(), begun.elapsed());
         Ok(())
     }
 
@@ -517,5 +560,37 @@ impl Engine {
             run.stream.finish(Err(error.clone()));
             self.release(&mut run);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workspace_has_half_of_the_places_and_gives_them_back() {
+        let waiting = Arc::new(Waiting::new(5));
+        let take = |tenant| Ticket::take(&waiting, Tenant(tenant));
+        let own: Vec<Ticket> = (0..3).map(|_| take(1).unwrap()).collect();
+        let refused = |tenant| take(tenant).err().unwrap().to_string();
+        assert!(refused(1).contains("3 answers of this workspace"), "{}", refused(1));
+        let others = [take(2).unwrap(), take(3).unwrap()];
+        assert!(refused(2).contains("5 answers wait"), "{}", refused(2));
+        drop(own);
+        take(1).unwrap();
+        drop(others);
+        assert!(waiting.lock().is_empty());
+    }
+
+    #[test]
+    fn a_step_has_as_many_tokens_as_there_is_time_for() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.room(), PROMPT_PART_MAX);
+        pace.took(1, Duration::from_secs(9));
+        assert_eq!(pace.room(), PROMPT_PART_MAX, "that was an answer");
+        pace.took(100, Duration::from_millis(200));
+        assert_eq!(pace.room(), 100);
+        pace.took(100, Duration::from_secs(100));
+        assert_eq!(pace.room(), PROMPT_PART_UNIT);
     }
 }

@@ -1,7 +1,7 @@
 //! llama.cpp: language models in GGUF, through the crates `llama-cpp-2` and `llama-cpp-sys-2`.
 //!
 //! A loaded model has one thread, [`engine`], that computes the sequences of all guests together. A guest's sequence
-//! ([`Sequence`]) checks what the guest sends ([`request`]), turns it into tokens ([`vocabulary`]), hands it to the engine
+//! ([`Sequence`]) checks what the guest sends ([`request`]), turns it into tokens ([`vocabulary`], [`splitter`]), hands it to the engine
 //! and fetches the answer ([`stream`]). The engine chooses tokens ([`sampling`]), as a grammar may ask ([`grammar`], [`gbnf`]), is fair between workspaces ([`fair`])
 //! and keeps ended sequences for prompts that begin alike ([`prefix`]).
 
@@ -15,13 +15,13 @@ mod log;
 mod prefix;
 mod request;
 mod sampling;
+mod splitter;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle};
@@ -33,13 +33,15 @@ use llama_cpp_2::llama_backend::{LlamaBackend, load_backends_from_path};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::{LlamaBackendDeviceType, list_llama_ggml_backend_devices};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::context::{Context, ContextSpec, Purpose};
 use self::embedding::{Embedder, Texts};
-use self::engine::{BATCH_TOKENS, Command, Engine, EngineParts, NewRun, Run, Ticket};
+use self::engine::{BATCH_TOKENS, Command, Engine, EngineParts, NewRun, Run, Ticket, Waiting};
 use self::grammar::Grammars;
 use self::request::{Prompt, Request, Task};
 use self::sampling::Sampler;
+use self::splitter::Splitter;
 use self::stream::{Engine as EngineState, Stream};
 use self::vocabulary::Vocabulary;
 use super::gguf_file::{self, Gguf};
@@ -61,11 +63,14 @@ const CACHE_CONTEXTS: u32 = 4;
 /// Longest text that is made a vector, in tokens, where the model does not say less: a text is computed in one step.
 const TEXT_TOKENS_MAX: u32 = 2048;
 
-/// Answers that may wait for each sequence there is.
+/// Answers that may wait for each sequence there is. A workspace has half of these places at most.
 const WAITING_PER_SEQUENCE: usize = 16;
 
 /// Prompts up to this many bytes become tokens at once, longer ones on another thread: an event loop waits meanwhile.
 const SHORT_PROMPT_BYTES: usize = 2 << 10;
+
+/// Texts that become tokens at one time where that takes stack, over all models: each may take 64 MiB.
+static STACKS: Semaphore = Semaphore::const_new(8);
 
 /// Folder beside the program with llama.cpp's libraries.
 const FOLDER: &str = "llama";
@@ -243,17 +248,19 @@ impl Limits {
     }
 
     /// The weights, the keys and values, and what a step works with: outputs for each sequence, and some rows as wide as
-    /// the model for each token.
+    /// the model for each token. Keys, values and rows also for the vectors of texts, whether or not any are ever wanted.
     fn memory_bytes(&self, gguf: &Gguf, weights_bytes: u64) -> u64 {
-        let kv = gguf.kv_bytes_per_token().saturating_mul(self.cache_tokens.into());
+        let tokens = u64::from(self.cache_tokens) + u64::from(self.text_tokens());
+        let kv = gguf.kv_bytes_per_token().saturating_mul(tokens);
         let widest = gguf.number("feed_forward_length").unwrap_or(0).max(gguf.number("embedding_length").unwrap_or(0));
-        let rows = widest.saturating_mul(4 * 4 * BATCH_TOKENS as u64);
+        let tokens = u64::from(self.batch_tokens()) + u64::from(self.text_tokens());
+        let rows = widest.saturating_mul(tokens.saturating_mul(4 * 4));
         let outputs = gguf.number("vocab_size").unwrap_or(1 << 17).saturating_mul(4 * 2 * u64::from(self.ids()));
         [kv, rows, outputs].into_iter().fold(weights_bytes, u64::saturating_add)
     }
 }
 
-/// A loaded model. Dropping it ends its thread, after the step that runs.
+/// A loaded model. Dropping it ends its thread, after the step that runs; an event loop does not wait for that.
 struct LlamaGraph {
     info: GraphInfo,
     schedule: Schedule,
@@ -271,7 +278,7 @@ struct Shared {
     commands: Sender<Command>,
     limits: Limits,
     kind: Kind,
-    waiting: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
 }
 
 /// What a model is for.
@@ -305,7 +312,7 @@ impl LlamaGraph {
         let pooling = gguf.number("pooling_type").unwrap_or(0);
         let embedder = Embedder::new(model, spec.for_vectors(limits.text_tokens(), pooling != 0));
         let (commands, receiver) = channel();
-        let vocabulary = Arc::new(Vocabulary::new(model));
+        let vocabulary = Arc::new(Vocabulary::new(model, Splitter::of(gguf)));
         let engine = Engine::new(EngineParts {
             context,
             embedder,
@@ -321,7 +328,7 @@ impl LlamaGraph {
         });
         let refused = |error: std::io::Error| NnError::runtime(format!("failed to start a thread: {}", error.kind()));
         let thread = Builder::new().name("llama".to_owned()).spawn(move || engine.run()).map_err(refused)?;
-        let waiting = Arc::default();
+        let waiting = Arc::new(Waiting::new(limits.sequences as usize * WAITING_PER_SEQUENCE));
         let (model, grammars) = (Arc::clone(model), Grammars::new(model));
         let shared = Arc::new(Shared { model, vocabulary, grammars, commands, limits, kind, waiting });
         Ok(LlamaGraph {
@@ -339,9 +346,18 @@ impl Drop for LlamaGraph {
     fn drop(&mut self) {
         // Sequences that outlive the graph can still speak to the engine, so that it would not end by itself.
         let _ = self.shared.commands.send(Command::Stop);
-        if let Some(thread) = self.thread.take() {
+        let Some(thread) = self.thread.take() else { return };
+        let shared = Arc::clone(&self.shared);
+        let end = move || {
             // A panic there was reported when it happened.
             let _ = thread.join();
+            // The model with it, unless a sequence still has it.
+            drop(shared);
+        };
+        match tokio::runtime::Handle::try_current() {
+            // The runtime waits for it before the process ends: llama.cpp must not compute meanwhile.
+            Ok(runtime) => drop(runtime.spawn_blocking(end)),
+            Err(_) => end(),
         }
     }
 }
@@ -437,23 +453,26 @@ impl LlamaSequence {
             let text = "the answer has not ended: fetch it without inputs, or begin another sequence";
             return Err(NnError::invalid_argument(text));
         }
-        let waiting_max = self.shared.limits.sequences as usize * WAITING_PER_SEQUENCE;
-        let ticket = Ticket::take(&self.shared.waiting, waiting_max)?;
-        let long = request.is_longer_than(SHORT_PROMPT_BYTES);
+        let ticket = Ticket::take(&self.shared.waiting, self.tenant)?;
+        let stack = match self.shared.vocabulary.takes_stack() {
+            true => STACKS.acquire().await.ok(),
+            false => None,
+        };
+        let long = stack.is_some() || request.is_longer_than(SHORT_PROMPT_BYTES);
         let (shared, tenant, before) = (Arc::clone(&self.shared), self.tenant, self.tokens.clone());
         let stream = Arc::<Stream>::default();
         let command = match request.options.task {
             Task::Tokenize => {
-                let tokens = aside(long, move || shared.tokens(before, &request)).await?;
+                let tokens = aside(long, stack, move || shared.tokens(before, &request)).await?;
                 return Ok(Some(vec![stream::whole("tokens", &[tokens.len()], &tokens)?]));
             }
             Task::Embed => {
-                let texts = aside(long, move || shared.texts(&request)).await?;
+                let texts = aside(long, stack, move || shared.texts(&request)).await?;
                 Command::Embed(Texts::new(tenant, Arc::clone(&stream), texts, ticket))
             }
             Task::Generate => {
                 let of = (tenant, Arc::clone(&stream), ticket);
-                let run = aside(long, move || shared.run(before, &request, of)).await?;
+                let run = aside(long, stack, move || shared.run(before, &request, of)).await?;
                 self.tokens.clone_from(&run.tokens);
                 Command::Start(Box::new(run))
             }
@@ -483,14 +502,19 @@ impl LlamaSequence {
     }
 }
 
-/// Work that takes long is done on another thread.
+/// Work that takes long is done on another thread. It is done to its end, `stack` held, also when nobody waits any more.
 async fn aside<T: Send + 'static>(
     long: bool,
+    stack: Option<SemaphorePermit<'static>>,
     work: impl FnOnce() -> Result<T, NnError> + Send + 'static,
 ) -> Result<T, NnError> {
     match long {
         false => work(),
         true => {
+            let work = move || {
+                let _stack = stack;
+                work()
+            };
             let done = tokio::task::spawn_blocking(work).await;
             done.unwrap_or_else(|_| Err(NnError::overloaded("the server is shutting down")))
         }

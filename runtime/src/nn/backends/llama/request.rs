@@ -18,6 +18,12 @@ const SCHEMA_DEPTH_MAX: usize = 32;
 /// Most entries of `logit_bias`: as many as OpenAI's API takes.
 const BIASES_MAX: usize = 300;
 
+/// Most texts that are made vectors in a request: as many as OpenAI's API takes.
+const TEXTS_MAX: usize = 2048;
+
+/// Work for a text however short it is, in bytes of text.
+const TEXT_BYTES: usize = 64;
+
 /// Most likely tokens that are told beside each chosen one.
 const LOGPROBS_MAX: u32 = 20;
 
@@ -142,7 +148,7 @@ impl Request {
         let prompt = match &self.prompt {
             Prompt::Text(text) => text.len(),
             Prompt::Tokens(_) => 0,
-            Prompt::Texts(texts) => texts.iter().map(Vec::len).sum(),
+            Prompt::Texts(texts) => texts.iter().map(|text| TEXT_BYTES + text.len()).sum(),
         };
         prompt > bytes || self.options.grammar.is_some() || self.options.json_schema.is_some()
     }
@@ -155,6 +161,10 @@ fn bytes(name: &str, tensor: &Tensor) -> Result<Vec<u8>, NnError> {
 
 /// The texts that end at some offsets.
 fn split(text: &[u8], offsets: &[i32]) -> Result<Vec<Vec<u8>>, NnError> {
+    if offsets.len() > TEXTS_MAX {
+        let text = format!("'offsets' has {} texts; {TEXTS_MAX} are taken at a time", offsets.len());
+        return Err(NnError::invalid_argument(text));
+    }
     let mut begin = 0;
     let mut texts = Vec::with_capacity(offsets.len());
     for &end in offsets {
@@ -315,10 +325,22 @@ mod tests {
         };
         let Prompt::Texts(texts) = read(&[2, 2, 5]).unwrap() else { panic!("texts") };
         assert_eq!(texts, [b"ab".to_vec(), vec![], b"cde".to_vec()]);
+        assert!(read(&[&[0; 2047][..], &[5]].concat()).is_ok());
+        let error = read(&[&[0; 2048][..], &[5]].concat()).unwrap_err();
+        assert!(error.to_string().contains("2049 texts; 2048 are taken"), "{error}");
         for wrong in [&[2][..], &[], &[3, 2, 5], &[-1, 5], &[9]] {
             assert!(read(wrong).is_err(), "{wrong:?}");
         }
         assert!(Request::read(vec![text("prompt", "abcde"), ends(&[5])]).is_err(), "only for embeddings");
+    }
+
+    #[test]
+    fn many_texts_are_much_work_however_short_they_are() {
+        let texts = |count| {
+            let prompt = Prompt::Texts(vec![Vec::new(); count]);
+            Request { prompt, options: Options::default() }.is_longer_than(2048)
+        };
+        assert!(!texts(1) && texts(2048));
     }
 
     #[test]

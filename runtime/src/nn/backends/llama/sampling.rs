@@ -42,8 +42,14 @@ impl Sampler {
         chain.accept_many(tokens[from..].iter().map(|&token| LlamaToken(token)));
     }
 
-    /// Chooses a token, and remembers it. `InvalidArgument` when the grammar allows none, or takes too long to tell.
+    /// Chooses a token, and remembers it. `InvalidArgument` when the grammar allows none, or takes too long to tell;
+    /// `RuntimeError` when the model gave no numbers to choose by.
     pub(super) fn choose(&mut self, logits: &[f32], is_end: impl Fn(i32) -> bool) -> Result<i32, NnError> {
+        if !are_usable(logits) {
+            return Err(NnError::runtime(
+                "the model computed no likelihoods (not a number, or infinite): is it damaged?",
+            ));
+        }
         let mut chosen = match &mut self.chain {
             None => most_likely(logits),
             Some(chain) => pick(candidates(logits), chain),
@@ -74,6 +80,12 @@ impl Sampler {
         }
         Ok(chosen)
     }
+}
+
+/// Whether there is a most likely token among them: llama.cpp's samplers are undefined for others. Tokens that a model
+/// rules out are at minus infinity.
+fn are_usable(logits: &[f32]) -> bool {
+    logits.iter().all(|&logit| logit < f32::INFINITY) && logits.iter().any(|logit| logit.is_finite())
 }
 
 fn pick(mut candidates: LlamaTokenDataArray, chain: &mut LlamaSampler) -> Option<i32> {
@@ -139,9 +151,14 @@ fn chain(vocabulary: i32, options: &Options, eog: &[i32]) -> Result<Option<Llama
     if options.temperature != 1.0 {
         chain.push(LlamaSampler::temp(options.temperature));
     }
-    // Its low half, as far as OpenAI's and llama.cpp's seeds are alike: both are 32 bits in the end.
-    chain.push(LlamaSampler::dist(options.seed.map_or_else(|| fastrand::u32(..u32::MAX), |seed| seed as u32)));
+    chain.push(LlamaSampler::dist(options.seed.map_or_else(|| fastrand::u32(..u32::MAX), llama_seed)));
     Ok(Some(LlamaSampler::chain(chain, true)))
+}
+
+/// A seed's low half, as far as OpenAI's and llama.cpp's seeds are alike: both are 32 bits in the end. The last of them
+/// means a random one to llama.cpp.
+fn llama_seed(seed: u64) -> u32 {
+    (seed as u32).min(u32::MAX - 1)
 }
 
 impl Options {
@@ -178,6 +195,21 @@ mod tests {
     fn the_first_of_equals_is_chosen() {
         assert_eq!(most_likely(&[0.0, 2.0, 1.0, 2.0]), Some(1));
         assert_eq!(most_likely(&[]), None);
+    }
+
+    #[test]
+    fn a_token_is_chosen_by_numbers_only() {
+        let none = f32::NEG_INFINITY;
+        assert!(are_usable(&[0.0, none, -1e30]));
+        for unusable in [&[0.0, f32::NAN][..], &[f32::NAN, 0.0], &[0.0, f32::INFINITY], &[none, none], &[]] {
+            assert!(!are_usable(unusable), "{unusable:?}");
+        }
+    }
+
+    #[test]
+    fn every_seed_is_one() {
+        assert_eq!((llama_seed(7), llama_seed((1 << 32) + 7)), (7, 7));
+        assert_eq!([u64::from(u32::MAX), u64::MAX].map(llama_seed), [u32::MAX - 1; 2]);
     }
 
     #[test]

@@ -418,6 +418,19 @@ async fn a_full_queue_refuses_and_empties() {
 }
 
 #[tokio::test]
+async fn one_workspace_leaves_half_of_the_queue_to_others() {
+    let Some(graph) = load(spec(64, 1, 64)) else { return };
+    let asked = |tenant| ask(&graph, tenant, "Once upon a time", greedy(4));
+    let greedy_one = (0..WAITING_PER_SEQUENCE).map(|_| asked(1));
+    let others = (0..WAITING_PER_SEQUENCE as u64 / 2).map(|tenant| asked(2 + tenant));
+    let answers = futures_util::future::join_all(greedy_one.chain(others)).await;
+    let (its_own, others) = answers.split_at(WAITING_PER_SEQUENCE);
+    assert!(others.iter().all(Result::is_ok), "{others:?}");
+    let refused = its_own.iter().filter_map(|answer| answer.as_ref().err()).collect::<Vec<_>>();
+    assert!(!refused.is_empty() && refused.iter().all(|error| error.kind() == NnErrorKind::Overloaded), "{refused:?}");
+}
+
+#[tokio::test]
 async fn options_shape_the_answer() {
     let Some(graph) = load(spec(512, 4, 1024)) else { return };
     let prompt = chat("Name a colour.");
@@ -430,6 +443,14 @@ async fn options_shape_the_answer() {
     let answer =
         ask(&graph, 1, &prompt, json!({ "grammar": "root ::= \"yes\" | \"no\"", "temperature": 0 })).await.unwrap();
     assert!(["yes", "no"].contains(&answer.text.as_str()), "{answer:?}");
+    // As stock:chat makes it of tools whose schemas have definitions of one name.
+    let tool = |number: u32| {
+        json!({ "properties": { "p": { "$ref": format!("#/$defs/tool_{number}/$defs/p") } },
+        "type": "object", "required": ["p"], "additionalProperties": false, "$defs": { "p": { "const": number } } })
+    };
+    let schema = json!({ "anyOf": [{ "$ref": "#/$defs/tool_1" }], "$defs": { "tool_0": tool(0), "tool_1": tool(1) } });
+    let answer = ask(&graph, 1, &prompt, json!({ "temperature": 0, "json_schema": schema })).await.unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&answer.text).unwrap(), json!({ "p": 1 }), "{answer:?}");
 
     let seeded = |seed: u32| ask(&graph, 1, &prompt, json!({ "seed": seed, "temperature": 1.5, "max_tokens": 16 }));
     let (first, again, other) = (seeded(7).await.unwrap(), seeded(7).await.unwrap(), seeded(8).await.unwrap());
@@ -469,6 +490,10 @@ fn what_a_package_asks_is_within_what_the_model_can() {
     let trained = gguf.number("context_length").unwrap();
     let error = Limits::of(&gguf, &spec(trained as u32 + 1, 1, 1 << 20)).unwrap_err();
     assert!(error.to_string().contains(&trained.to_string()), "{error}");
+    let limits = Limits::of(&gguf, &spec(1024, 1, 1024)).unwrap();
+    let weights = 7;
+    // The context for vectors has room for a text as long as a sequence.
+    assert!(limits.memory_bytes(&gguf, weights) > weights + gguf.kv_bytes_per_token() * (1024 + 1024));
     let source = source(path, spec(64, 1, 64));
     let host = LoadHost { memory_bytes_max: 1 << 20, ..LoadHost::default() };
     let error = open().unwrap().load(&GraphSource { host, ..source.clone() }).err().unwrap();
@@ -477,6 +502,32 @@ fn what_a_package_asks_is_within_what_the_model_can() {
     if gpus().is_empty() {
         let error = open().unwrap().load(&GraphSource { target: ExecutionTarget::Gpu, ..source }).err().unwrap();
         assert_eq!(error.kind(), NnErrorKind::UnsupportedOperation);
+    }
+}
+
+#[tokio::test]
+async fn many_texts_take_many_steps() {
+    let Some(path) = model_path() else { return };
+    let host = LoadHost::default();
+    let source = GraphSource { host: host.clone(), ..source(path, spec(512, 4, 512)) };
+    let graph = open().unwrap().load_graph(&source).unwrap();
+    let text = "word ".repeat(60);
+    let ends: Vec<u8> = (1..=8).flat_map(|count| (count * text.len() as i32).to_le_bytes()).collect();
+    let mut given = inputs(&text.repeat(8), &json!({ "task": "embed" }));
+    given.push(("offsets".to_owned(), Tensor::new(TensorType::I32, vec![8], ends).unwrap()));
+    let outputs = graph.sequences().unwrap().open(Tenant(1)).compute(given, deadline()).await.unwrap();
+    assert_eq!(outputs[0].1.dims(), [8, 576]);
+    // All would fit one; the first has fewer, since nobody knows yet how long a step takes.
+    assert!(host.sequences.steps.load(Relaxed) >= 2);
+}
+
+#[tokio::test]
+async fn any_number_of_sequences_makes_vectors() {
+    for (context_tokens, sequences) in [(512, 3), (250, 7), (64, 16)] {
+        let Some(graph) = load(spec(context_tokens, sequences, 512)) else { return };
+        let given = inputs("A tile.", &json!({ "task": "embed" }));
+        let outputs = graph.sequences().unwrap().open(Tenant(1)).compute(given, deadline()).await.unwrap();
+        assert_eq!(outputs[0].1.dims(), [1, 576]);
     }
 }
 
@@ -511,4 +562,165 @@ async fn texts_become_vectors_that_tell_how_alike_they_are() {
     let error =
         sequence.compute(inputs(&"word ".repeat(300), &json!({ "task": "embed" })), deadline()).await.unwrap_err();
     assert!(error.to_string().contains("tokens, the context 256"), "{error}");
+}
+
+/// The small model's file with another `tokenizer.ggml.pre`. Without its weights, which are zeros then, where `whole` is
+/// false: enough for its vocabulary.
+fn model_divided_as(pre: &str, whole: bool) -> Option<tempfile::NamedTempFile> {
+    let path = model_path()?;
+    let mut file = std::fs::File::open(&path).unwrap();
+    let length = file.metadata().unwrap().len();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut std::io::Read::take(&mut file, if whole { length } else { 4 << 20 }), &mut bytes)
+        .unwrap();
+    // Where a text's length and its bytes are.
+    let text = |bytes: &[u8], key: &str| {
+        let at = bytes.windows(key.len()).position(|window| window == key.as_bytes()).unwrap() + key.len() + 4;
+        let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        (at, at + 8, at + 8 + length)
+    };
+    let (at, begin, end) = text(&bytes, "tokenizer.ggml.pre");
+    let longer = pre.len().cast_signed() - (end - begin).cast_signed();
+    bytes.splice(at..end, [&(pre.len() as u64).to_le_bytes()[..], pre.as_bytes()].concat());
+    // The template of its prompts, which nobody reads here, gets longer or shorter by as much: all else stays in its place.
+    let (at, begin, end) = text(&bytes, "tokenizer.chat_template");
+    let template = vec![b' '; (end - begin).checked_add_signed(-longer).unwrap()];
+    bytes.splice(at..end, [&(template.len() as u64).to_le_bytes()[..], &template].concat());
+    let mut changed = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut changed, &bytes).unwrap();
+    changed.as_file().set_len(length).unwrap();
+    Some(changed)
+}
+
+/// Kilobytes that this thread's stack has in memory: as much as was ever used of it.
+fn stack_resident_kb() -> usize {
+    let here = 0u8;
+    let at = (&raw const here).addr();
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut lines = maps.lines().skip_while(|line| {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let range = range.map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)));
+        !matches!(range, Some((Ok(from), Ok(to))) if (from..to).contains(&at))
+    });
+    let resident = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    resident.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn no_text_takes_more_stack_than_it_is_given() {
+    open().unwrap();
+    let params = LlamaModelParams::default().with_vocab_only(true);
+    let texts =
+        ["a", "A", "é", "漢", "1", " ", "\n", ".", "'s", "aB", " a", "\u{3000}", "(/"].map(|part| part.repeat(4000));
+    let resident_kb = |pre: &str, stack_bytes: &dyn Fn(Splitter, &str) -> usize| {
+        let file = model_divided_as(pre, false)?;
+        let splitter = Splitter::of(&gguf_file::read(file.path()).unwrap());
+        let model = LlamaModel::load_from_file(&library().unwrap().backend, file.path(), &params).unwrap();
+        let of_text = |text: &String| {
+            let work = || {
+                model.vocab().tokenize(text.as_bytes(), true, true);
+                stack_resident_kb()
+            };
+            let builder = Builder::new().stack_size(stack_bytes(splitter, text));
+            std::thread::scope(|scope| builder.spawn_scoped(scope, work).unwrap().join().unwrap())
+        };
+        texts.iter().map(of_text).max()
+    };
+    for pre in splitter::LOOPS {
+        let Some(kb) = resident_kb(pre, &|splitter, text| {
+            assert_eq!(splitter.stack_bytes(text).unwrap(), None);
+            256 << 10
+        }) else {
+            return;
+        };
+        assert!(kb < 64, "{pre}: {kb} kB");
+    }
+    let hungry = [
+        "default",
+        "jais-2",
+        "deepseek-llm",
+        "deepseek-v3",
+        "hunyuan-dense",
+        "spark2_5",
+        "youtu",
+        "deepseek-coder",
+        "falcon",
+        "bloom",
+        "viking",
+        "tekken",
+        "chameleon",
+        "gpt-4o",
+        "llama4",
+        "minimax-m2",
+        "granite-embed-multi-97m",
+        "tiny_aya",
+        "superbpe",
+        "bailingmoe",
+        "seed-coder",
+        "ufakzeka",
+        "afmoe",
+        "exaone-moe",
+        "minicpm5",
+    ];
+    for pre in hungry {
+        let kb = resident_kb(pre, &|splitter, text| splitter.stack_bytes(text).unwrap().unwrap()).unwrap();
+        println!("{pre}: {} bytes for each character", (kb << 10) / 4000);
+        // Parts of two characters are 8000.
+        assert!(kb < 512 + 4000, "{pre}: {kb} kB");
+    }
+}
+
+#[tokio::test]
+async fn a_long_word_is_answered_or_refused_whatever_divides_it() {
+    let Some(file) = model_divided_as("tekken", true) else { return };
+    let graph = open().unwrap().load_graph(&source(file.path().to_owned(), spec(2048, 1, 2048))).unwrap();
+    for (chars, says) in [(60_000, "tokens, the context 2048"), (100_000, "this model's tokenizer takes 65536")] {
+        let error = ask(&graph, 1, &"k".repeat(chars), greedy(1)).await.unwrap_err();
+        assert_eq!(error.kind(), NnErrorKind::InvalidArgument);
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    let answer = ask(&graph, 1, &chat("Count."), greedy(2)).await.unwrap();
+    assert_eq!(answer.tokens.len(), 2);
+}
+
+#[test]
+fn tokens_that_the_model_does_not_have_end_the_request() {
+    if model_path().is_none() {
+        return;
+    }
+    open().unwrap();
+    // A vocabulary without a token for what it does not know: llama.cpp gives -1.
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let key = |name: &str, value: &str| [text(name), 8u32.to_le_bytes().to_vec(), text(value)].concat();
+    let file = [
+        [&b"GGUF"[..], &3u32.to_le_bytes(), &0u64.to_le_bytes(), &3u64.to_le_bytes()].concat(),
+        [key("general.architecture", "bert"), key("tokenizer.ggml.model", "bert")].concat(),
+        [text("tokenizer.ggml.tokens"), 9u32.to_le_bytes().to_vec(), 8u32.to_le_bytes().to_vec()].concat(),
+        [2u64.to_le_bytes().to_vec(), text("\u{2581}a"), text("b"), vec![0; 64]].concat(),
+    ];
+    let mut path = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut path, &file.concat()).unwrap();
+    let splitter = Splitter::of(&gguf_file::read(path.path()).unwrap());
+    let params = LlamaModelParams::default().with_vocab_only(true);
+    let model = LlamaModel::load_from_file(&library().unwrap().backend, path.path(), &params).unwrap();
+    let vocabulary = Vocabulary::new(&Arc::new(model), splitter);
+    let tokens = |text: &str| vocabulary.extend(vec![], &Prompt::Text(text.into()), false, 8);
+    assert_eq!(tokens("ab a").unwrap(), [0, 1, 0]);
+    let error = tokens("ab zz").unwrap_err();
+    assert_eq!(error.kind(), NnErrorKind::RuntimeError);
+    assert!(error.to_string().contains("token -1; the model has 0 to 1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_not_utf_8_is_answered() {
+    let Some(graph) = load(spec(64, 1, 64)) else { return };
+    // Characters behind the last of Unicode, half ones, and none at all.
+    for prompt in [b"a\xf7\xbf\xbf\xbfb".as_slice(), b"\xf4\x90\x80\x80", b"\xed\xa0\x80", b"\x80\xffa\xc3"] {
+        let prompt = Tensor::new(TensorType::U8, vec![prompt.len() as u32], prompt.to_vec()).unwrap();
+        let mut given = inputs("", &greedy(1));
+        given[0].1 = prompt;
+        let mut sequence = graph.sequences().unwrap().open(Tenant(1));
+        let first = sequence.compute(given, deadline()).await.unwrap();
+        assert_eq!(rest(&mut sequence, first).await.unwrap().tokens.len(), 1);
+    }
 }

@@ -1,16 +1,19 @@
 //! Text to tokens and back.
 
 use std::sync::Arc;
+use std::thread::{Builder, scope};
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 
 use super::request::Prompt;
+use super::splitter::Splitter;
 use crate::nn::NnError;
 
 /// A model's vocabulary.
 pub(super) struct Vocabulary {
     model: Arc<LlamaModel>,
+    splitter: Splitter,
     tokens: i32,
     /// Tokens that end an answer, in order.
     ends: Vec<i32>,
@@ -19,13 +22,18 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    pub(super) fn new(model: &Arc<LlamaModel>) -> Vocabulary {
+    pub(super) fn new(model: &Arc<LlamaModel>, splitter: Splitter) -> Vocabulary {
         let vocab = model.vocab();
         let tokens = vocab.n_tokens();
         let ends = (0..tokens).filter(|&token| vocab.is_eog(LlamaToken(token))).collect();
         let length = |token| vocab.token_to_piece(LlamaToken(token), true, None).len();
         let token_bytes_max = (0..tokens).map(length).max().unwrap_or(1).max(1);
-        Vocabulary { model: Arc::clone(model), tokens, ends, token_bytes_max }
+        Vocabulary { model: Arc::clone(model), splitter, tokens, ends, token_bytes_max }
+    }
+
+    /// Whether a text becomes tokens on a thread of its own.
+    pub(super) fn takes_stack(&self) -> bool {
+        self.splitter != Splitter::Loops
     }
 
     /// The tokens that end an answer.
@@ -41,6 +49,23 @@ impl Vocabulary {
     /// A token's text. It may be a part of a character.
     pub(super) fn bytes(&self, token: i32) -> Vec<u8> {
         self.model.vocab().token_to_piece(LlamaToken(token), true, None)
+    }
+
+    /// A text's tokens, special ones among them.
+    fn tokenize(&self, text: &[u8], add_special: bool) -> Result<Vec<i32>, NnError> {
+        let work = |text: &str| {
+            let tokens = self.model.vocab().tokenize(text.as_bytes(), add_special, true);
+            tokens.into_iter().map(|token| token.0).collect()
+        };
+        // llama.cpp ends the process for characters behind the last of Unicode.
+        let text = String::from_utf8_lossy(text);
+        let Some(stack_bytes) = self.splitter.stack_bytes(&text)? else { return Ok(work(&text)) };
+        let failed = |error: std::io::Error| NnError::runtime(format!("failed to start a thread: {}", error.kind()));
+        scope(|scope| {
+            let thread = Builder::new().name("tokenizer".to_owned()).stack_size(stack_bytes);
+            let thread = thread.spawn_scoped(scope, || work(&text)).map_err(failed)?;
+            thread.join().map_err(|_| NnError::runtime("the prompt could not be made tokens"))
+        })
     }
 
     /// `before` and a prompt's tokens behind them, together at most `context_tokens`. Takes time with the prompt's length.
@@ -71,8 +96,14 @@ impl Vocabulary {
                 if least > context_tokens {
                     return Err(too_long(&format!("at least {least}"), context_tokens));
                 }
+                let own = self.tokenize(text, add_special)?;
+                if let Some(unknown) = own.iter().find(|token| !(0..self.tokens).contains(*token)) {
+                    let text =
+                        format!("the model's tokenizer gave token {unknown}; the model has 0 to {}", self.tokens - 1);
+                    return Err(NnError::runtime(text));
+                }
+                tokens.extend(own);
                 let vocab = self.model.vocab();
-                tokens.extend(vocab.tokenize(text, add_special, true).into_iter().map(|token| token.0));
                 // A template that writes the first token itself, and a model that adds it.
                 let bos = vocab.bos().0;
                 if add_special && vocab.should_add_bos() && tokens.starts_with(&[bos, bos]) {
