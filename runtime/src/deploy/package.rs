@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::path::{Component as PathPart, Path};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -388,19 +388,24 @@ impl PackageSource for Blobs {
 /// # Errors
 /// A sentence that names the path.
 pub fn check_path(path: &str) -> Result<(), PackageError> {
-    let plain = Path::new(path).components().all(|part| match part {
-        PathPart::Normal(name) => {
-            let allowed = |name: &str| !name.starts_with('.') && !name.contains(|c: char| c == '\\' || c.is_control());
-            name.to_str().is_some_and(allowed)
-        }
-        _ => false,
+    // As text, and not by `Path::components`, which passes over `a//b` and `a/./b`: a file has one name.
+    let plain = path.split('/').all(|part| {
+        !part.is_empty() && !part.starts_with('.') && !part.contains(|c: char| c == '\\' || c.is_control())
     });
-    if path.is_empty() || path.len() > 512 || !plain || path.ends_with('/') {
+    if path.len() > 512 || !plain {
         return Err(PackageError(format!(
-            "'{path}' is not a path that a package may hold: use a relative path without '..', links, hidden parts or control characters"
+            "'{path}' is not a path that a package may hold: use a relative path without empty parts, '.', '..', links, hidden parts or control characters"
         )));
     }
     Ok(())
+}
+
+/// A file whose name is also that of a folder, and a file in it: no disk can hold both.
+fn file_as_folder(files: &BTreeMap<String, PackageFile>) -> Option<(&str, &str)> {
+    files.keys().find_map(|below| {
+        let mut above = below.match_indices('/').map(|(end, _)| &below[..end]);
+        above.find(|name| files.contains_key(*name)).map(|file| (file, below.as_str()))
+    })
 }
 
 impl Package {
@@ -411,6 +416,11 @@ impl Package {
     pub fn read(files: BTreeMap<String, PackageFile>, source: &dyn PackageSource) -> Result<Package, PackageError> {
         if files.len() > FILES_MAX {
             return Err(PackageError(format!("the package has {} files; the limit is {FILES_MAX}", files.len())));
+        }
+        if let Some((file, below)) = file_as_folder(&files) {
+            return Err(PackageError(format!(
+                "'{file}' is a file of the package, and the folder of '{below}': rename one"
+            )));
         }
         let text = |name: &str| files.get(name).map(|file| read_text(name, file, source)).transpose();
         let manifest = text(MANIFEST)?.map(|text| Manifest::parse(&text)).transpose()?;
@@ -798,9 +808,20 @@ mod tests {
 
     #[test]
     fn paths_stay_inside() {
-        for bad in ["../x", "/etc/passwd", "a/../../b", "", ".hidden", "a//", "a/./b/..", "a\\b"] {
+        for bad in
+            ["../x", "/etc/passwd", "a/../../b", "", ".hidden", "a//", "a/./b/..", "a\\b", "a//b", "a/./b", "./a"]
+        {
             assert!(check_path(bad).is_err(), "{bad}");
         }
         check_path("data/model.onnx").unwrap();
+    }
+
+    #[test]
+    fn a_file_is_not_also_a_folder() {
+        let files: &[(&str, &[u8])] =
+            &[("MLmodel", ML.as_bytes()), ("model.onnx", LINEAR), ("model.onnx/w/a.bin", b"x")];
+        let error = read(files).unwrap_err();
+        assert!(error.0.contains("'model.onnx' is a file of the package, and the folder of 'model.onnx/w/a.bin'"));
+        read(&[("MLmodel", ML.as_bytes()), ("model.onnx", LINEAR), ("model.onnx.d/a.bin", b"x")]).unwrap();
     }
 }

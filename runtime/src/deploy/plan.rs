@@ -115,7 +115,7 @@ impl ModelHost {
             let target = if entity.wants_gpu() { ExecutionTarget::Gpu } else { spec.target.into() };
             let backend =
                 self.backends.select(spec.backend.into(), target).map_err(|error| DeployError::graph(name, &error))?;
-            let digest = graph_digest(workspace, package, file, name);
+            let digest = graph_digest(workspace, package, file, name)?;
             let form = backend.conversion(target);
             let source = GraphSource {
                 path: dir.join(&spec.file),
@@ -299,13 +299,42 @@ fn package_file<'a>(package: &'a Package, name: &str) -> Result<&'a PackageFile,
 }
 
 /// Names a graph's content for its tenant: its file, and the files that hold its weights.
-fn graph_digest(workspace: WorkspaceId, package: &Package, file: &PackageFile, name: &str) -> String {
+fn graph_digest(
+    workspace: WorkspaceId,
+    package: &Package,
+    file: &PackageFile,
+    name: &str,
+) -> Result<String, DeployError> {
     let folder = Path::new(&package.graphs[name].file).parent().unwrap_or(Path::new(""));
     let mut digest = format!("{workspace}/{}", file.digest);
     for weights in package.weights.get(name).into_iter().flatten() {
-        let path = folder.join(weights);
-        let weights_digest = path.to_str().and_then(|path| package.files.get(path)).map(|file| file.digest.to_string());
-        digest.push_str(&format!("+{weights}={}", weights_digest.unwrap_or_default()));
+        // Without them two versions whose weights alone differ would be taken for one.
+        let weights_file = package_file(package, &folder.join(weights).to_string_lossy())?;
+        digest.push_str(&format!("+{weights}={}", weights_file.digest));
     }
-    digest
+    Ok(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::blobs::Digest;
+
+    #[test]
+    fn a_graph_without_the_digest_of_its_weights_has_no_name() {
+        let file = PackageFile { digest: Digest([1; 32]), bytes: 1 };
+        let package = |folder: &str| -> Package {
+            let files = [format!("{folder}m.onnx"), "data/w.bin".to_owned()].map(|name| (name, file.clone()));
+            let mut package: Package = serde_json::from_value(serde_json::json!({
+                "files": {}, "component": { "stock": "scoring" }, "assets": [], "settings": {}, "limits": {},
+                "graphs": { "m": { "file": format!("{folder}m.onnx") } }, "weights": { "m": ["w.bin"] },
+            }))
+            .unwrap();
+            package.files = files.into_iter().collect();
+            package
+        };
+        let digest = |package: Package| graph_digest(WorkspaceId(7), &package, &file, "m");
+        assert!(digest(package("data/")).unwrap().contains("+w.bin=0101"));
+        assert!(digest(package("other/")).unwrap_err().to_string().contains("'other/w.bin' is not in the package"));
+    }
 }
