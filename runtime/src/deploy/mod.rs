@@ -109,8 +109,6 @@ pub struct ModelHost {
     pub outbound: Outbound,
     converted: Arc<ConvertedGraphs>,
     home: Home,
-    /// Held while a package is laid out, so that it is laid out once.
-    laying_out: Mutex<()>,
     /// Runs compiles, which go on when whoever asked for them is gone.
     background: tokio::runtime::Handle,
     deploying: tokio::sync::Semaphore,
@@ -143,7 +141,6 @@ impl ModelHost {
             outbound: parts.outbound,
             converted: Arc::new(ConvertedGraphs::new(&parts.home)),
             home: parts.home,
-            laying_out: Mutex::new(()),
             background: parts.background,
             deploying: tokio::sync::Semaphore::new(DEPLOYS_MAX),
             measuring: tokio::sync::Mutex::default(),
