@@ -168,7 +168,9 @@ impl ModelHost {
                 (World::Endpoint, InitTime::Deploy) => "running init, freezing its memory, compiling",
                 (World::Endpoint, InitTime::Request) => "compiling",
             });
-            log.lines(&self.compile(plan).await?);
+            let compiled = self.compile(plan).await;
+            log.lines(compiled.as_ref().unwrap_or_else(|failed| &failed.log));
+            compiled?;
         }
         for graph in &plan.graphs {
             self.convert(graph, log).await;
