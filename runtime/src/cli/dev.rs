@@ -61,12 +61,12 @@ pub(super) fn run(args: &DevArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut server = DevServer::start(&project, args)?;
     let mut dev = Dev::new(&project, args.release, &server)?;
     dev.introduce(&server)?;
-    dev.swap(true);
+    dev.swap();
     while server.is_up() {
-        if let Some(changes) = watch.changes(TICK) {
+        if watch.has_changed(TICK) {
             // The last lines of the version that goes.
             dev.print_logs(out)?;
-            dev.swap(changes.sources);
+            dev.swap();
         }
         dev.print_logs(out)?;
     }
@@ -175,9 +175,9 @@ impl Dev {
     }
 
     /// Serves the project as it is now, or says why not.
-    fn swap(&mut self, rebuild: bool) {
+    fn swap(&mut self) {
         let started = Instant::now();
-        match self.try_swap(rebuild) {
+        match self.try_swap() {
             Ok(Some(version)) => {
                 note(&format!("version {version} serves, after {:.2} s", started.elapsed().as_secs_f64()));
             }
@@ -190,12 +190,11 @@ impl Dev {
     }
 
     /// The new version; none if the package is the same as before.
-    fn try_swap(&mut self, rebuild: bool) -> anyhow::Result<Option<String>> {
+    fn try_swap(&mut self) -> anyhow::Result<Option<String>> {
         let project = self.project()?;
         let Some(swappable) = Swappable::of(&project)? else {
-            if rebuild {
-                build::build(&project, self.release)?;
-            }
+            // Whatever has changed: an asset may be a source as well, and cargo knows.
+            build::build(&project, self.release)?;
             return self.deploy(&PackageFiles::open(&self.root)?);
         };
         swap::build(&project, &swappable, false)?;
