@@ -105,6 +105,16 @@ fn from_nothing_to_an_answer() {
         let answer = ok(run(&project, &["invoke", "flowers", "--data", ROW, "--home", home]));
         assert!(answer.contains(r#""label":"setosa","probability":0.98"#), "{answer}");
     }
+
+    // and a component that was built from other sources is neither packed nor pushed
+    let source = project.join("src/lib.rs");
+    let text = fs::read_to_string(&source).unwrap();
+    fs::write(&source, format!("{text}\n// changed\n")).unwrap();
+    let push = ["model", "push", ".", "--name", "main.default.flowers", "--home", home];
+    for give in [&["package"][..], &push] {
+        let said = refused(run(&project, give));
+        assert!(said.contains("was built from other sources: src/lib.rs has changed since"), "{said}");
+    }
 }
 
 /// A deploy sends the project's golden request and compares the answer, so a project that serves answers right.
@@ -192,6 +202,19 @@ impl Dev {
         (answer.status == 200).then(|| answer.json())
     }
 
+    /// What the API of its server answers to a GET.
+    fn get(&self, path: &str) -> Value {
+        let (server, _) = self.url.split_once("/serving-endpoints/").unwrap();
+        let request = client().build().unwrap().request(Method::GET, format!("{server}{path}"));
+        read(request.bearer_auth(&self.token).send().unwrap()).ok()
+    }
+
+    /// How many versions of the project there are.
+    fn versions(&self) -> usize {
+        let listed = self.get("/api/2.1/unity-catalog/models/main.default.flowers/versions");
+        listed["model_versions"].as_array().unwrap().len()
+    }
+
     fn label(&self) -> Option<String> {
         Some(self.answer(ROW)?["predictions"][0]["label"].as_str()?.to_owned())
     }
@@ -224,7 +247,7 @@ fn what_is_changed_is_served() {
     let dev = Dev::start(&project);
     eventually("an answer", || (dev.label()? == "setosa").then_some(()));
 
-    // when an asset changes, then so does the answer, and nothing is built
+    // when an asset changes, then so does the answer
     let golden = fs::read_to_string(project.join("golden/response.json")).unwrap();
     let rename = |name: &str| {
         fs::write(project.join("golden/response.json"), golden.replace("setosa", name)).unwrap();
@@ -232,6 +255,12 @@ fn what_is_changed_is_served() {
     };
     rename("bristle");
     eventually("the new label", || (dev.label()? == "bristle").then_some(()));
+
+    // when a deploy fails, then its version is gone, as are those that served before
+    fs::write(project.join("labels.txt"), "thistle\nversicolor\nvirginica\n").unwrap();
+    dev.says("the golden request");
+    eventually("one version", || (dev.versions() == 1).then_some(()));
+    rename("bristle");
 
     // when the source is broken, then the compiler says where, and what was built last serves on
     let source = project.join("src/lib.rs");
@@ -251,6 +280,33 @@ fn what_is_changed_is_served() {
 }
 
 #[test]
+fn a_change_is_served_also_when_an_end_has_interrupted_a_deploy() {
+    // given a project whose init goes on until it is stopped, and an end in the middle of its deploy
+    let (_folder, project) = project();
+    let source = project.join("src/lib.rs");
+    let text = fs::read_to_string(&source).unwrap();
+    let init = "fn init(package: &Package) -> Result<Self, Error> {";
+    let endless = "let mut left = package.asset_text(\"labels.txt\")?.starts_with(\"setosa\");\n        \
+                   while std::hint::black_box(left) {\n            left = true;\n        }";
+    fs::write(&source, text.replace(init, &format!("{init}\n        {endless}"))).unwrap();
+    let dev = Dev::start(&project);
+    dev.says("serving");
+    eventually("a deploy", || {
+        let listed = dev.get("/api/2.0/serving-endpoints");
+        (listed["endpoints"][0]["state"]["config_update"] == "IN_PROGRESS").then_some(())
+    });
+    drop(dev);
+
+    // when it is started again with a change, then that is served, and nothing else is left
+    let golden = fs::read_to_string(project.join("golden/response.json")).unwrap();
+    fs::write(project.join("golden/response.json"), golden.replace("setosa", "bristle")).unwrap();
+    fs::write(project.join("labels.txt"), "bristle\nversicolor\nvirginica\n").unwrap();
+    let dev = Dev::start(&project);
+    eventually("the new label", || (dev.label()? == "bristle").then_some(()));
+    eventually("one version", || (dev.versions() == 1).then_some(()));
+}
+
+#[test]
 fn mistakes_are_told_with_the_way_out() {
     let folder = tempfile::tempdir().unwrap();
     let fails = |args: &[&str], words: &str| {
@@ -266,6 +322,9 @@ fn mistakes_are_told_with_the_way_out() {
     ok(run(folder.path(), &["new", "flowers", "--lang", "rust"]));
     fails(&["new", "flowers", "--lang", "rust"], "is there already");
     fails(&["package", "flowers"], "is not built: run `tessera build --release`");
+    fs::rename(folder.path().join("flowers"), folder.path().join("chat")).unwrap();
+    fails(&["dev", "chat"], "give the folder another name");
+    fs::rename(folder.path().join("chat"), folder.path().join("flowers")).unwrap();
     fails(&["inspect", "nothing"], "failed to open nothing");
 
     fs::write(folder.path().join("flowers/component.wasm"), "no component").unwrap();

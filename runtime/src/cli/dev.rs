@@ -24,8 +24,9 @@ use super::endpoint::{self, endpoint};
 use super::files::PackageFiles;
 use super::model::{ModelName, delete_version};
 use super::project::Project;
-use super::wire::{Endpoint, EndpointConfig, Logs};
+use super::wire::{Endpoint, Logs};
 use super::{ClientOptions, build, note, print_bytes, push, table};
+use crate::catalog::check_endpoint_name;
 use crate::config::{ServeArgs, ServeConfig};
 use crate::deploy::package::Package;
 use crate::observe::log::{self, LogFormat, LogLevel};
@@ -56,21 +57,32 @@ pub struct DevArgs {
 
 pub(super) fn run(args: &DevArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let project = Project::find(&args.dir)?;
+    endpoint_name(&project)?;
     // Before the first build, so that no change is missed.
     let watch = Watch::start(&project)?;
     let mut server = DevServer::start(&project, args)?;
     let mut dev = Dev::new(&project, args.release, &server)?;
     dev.introduce(&server)?;
-    dev.swap(true);
+    dev.swap();
     while server.is_up() {
-        if let Some(changes) = watch.changes(TICK) {
+        if watch.has_changed(TICK) {
             // The last lines of the version that goes.
             dev.print_logs(out)?;
-            dev.swap(changes.sources);
+            dev.swap();
         }
         dev.print_logs(out)?;
     }
     server.join()
+}
+
+/// The folder's name, as far as an endpoint may have it.
+fn endpoint_name(project: &Project) -> anyhow::Result<String> {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
+    let name: String = project.name.chars().map(plain).collect();
+    check_endpoint_name(&name).with_context(|| {
+        format!("the endpoint has the name of its folder, {}: give the folder another name", project.root.display())
+    })?;
+    Ok(name)
 }
 
 /// The server, which ends this process when a signal has ended it.
@@ -141,9 +153,7 @@ impl Dev {
             client_key: None,
             json: false,
         };
-        // A folder may have any name, an endpoint may not.
-        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
-        let name: String = project.name.chars().map(plain).collect();
+        let name = endpoint_name(project)?;
         let model = format!("main.default.{name}").parse().map_err(|error: &str| anyhow!(error))?;
         let client = Client::new(&options)?;
         Ok(Dev { root: project.root.clone(), release, name, model, client, deployed: None, logs: Tail::default() })
@@ -175,9 +185,9 @@ impl Dev {
     }
 
     /// Serves the project as it is now, or says why not.
-    fn swap(&mut self, rebuild: bool) {
+    fn swap(&mut self) {
         let started = Instant::now();
-        match self.try_swap(rebuild) {
+        match self.try_swap() {
             Ok(Some(version)) => {
                 note(&format!("version {version} serves, after {:.2} s", started.elapsed().as_secs_f64()));
             }
@@ -190,12 +200,11 @@ impl Dev {
     }
 
     /// The new version; none if the package is the same as before.
-    fn try_swap(&mut self, rebuild: bool) -> anyhow::Result<Option<String>> {
+    fn try_swap(&mut self) -> anyhow::Result<Option<String>> {
         let project = self.project()?;
         let Some(swappable) = Swappable::of(&project)? else {
-            if rebuild {
-                build::build(&project, self.release)?;
-            }
+            // Whatever has changed: an asset may be a source as well, and cargo knows.
+            build::build(&project, self.release)?;
             return self.deploy(&PackageFiles::open(&self.root)?);
         };
         swap::build(&project, &swappable, false)?;
@@ -212,7 +221,7 @@ impl Dev {
             return Ok(None);
         }
         let (version, _) = push::register(&self.client, &self.model, files, &push::origin(&self.root), None)?;
-        let before = self.endpoint()?;
+        let before = self.settled_endpoint()?;
         let name = format!("{}-{version}", self.model.model);
         let entity = json!({
             "name": name,
@@ -222,23 +231,37 @@ impl Dev {
             "scale_to_zero_enabled": false,
         });
         let config = json!({ "served_entities": [entity] });
-        match before {
-            None => self.client.call(Method::POST, &endpoint(&[]), &json!({ "name": self.name, "config": config }))?,
-            Some(_) => self.client.call(Method::PUT, &endpoint(&[&self.name, "config"]), &config)?,
+        let accepted = match before {
+            None => self.client.call(Method::POST, &endpoint(&[]), &json!({ "name": self.name, "config": config })),
+            Some(_) => self.client.call(Method::PUT, &endpoint(&[&self.name, "config"]), &config),
         };
-        let deployed = endpoint::wait(&self.client, &self.name, DEPLOY_POLL);
-        // What serves no more is of no use to anybody; where it is still needed, the server refuses.
-        let served = before.and_then(|endpoint| endpoint.config);
-        for old in served.iter().filter(|_| deployed.is_ok()).flat_map(versions) {
+        let deployed =
+            accepted.map_err(anyhow::Error::from).and_then(|_| endpoint::wait(&self.client, &self.name, DEPLOY_POLL));
+        // What serves no more, or never did, is of no use to anybody; where it is still needed, the server refuses.
+        for old in before.iter().flat_map(versions).chain(deployed.is_err().then_some(version.as_str())) {
             let _ = delete_version(&self.client, &self.model, old);
         }
         if let Err(error) = deployed {
-            self.print_failure(&name)?;
+            // There is no log of a deploy that was not begun.
+            let _ = self.print_failure(&name);
             return Err(error);
         }
         self.deployed = Some(package);
         self.logs = Tail::default();
         Ok(Some(version))
+    }
+
+    /// The endpoint when nothing is being deployed: a server takes up again what its end has interrupted, and refuses another
+    /// config meanwhile.
+    fn settled_endpoint(&self) -> anyhow::Result<Option<Endpoint>> {
+        let found = self.endpoint()?;
+        if !found.as_ref().is_some_and(Endpoint::is_updating) {
+            return Ok(found);
+        }
+        note("waiting for the deploy that the last end has interrupted");
+        // Whether it succeeds: the next follows in any case.
+        let _ = endpoint::wait(&self.client, &self.name, DEPLOY_POLL);
+        self.endpoint()
     }
 
     fn endpoint(&self) -> anyhow::Result<Option<Endpoint>> {
@@ -272,8 +295,10 @@ impl Dev {
     }
 }
 
-fn versions(config: &EndpointConfig) -> impl Iterator<Item = &str> {
-    config.served_entities.iter().filter_map(|entity| entity.entity_version.as_deref())
+/// The versions of an endpoint's configs: of that which serves, and of that which failed.
+fn versions(endpoint: &Endpoint) -> impl Iterator<Item = &str> {
+    let entities = endpoint.config.iter().chain(&endpoint.pending_config).flat_map(|config| &config.served_entities);
+    entities.filter_map(|entity| entity.entity_version.as_deref())
 }
 
 /// How far a log has been printed.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
+use super::build::made_of;
 use super::project::Project;
 use crate::deploy::package::{
     ComponentSource, FILES_MAX, MANIFEST, MLMODEL, Package, PackageFile, PackageSource, check_path, is_gguf,
@@ -72,6 +73,20 @@ impl PackageFiles {
             }
         }
         package.finish(path)
+    }
+
+    /// The package at a path, for others: of a project only if its component is made of the sources beside it.
+    ///
+    /// # Errors
+    /// As [`PackageFiles::open`], and when the component was built from other sources.
+    pub(super) fn open_to_give(path: &Path) -> anyhow::Result<PackageFiles> {
+        let package = PackageFiles::open(path)?;
+        if path.join(MANIFEST).is_file()
+            && let Some(project) = Project::open(&fs::canonicalize(path)?)?
+        {
+            made_of::check(&project)?;
+        }
+        Ok(package)
     }
 
     /// The package of a project, of which some files lie elsewhere: by their names, where.

@@ -27,7 +27,7 @@ pub struct PackageArgs {
 pub(super) fn run(args: &PackageArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let dir = fs::canonicalize(&args.dir).with_context(|| format!("failed to open {}", args.dir.display()))?;
     ensure!(dir.is_dir(), "{} is no folder: give that of a project or of a package", args.dir.display());
-    let files = PackageFiles::open(&dir)?;
+    let files = PackageFiles::open_to_give(&dir)?;
     files.check().with_context(|| format!("{} is no package that could be served", args.dir.display()))?;
     let name = dir.file_name().map_or_else(|| "package".into(), |name| name.to_string_lossy());
     let output = args.output.clone().unwrap_or_else(|| format!("{name}.tar").into());

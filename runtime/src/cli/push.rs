@@ -87,7 +87,7 @@ pub(super) fn push_package(
 }
 
 fn open(path: &Path) -> anyhow::Result<PackageFiles> {
-    let package = PackageFiles::open(path)?;
+    let package = PackageFiles::open_to_give(path)?;
     if !package.hidden.is_empty() {
         note(&format!("note: hidden files are not pushed: {}", package.hidden.join(", ")));
     }

@@ -60,7 +60,7 @@ fn sign(dir: &Path, key: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
     let key = SigningKey::from_pem(&pem).with_context(|| format!("failed to read the key {}", key.display()))?;
     let kind = fs::metadata(dir).with_context(|| format!("failed to open {}", dir.display()))?;
     ensure!(kind.is_dir(), "{} is no folder: sign the folder of a package, and pack it then", dir.display());
-    let package = PackageFiles::open(dir)?;
+    let package = PackageFiles::open_to_give(dir)?;
     let message = message(&package)?;
     let line = key.sign(&message);
     // Those of others stay, if they still hold.

@@ -163,6 +163,11 @@ pub(super) struct ModelVersion {
 }
 
 impl Endpoint {
+    /// Whether a config is being deployed.
+    pub(super) fn is_updating(&self) -> bool {
+        self.state.config_update == "IN_PROGRESS"
+    }
+
     /// What went wrong with the newest config, entity by entity; empty if nothing did.
     pub(super) fn failure(&self) -> String {
         let entities = self.pending_config.iter().chain(&self.config).flat_map(|config| &config.served_entities);

@@ -26,10 +26,12 @@ impl BuildLog {
         }
     }
 
-    /// Adds the lines of another log as they are.
+    /// Adds the lines of another log as they are, as far as there is room.
     pub fn lines(&mut self, lines: &str) {
-        if self.text.len() + lines.len() < BYTES_MAX {
-            self.text.push_str(lines);
+        for line in lines.split_inclusive('\n') {
+            if self.text.len() + line.len() < BYTES_MAX {
+                self.text.push_str(line);
+            }
         }
     }
 
@@ -43,5 +45,19 @@ impl BuildLog {
     /// All lines.
     pub fn text(&self) -> &str {
         &self.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_log_that_is_too_long_the_beginning_stays() {
+        let mut log = BuildLog::default();
+        log.step("compiling");
+        log.lines(&"a line of the guest\n".repeat(BYTES_MAX / 10));
+        assert!(log.text().contains("compiling\na line of the guest\n"));
+        assert!(log.text().len() < BYTES_MAX && log.text().ends_with("guest\n"));
     }
 }

@@ -14,10 +14,11 @@ use super::artifact::ArtifactKey;
 use super::build_log::BuildLog;
 use super::package::ComponentSource;
 use super::schema::BodySchemas;
-use super::worker::{GraphFile, Job};
+use super::worker::{GraphFile, Job, WorkerError};
 use super::{DeployError, ModelHost, Plan, stock};
 use crate::catalog::served::{PlannedGraph, Rung};
 use crate::sandbox::LoadedComponent;
+use crate::sandbox::prepare::PrepareError;
 
 /// Time that `init` may take.
 const INIT_MS: u64 = 10_000;
@@ -26,7 +27,42 @@ const INIT_MS: u64 = 10_000;
 const MAP_INLINE_BYTES_MAX: u64 = 2 << 20;
 
 /// The outcome of a compile, for all who wait for it.
-pub(super) type Compiling = Shared<Pin<Box<dyn Future<Output = Result<String, DeployError>> + Send>>>;
+pub(super) type Compiling = Shared<Pin<Box<dyn Future<Output = Result<String, FailedCompile>> + Send>>>;
+
+/// Why a component was not compiled.
+#[derive(Debug, Clone)]
+pub(super) struct FailedCompile {
+    pub(super) error: DeployError,
+    /// Lines for the build log: what the guest wrote is for who deploys it, and not for who sends it a request.
+    pub(super) log: String,
+}
+
+impl FailedCompile {
+    fn of(error: WorkerError) -> FailedCompile {
+        match error {
+            WorkerError::Component(PrepareError { message, log: written }) => {
+                let mut log = BuildLog::default();
+                log.guest(&written);
+                FailedCompile { error: DeployError::Model(message), log: log.text().to_owned() }
+            }
+            // The same may compile in time when there is less to do.
+            WorkerError::TimedOut(message) => DeployError::Busy(message).into(),
+            WorkerError::Host(message) => DeployError::Host(message).into(),
+        }
+    }
+}
+
+impl From<DeployError> for FailedCompile {
+    fn from(error: DeployError) -> FailedCompile {
+        FailedCompile { error, log: String::new() }
+    }
+}
+
+impl From<FailedCompile> for DeployError {
+    fn from(failed: FailedCompile) -> DeployError {
+        failed.error
+    }
+}
 
 impl ModelHost {
     /// The component of a plan, and what had to be done for it: nothing where another endpoint has it in memory.
@@ -110,7 +146,7 @@ impl ModelHost {
 
     /// Makes the artifact of a plan: once however many endpoints and requests need it at the same time, all of whom get
     /// the one outcome, and to its end even when none of them waits any more. Gives the lines for the build log.
-    pub(super) async fn compile(self: &Arc<Self>, plan: &Plan) -> Result<String, DeployError> {
+    pub(super) async fn compile(self: &Arc<Self>, plan: &Plan) -> Result<String, FailedCompile> {
         let running = {
             let mut compiling = self.compiling();
             match compiling.get(&plan.artifact) {
@@ -141,7 +177,7 @@ impl ModelHost {
         self.compiling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn run_worker(&self, plan: &Plan) -> Result<String, DeployError> {
+    async fn run_worker(&self, plan: &Plan) -> Result<String, FailedCompile> {
         let _turn = self.workers_at_once.acquire().await.map_err(|error| DeployError::host("take a turn", &error))?;
         if self.artifacts.contains(plan.artifact) {
             // Somebody was quicker; a damaged one was removed when it was found.
@@ -157,8 +193,7 @@ impl ModelHost {
             Ok(report) => report,
             Err(error) => {
                 let _ = fs::remove_file(self.artifacts.staging_path(plan.artifact));
-                let said = if error.log.is_empty() { String::new() } else { format!("; it wrote: {}", error.log) };
-                return Err(DeployError::Model(error.message + &said));
+                return Err(FailedCompile::of(error));
             }
         };
         log.guest(&report.log);
@@ -217,5 +252,28 @@ struct RemoveOnDrop<'a> {
 impl Drop for RemoveOnDrop<'_> {
     fn drop(&mut self) {
         self.host.compiling().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{ApiError, ErrorCode};
+
+    #[test]
+    fn a_caller_learns_why_a_compile_failed_and_the_build_log_what_the_guest_wrote() {
+        let of = |error| {
+            let failed = FailedCompile::of(error);
+            (failed.log.clone(), ApiError::from(DeployError::from(failed)))
+        };
+        let (message, log) = ("the component's init failed: no".to_owned(), "secret\nof the model\n".to_owned());
+        let (log, error) = of(WorkerError::Component(PrepareError { message, log }));
+        assert_eq!((error.code, error.message.as_str()), (ErrorCode::BadRequest, "the component's init failed: no"));
+        assert!(log.contains("] guest: secret\n") && log.contains("] guest: of the model\n"), "{log}");
+        let (_, error) = of(WorkerError::TimedOut("too long".to_owned()));
+        assert_eq!(error.code, ErrorCode::ResourceExhausted);
+        let (_, error) = of(WorkerError::Host("/home/x: no space left".to_owned()));
+        assert_eq!(error.code, ErrorCode::InternalError);
+        assert!(!error.message.contains("/home/x"), "{error}");
     }
 }

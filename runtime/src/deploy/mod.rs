@@ -109,8 +109,6 @@ pub struct ModelHost {
     pub outbound: Outbound,
     converted: Arc<ConvertedGraphs>,
     home: Home,
-    /// Held while a package is laid out, so that it is laid out once.
-    laying_out: Mutex<()>,
     /// Runs compiles, which go on when whoever asked for them is gone.
     background: tokio::runtime::Handle,
     deploying: tokio::sync::Semaphore,
@@ -143,7 +141,6 @@ impl ModelHost {
             outbound: parts.outbound,
             converted: Arc::new(ConvertedGraphs::new(&parts.home)),
             home: parts.home,
-            laying_out: Mutex::new(()),
             background: parts.background,
             deploying: tokio::sync::Semaphore::new(DEPLOYS_MAX),
             measuring: tokio::sync::Mutex::default(),
@@ -171,7 +168,9 @@ impl ModelHost {
                 (World::Endpoint, InitTime::Deploy) => "running init, freezing its memory, compiling",
                 (World::Endpoint, InitTime::Request) => "compiling",
             });
-            log.lines(&self.compile(plan).await?);
+            let compiled = self.compile(plan).await;
+            log.lines(compiled.as_ref().unwrap_or_else(|failed| &failed.log));
+            compiled?;
         }
         for graph in &plan.graphs {
             self.convert(graph, log).await;

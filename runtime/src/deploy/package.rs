@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::path::{Component as PathPart, Path};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::capability::{self, COMPONENT_BYTES_MAX};
 use crate::nn::backends::{ModelFormat, ReadSeek};
-use crate::nn::{self, BackendChoice, BatchSpec, ExecutionTarget, NnError, NnErrorKind, SequenceSpec};
+use crate::nn::{self, BackendChoice, BatchSpec, ExecutionTarget, SequenceSpec};
 use crate::outbound::HostPatterns;
 use crate::sandbox::World;
 use crate::store::blobs::{Blobs, Digest};
@@ -30,6 +30,9 @@ const INTRA_OP_THREADS_MAX: u32 = 64;
 
 /// Most files in a package: their list must fit a record of the store.
 pub const FILES_MAX: usize = 300;
+
+/// Most graphs of a package: each model file is read once for each of its graphs.
+const GRAPHS_MAX: usize = 32;
 
 /// A validated package: what is stored of it besides the files themselves.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -385,19 +388,24 @@ impl PackageSource for Blobs {
 /// # Errors
 /// A sentence that names the path.
 pub fn check_path(path: &str) -> Result<(), PackageError> {
-    let plain = Path::new(path).components().all(|part| match part {
-        PathPart::Normal(name) => {
-            let allowed = |name: &str| !name.starts_with('.') && !name.contains(|c: char| c == '\\' || c.is_control());
-            name.to_str().is_some_and(allowed)
-        }
-        _ => false,
+    // As text, and not by `Path::components`, which passes over `a//b` and `a/./b`: a file has one name.
+    let plain = path.split('/').all(|part| {
+        !part.is_empty() && !part.starts_with('.') && !part.contains(|c: char| c == '\\' || c.is_control())
     });
-    if path.is_empty() || path.len() > 512 || !plain || path.ends_with('/') {
+    if path.len() > 512 || !plain {
         return Err(PackageError(format!(
-            "'{path}' is not a path that a package may hold: use a relative path without '..', links, hidden parts or control characters"
+            "'{path}' is not a path that a package may hold: use a relative path without empty parts, '.', '..', links, hidden parts or control characters"
         )));
     }
     Ok(())
+}
+
+/// A file whose name is also that of a folder, and a file in it: no disk can hold both.
+fn file_as_folder(files: &BTreeMap<String, PackageFile>) -> Option<(&str, &str)> {
+    files.keys().find_map(|below| {
+        let mut above = below.match_indices('/').map(|(end, _)| &below[..end]);
+        above.find(|name| files.contains_key(*name)).map(|file| (file, below.as_str()))
+    })
 }
 
 impl Package {
@@ -408,6 +416,11 @@ impl Package {
     pub fn read(files: BTreeMap<String, PackageFile>, source: &dyn PackageSource) -> Result<Package, PackageError> {
         if files.len() > FILES_MAX {
             return Err(PackageError(format!("the package has {} files; the limit is {FILES_MAX}", files.len())));
+        }
+        if let Some((file, below)) = file_as_folder(&files) {
+            return Err(PackageError(format!(
+                "'{file}' is a file of the package, and the folder of '{below}': rename one"
+            )));
         }
         let text = |name: &str| files.get(name).map(|file| read_text(name, file, source)).transpose();
         let manifest = text(MANIFEST)?.map(|text| Manifest::parse(&text)).transpose()?;
@@ -495,23 +508,14 @@ impl Package {
         let Some(file) = self.files.get(&graph.file) else { return Ok(()) };
         let model_file = graph.file.clone();
         let failed = |error: &dyn std::fmt::Display| PackageError(format!("graph '{name}' ('{model_file}'): {error}"));
-        let (mut model, _) = source.open(&graph.file, file).map_err(|error| failed(&error))?;
+        let (mut model, end) = source.open(&graph.file, file).map_err(|error| failed(&error))?;
         let format = ModelFormat::of(&mut *model).map_err(|error| failed(&error))?;
-        drop(model);
         graph.settle(format).map_err(|error| failed(&error))?;
-        let inspect = |external_files: &[String]| {
-            let opened = source.open(&graph.file, file);
-            let (reader, end) = opened.map_err(|error| NnError::new(NnErrorKind::RuntimeError, error))?;
-            nn::backends::inspect_reader(reader, end, external_files)
-        };
-        match inspect(&[]) {
-            Ok(_) => {}
-            Err(error) if error.kind() == NnErrorKind::Security => {
-                let beside = self.siblings(&graph.file);
-                inspect(&beside).map_err(|error| failed(&error))?;
-                self.weights.insert(name.to_owned(), beside);
-            }
-            Err(error) => return Err(failed(&error)),
+        let beside = self.siblings(&graph.file);
+        let inspected = nn::backends::inspect_with_weights(model, end, &beside);
+        let (_, weights) = inspected.map_err(|error| failed(&error))?;
+        if !weights.is_empty() {
+            self.weights.insert(name.to_owned(), weights);
         }
         Ok(())
     }
@@ -544,6 +548,12 @@ impl Package {
         }
         for asset in &self.assets {
             need("asset", asset)?;
+        }
+        if self.graphs.len() > GRAPHS_MAX {
+            return Err(PackageError(format!(
+                "{MANIFEST} names {} graphs; the limit is {GRAPHS_MAX}: serve the others as a model of their own",
+                self.graphs.len()
+            )));
         }
         for (name, graph) in &self.graphs {
             need(&format!("the file of graph '{name}',"), &graph.file)?;
@@ -743,6 +753,36 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_of_more_graphs_than_a_package_may_have_is_refused() {
+        let with = |graphs: usize| {
+            let graphs = (0..graphs).map(|graph| format!("[graphs.g{graph}]\nfile = 'model.onnx'\n"));
+            let manifest = format!("component = 'stock:scoring'\n{}", graphs.collect::<String>());
+            read(&[("model.onnx", LINEAR), (MANIFEST, manifest.as_bytes())])
+        };
+        assert_eq!(with(32).unwrap().graphs.len(), 32);
+        assert!(with(33).unwrap_err().0.contains("names 33 graphs; the limit is 32"));
+    }
+
+    #[test]
+    fn the_weights_of_a_graph_are_the_files_that_its_model_names() {
+        use crate::nn::test_models as onnx;
+        let graph = onnx::graph(
+            &[onnx::node("Add", &["x", "w"], &["y"], &[])],
+            &[onnx::value("x", onnx::FLOAT, &["2"])],
+            &[onnx::value("y", onnx::FLOAT, &["2"])],
+            &[onnx::external_tensor("w", &[2], "w.bin")],
+        );
+        let model = onnx::model(&graph);
+        let manifest: &[u8] = b"component = 'stock:scoring'\n[graphs.m]\nfile = 'a/m.onnx'\n";
+        let package = read(&[(MANIFEST, manifest), ("a/m.onnx", &model), ("a/w.bin", b"12345678"), ("a/other", b"x")]);
+        assert_eq!(package.unwrap().weights, BTreeMap::from([("m".to_owned(), vec!["w.bin".to_owned()])]));
+        let error = read(&[(MANIFEST, manifest), ("a/m.onnx", &model), ("w.bin", b"12345678")]).unwrap_err();
+        assert!(error.0.contains("which is not part of the package"), "{error}");
+        let package = read(&[(MANIFEST, manifest), ("a/m.onnx", LINEAR), ("a/other", b"x")]).unwrap();
+        assert!(package.weights.is_empty());
+    }
+
+    #[test]
     fn a_number_of_threads_that_cannot_be_is_refused() {
         let with = |threads: &str| {
             let manifest = format!("[graphs.model]\nfile = 'model.onnx'\nintra_op_threads = {threads}\n");
@@ -768,9 +808,20 @@ mod tests {
 
     #[test]
     fn paths_stay_inside() {
-        for bad in ["../x", "/etc/passwd", "a/../../b", "", ".hidden", "a//", "a/./b/..", "a\\b"] {
+        for bad in
+            ["../x", "/etc/passwd", "a/../../b", "", ".hidden", "a//", "a/./b/..", "a\\b", "a//b", "a/./b", "./a"]
+        {
             assert!(check_path(bad).is_err(), "{bad}");
         }
         check_path("data/model.onnx").unwrap();
+    }
+
+    #[test]
+    fn a_file_is_not_also_a_folder() {
+        let files: &[(&str, &[u8])] =
+            &[("MLmodel", ML.as_bytes()), ("model.onnx", LINEAR), ("model.onnx/w/a.bin", b"x")];
+        let error = read(files).unwrap_err();
+        assert!(error.0.contains("'model.onnx' is a file of the package, and the folder of 'model.onnx/w/a.bin'"));
+        read(&[("MLmodel", ML.as_bytes()), ("model.onnx", LINEAR), ("model.onnx.d/a.bin", b"x")]).unwrap();
     }
 }

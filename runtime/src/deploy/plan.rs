@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::artifact::ArtifactKey;
 use super::package::{ComponentSource, Golden, GraphSpec, InitTime, Package, PackageFile, RequestBodyMode};
@@ -115,7 +115,7 @@ impl ModelHost {
             let target = if entity.wants_gpu() { ExecutionTarget::Gpu } else { spec.target.into() };
             let backend =
                 self.backends.select(spec.backend.into(), target).map_err(|error| DeployError::graph(name, &error))?;
-            let digest = graph_digest(workspace, package, file, name);
+            let digest = graph_digest(workspace, package, file, name)?;
             let form = backend.conversion(target);
             let source = GraphSource {
                 path: dir.join(&spec.file),
@@ -244,23 +244,9 @@ impl ModelHost {
     /// Gives a package's files their names, in plain, once: they are mapped, and models that keep weights in a file beside
     /// them need it. What is there was verified when it was made; a sweep removes it when no endpoint needs it.
     fn lay_out(&self, package: &Package) -> Result<PathBuf, DeployError> {
-        let failed = |error: std::io::Error| DeployError::host("lay out the files of a package", &error);
-        let packages = self.home.cache("packages");
-        let dir = packages.join(package_name(package)?);
-        if dir.exists() {
-            return Ok(dir);
-        }
-        let _alone = self.laying_out.lock().unwrap_or_else(PoisonError::into_inner);
-        if dir.exists() {
-            return Ok(dir);
-        }
-        // Built aside, each file synced, and renamed, so that a folder that exists is complete.
-        let building = packages.join(unfinished());
-        let built = self.copy_files(package, &building).and_then(|()| fs::rename(&building, &dir).map_err(failed));
-        if built.is_err() {
-            let _ = fs::remove_dir_all(&building);
-        }
-        built.map(|()| dir)
+        let dir = self.home.cache("packages").join(package_name(package)?);
+        complete_dir(&dir, |building| self.copy_files(package, building))?;
+        Ok(dir)
     }
 
     fn copy_files(&self, package: &Package, to: &Path) -> Result<(), DeployError> {
@@ -287,6 +273,23 @@ fn settings(entity: &EntityConfig, package: &Package) -> BTreeMap<String, String
     settings
 }
 
+/// Makes a folder that is complete once it exists: built aside, each file synced, and renamed. Of two that make the same at
+/// one time the first stays: nobody waits for another's gigabytes.
+fn complete_dir(dir: &Path, build: impl FnOnce(&Path) -> Result<(), DeployError>) -> Result<(), DeployError> {
+    if dir.exists() {
+        return Ok(());
+    }
+    let building = dir.with_file_name(unfinished());
+    let built = build(&building).and_then(|()| match fs::rename(&building, dir) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(DeployError::host("lay out the files of a package", &error)),
+    });
+    if built.is_err() {
+        let _ = fs::remove_dir_all(&building);
+    }
+    if dir.exists() { Ok(()) } else { built }
+}
+
 /// Name of the folder in which a package is laid out: what is in it decides it.
 fn package_name(package: &Package) -> Result<String, DeployError> {
     let listing =
@@ -299,13 +302,71 @@ fn package_file<'a>(package: &'a Package, name: &str) -> Result<&'a PackageFile,
 }
 
 /// Names a graph's content for its tenant: its file, and the files that hold its weights.
-fn graph_digest(workspace: WorkspaceId, package: &Package, file: &PackageFile, name: &str) -> String {
+fn graph_digest(
+    workspace: WorkspaceId,
+    package: &Package,
+    file: &PackageFile,
+    name: &str,
+) -> Result<String, DeployError> {
     let folder = Path::new(&package.graphs[name].file).parent().unwrap_or(Path::new(""));
     let mut digest = format!("{workspace}/{}", file.digest);
     for weights in package.weights.get(name).into_iter().flatten() {
-        let path = folder.join(weights);
-        let weights_digest = path.to_str().and_then(|path| package.files.get(path)).map(|file| file.digest.to_string());
-        digest.push_str(&format!("+{weights}={}", weights_digest.unwrap_or_default()));
+        // Without them two versions whose weights alone differ would be taken for one.
+        let weights_file = package_file(package, &folder.join(weights).to_string_lossy())?;
+        digest.push_str(&format!("+{weights}={}", weights_file.digest));
     }
-    digest
+    Ok(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::blobs::Digest;
+
+    #[test]
+    fn two_that_lay_out_the_same_package_do_not_wait_for_each_other() {
+        let packages = tempfile::tempdir().unwrap();
+        let dir = packages.path().join("package");
+        let both_build = std::sync::Barrier::new(2);
+        let lay_out = || {
+            complete_dir(&dir, |building| {
+                fs::create_dir(building).unwrap();
+                fs::write(building.join("model.onnx"), "weights").unwrap();
+                both_build.wait();
+                Ok(())
+            })
+        };
+        std::thread::scope(|threads| {
+            let other = threads.spawn(lay_out);
+            lay_out().unwrap();
+            other.join().unwrap().unwrap();
+        });
+        assert_eq!(fs::read(dir.join("model.onnx")).unwrap(), b"weights");
+        assert_eq!(fs::read_dir(packages.path()).unwrap().count(), 1, "the copy that came second is gone");
+        // What fails leaves nothing behind.
+        let refused = complete_dir(&packages.path().join("other"), |building| {
+            fs::create_dir(building).unwrap();
+            Err(DeployError::Host("the disk is full".to_owned()))
+        });
+        assert!(refused.is_err());
+        assert_eq!(fs::read_dir(packages.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_graph_without_the_digest_of_its_weights_has_no_name() {
+        let file = PackageFile { digest: Digest([1; 32]), bytes: 1 };
+        let package = |folder: &str| -> Package {
+            let files = [format!("{folder}m.onnx"), "data/w.bin".to_owned()].map(|name| (name, file.clone()));
+            let mut package: Package = serde_json::from_value(serde_json::json!({
+                "files": {}, "component": { "stock": "scoring" }, "assets": [], "settings": {}, "limits": {},
+                "graphs": { "m": { "file": format!("{folder}m.onnx") } }, "weights": { "m": ["w.bin"] },
+            }))
+            .unwrap();
+            package.files = files.into_iter().collect();
+            package
+        };
+        let digest = |package: Package| graph_digest(WorkspaceId(7), &package, &file, "m");
+        assert!(digest(package("data/")).unwrap().contains("+w.bin=0101"));
+        assert!(digest(package("other/")).unwrap_err().to_string().contains("'other/w.bin' is not in the package"));
+    }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::package::InitTime;
-use crate::nn::backends;
+use crate::nn::{NnErrorKind, backends};
 use crate::sandbox::prepare::{Preparation, PrepareError, PrepareReport, prepare};
 use crate::sandbox::{GuestPackage, RequestLimits, World};
 
@@ -74,19 +74,17 @@ impl Workers {
     /// Runs one job in a process of its own. Dropping the future kills the process.
     ///
     /// # Errors
-    /// What is wrong with the component, in a sentence for its author.
-    pub async fn run(&self, job: &Job) -> Result<PrepareReport, PrepareError> {
-        let broken = |message: String| PrepareError { message, log: String::new() };
+    /// Why there is no artifact, and whose fault that is.
+    pub async fn run(&self, job: &Job) -> Result<PrepareReport, WorkerError> {
         match tokio::time::timeout(self.timeout, self.talk(job)).await {
-            Err(_) => Err(broken(format!(
+            Err(_) => Err(WorkerError::TimedOut(format!(
                 "compiling the component took longer than {} ms (compile_timeout_ms)",
                 self.timeout.as_millis()
             ))),
-            Ok(Err(error)) => Err(broken(format!("the compile worker could not be run: {error}"))),
-            Ok(Ok((status, report))) => match serde_json::from_slice(&report) {
-                Ok(result) => result,
-                Err(_) => Err(broken(explain_death(status, job))),
-            },
+            Ok(Err(error)) => Err(WorkerError::failed("run", &error)),
+            Ok(Ok((status, report))) => {
+                serde_json::from_slice(&report).unwrap_or_else(|_| Err(explain_death(status, job)))
+            }
         }
     }
 
@@ -112,17 +110,46 @@ impl Workers {
     }
 }
 
+/// Why a worker made no artifact.
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+pub enum WorkerError {
+    /// Something is wrong with the component.
+    #[error(transparent)]
+    Component(PrepareError),
+    /// It took longer than it may: the component's fault, or that of a busy machine.
+    #[error("{0}")]
+    TimedOut(String),
+    /// Our own failure, for the operator.
+    #[error("{0}")]
+    Host(String),
+}
+
+impl WorkerError {
+    fn failed(doing: &str, error: &dyn std::fmt::Display) -> WorkerError {
+        WorkerError::Host(format!("the compile worker failed to {doing}: {error}"))
+    }
+
+    fn component(message: String) -> WorkerError {
+        WorkerError::Component(PrepareError { message, log: String::new() })
+    }
+}
+
 /// A worker that ends without a report was stopped by one of its limits, or by a crash of the compiler.
-fn explain_death(status: ExitStatus, job: &Job) -> String {
+fn explain_death(status: ExitStatus, job: &Job) -> WorkerError {
     use std::os::unix::process::ExitStatusExt;
     match status.signal() {
-        Some(24) => format!("compiling the component took more than {} s of processor time", job.cpu_s),
-        Some(6 | 9 | 11) | None => format!(
+        Some(24) => {
+            WorkerError::component(format!("compiling the component took more than {} s of processor time", job.cpu_s))
+        }
+        Some(25) => WorkerError::component(format!(
+            "the compiled component with its memory is larger than {ARTIFACT_BYTES_MAX} bytes"
+        )),
+        Some(6 | 9 | 11) | None => WorkerError::component(format!(
             "compiling the component failed, most likely for want of memory: the worker had {} bytes \
              (compile_memory_bytes_max)",
             job.memory_bytes
-        ),
-        Some(signal) => format!("the compile worker was ended by signal {signal}"),
+        )),
+        Some(signal) => WorkerError::Host(format!("the compile worker was ended by signal {signal}")),
     }
 }
 
@@ -136,12 +163,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let result = limit_self(&job)
-        .map_err(|error| PrepareError {
-            message: format!("the worker's limits cannot be set: {error}"),
-            log: String::new(),
-        })
-        .and_then(|()| work(&job));
+    let result =
+        limit_self(&job).map_err(|error| WorkerError::failed("set its limits", &error)).and_then(|()| work(&job));
     let Ok(report) = serde_json::to_vec(&result) else { return ExitCode::FAILURE };
     match std::io::stdout().write_all(&report) {
         Ok(()) => ExitCode::SUCCESS,
@@ -162,17 +185,15 @@ fn limit_self(job: &Job) -> rustix::io::Result<()> {
     lower(Resource::Core, 0, 0)
 }
 
-fn work(job: &Job) -> Result<PrepareReport, PrepareError> {
-    // The path is this machine's business.
-    let failed = |what: &str, error: &dyn std::fmt::Display| PrepareError {
-        message: format!("the compile worker failed to {what}: {error}"),
-        log: String::new(),
-    };
-    let component = std::fs::read(&job.component).map_err(|error| failed("read the component", &error))?;
+fn work(job: &Job) -> Result<PrepareReport, WorkerError> {
+    let component = std::fs::read(&job.component).map_err(|error| WorkerError::failed("read the component", &error))?;
     let mut graphs = BTreeMap::new();
     for (name, graph) in &job.graphs {
-        let info = backends::inspect(&graph.path, &graph.external_files)
-            .map_err(|error| PrepareError { message: format!("graph '{name}': {error}"), log: String::new() })?;
+        let info = backends::inspect(&graph.path, &graph.external_files).map_err(|error| match error.kind() {
+            // The package was read when it was registered, so its files are there.
+            NnErrorKind::NotFound | NnErrorKind::RuntimeError => WorkerError::failed("read a graph", &error),
+            _ => WorkerError::component(format!("graph '{name}': {error}")),
+        })?;
         graphs.insert(name.clone(), info);
     }
     let preparation = Preparation {
@@ -184,9 +205,78 @@ fn work(job: &Job) -> Result<PrepareReport, PrepareError> {
         init: job.init,
         init_ms: job.init_ms,
     };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|error| failed("start", &error))?;
-    let prepared = runtime.block_on(prepare(preparation))?;
-    std::fs::write(&job.artifact, &prepared.artifact).map_err(|error| failed("write the artifact", &error))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = runtime.map_err(|error| WorkerError::failed("start", &error))?;
+    let prepared = runtime.block_on(prepare(preparation)).map_err(WorkerError::Component)?;
+    std::fs::write(&job.artifact, &prepared.artifact)
+        .map_err(|error| WorkerError::failed("write the artifact", &error))?;
     Ok(prepared.report)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A component without anything in it, which compiles.
+    const EMPTY: &[u8] = b"\0asm\x0d\0\x01\0";
+
+    fn job(dir: &Path) -> Job {
+        let limits = RequestLimits {
+            memory_bytes: 1 << 20,
+            cpu_ms: 1000,
+            wall_ms: 1000,
+            tensor_bytes: 1 << 20,
+            response_bytes: 1 << 20,
+            log_bytes: 1 << 10,
+        };
+        std::fs::write(dir.join("component"), EMPTY).unwrap();
+        Job {
+            component: dir.join("component"),
+            world: World::Endpoint,
+            artifact: dir.join("artifact"),
+            settings: BTreeMap::new(),
+            assets: BTreeMap::new(),
+            graphs: BTreeMap::new(),
+            limits,
+            init: InitTime::Request,
+            init_ms: 1000,
+            memory_bytes: 1 << 30,
+            cpu_s: 10,
+        }
+    }
+
+    #[test]
+    fn what_this_machine_lacks_is_not_the_fault_of_the_component() {
+        let dir = tempfile::tempdir().unwrap();
+        work(&job(dir.path())).unwrap();
+        let host_failure = |job: Job| match work(&job) {
+            Err(WorkerError::Host(message)) => message,
+            other => panic!("{other:?}"),
+        };
+        let message = host_failure(Job { artifact: dir.path().join("none/artifact"), ..job(dir.path()) });
+        assert!(message.contains("failed to write the artifact"), "{message}");
+        let message = host_failure(Job { component: dir.path().join("none"), ..job(dir.path()) });
+        assert!(message.contains("failed to read the component"), "{message}");
+        let gone = GraphFile { path: dir.path().join("none.onnx"), external_files: vec![] };
+        let message = host_failure(Job { graphs: BTreeMap::from([("m".to_owned(), gone)]), ..job(dir.path()) });
+        assert!(message.contains("failed to read a graph"), "{message}");
+
+        let broken = job(dir.path());
+        std::fs::write(&broken.component, "no component").unwrap();
+        assert!(matches!(work(&broken), Err(WorkerError::Component(_))));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_cannot_be_started_or_ends_late_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = async |executable: &Path, timeout| {
+            Workers { executable: executable.to_owned(), timeout }.run(&job(dir.path())).await.unwrap_err()
+        };
+        let none = dir.path().join("none");
+        assert!(matches!(run(&none, Duration::from_secs(60)).await, WorkerError::Host(_)));
+        // It would talk for ever.
+        assert!(matches!(run(Path::new("/usr/bin/yes"), Duration::ZERO).await, WorkerError::TimedOut(_)));
+    }
 }

@@ -21,7 +21,7 @@ mod graphs;
 mod sequence;
 mod tensor;
 #[cfg(test)]
-mod test_models;
+pub(crate) mod test_models;
 pub mod threads;
 mod turn;
 mod watch;

@@ -50,8 +50,8 @@ pub enum ConnectError {
     /// The name has no address, or the resolver fails.
     #[error("the name cannot be resolved: {0}")]
     Unresolved(io::Error),
-    /// The name leads into a network that is not the public Internet.
-    #[error("its address {0} is not a public one")]
+    /// The name leads to this machine, or into a network that is not the public Internet.
+    #[error("its address {0} is not a public one, or this machine's own")]
     Prohibited(IpAddr),
     /// Nobody answers there.
     #[error("it cannot be connected to: {0}")]
@@ -93,6 +93,11 @@ impl Connector {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ConnectError::TooMany)?;
         let (addresses, place) = resolve(target, place).await?;
         let stream = connect_any(&addresses).await?;
+        if let TargetHost::Name(_) = target.host
+            && let Some(own) = own_address(&stream).map_err(ConnectError::Unreachable)?
+        {
+            return Err(ConnectError::Prohibited(own));
+        }
         // Small requests do not wait for the acknowledgement of those before.
         let _ = stream.set_nodelay(true);
         let stream: Box<dyn Stream> = match target.tls {
@@ -144,6 +149,13 @@ async fn connect_any(addresses: &[SocketAddr]) -> Result<TcpStream, ConnectError
     Err(ConnectError::Unreachable(failure))
 }
 
+/// The address of both ends, if it is one: then this machine talks to itself. That it has a public address makes what listens
+/// there no part of the Internet: firewalls let a machine reach itself.
+fn own_address(stream: &TcpStream) -> io::Result<Option<IpAddr>> {
+    let (here, there) = (stream.local_addr()?.ip().to_canonical(), stream.peer_addr()?.ip().to_canonical());
+    Ok((here == there).then_some(there))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,6 +177,20 @@ mod tests {
             tokio::join!(async { Connector::without_tls().connect(&target).await.map(drop) }, listener.accept());
         connected.unwrap();
         accepted.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_talks_to_itself_is_known_by_its_address() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(there).await.unwrap();
+        assert_eq!(own_address(&stream).unwrap(), Some(there.ip()));
+        // On Linux all of 127.0.0.0/8 is there: two addresses, as of two machines.
+        if cfg!(target_os = "linux") {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+            assert_eq!(own_address(&socket.connect(there).await.unwrap()).unwrap(), None);
+        }
     }
 
     #[tokio::test]

@@ -1,7 +1,9 @@
 //! The state behind one instance, and the small host interfaces that read it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -168,8 +170,30 @@ impl assets::Host for GuestState {
             let known = assets.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
             return Ok(Err(format!("the package has no asset '{name}'; its manifest lists: [{known}]")));
         };
-        Ok(std::fs::read(path).map_err(|error| format!("failed to read asset '{name}': {error}")))
+        Ok(read_asset(&name, path, self.limits.memory_bytes))
     }
+}
+
+/// Reads an asset that the guest's memory can hold: with `init` in every request this happens in the serving process, of
+/// which a guest may take no more than its own limit.
+fn read_asset(name: &str, path: &Path, memory_bytes: u64) -> Result<Vec<u8>, String> {
+    let read = || -> std::io::Result<Result<Vec<u8>, u64>> {
+        let file = File::open(path)?;
+        let bytes = file.metadata()?.len();
+        if bytes > memory_bytes {
+            return Ok(Err(bytes));
+        }
+        let mut content = Vec::with_capacity(usize::try_from(bytes).unwrap_or_default());
+        file.take(bytes).read_to_end(&mut content)?;
+        Ok(Ok(content))
+    };
+    let too_large = |bytes: u64| {
+        format!(
+            "asset '{name}' has {bytes} bytes, and a request has {memory_bytes} bytes of memory: make the asset smaller, \
+             or raise limits.memory_bytes in the manifest or sandbox_memory_bytes_max of the server"
+        )
+    };
+    read().map_err(|error| format!("failed to read asset '{name}': {error}"))?.map_err(too_large)
 }
 
 impl settings::Host for GuestState {
@@ -256,5 +280,24 @@ fn describe_tensor(tensor: &TensorInfo) -> graph_info::TensorInfo {
                 Dim::Free(_) => None,
             })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_asset_that_the_memory_of_a_request_cannot_hold_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("table.bin");
+        // Sparse: it takes no room, but reading it would need all of it.
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let refused = read_asset("table.bin", &path, 1 << 20).unwrap_err();
+        assert!(refused.contains("asset 'table.bin' has 1099511627776 bytes"), "{refused}");
+        assert!(refused.contains("raise limits.memory_bytes"), "{refused}");
+        std::fs::write(&path, b"content").unwrap();
+        assert_eq!(read_asset("table.bin", &path, 7).unwrap(), b"content");
+        assert!(read_asset("table.bin", &path, 6).is_err());
     }
 }

@@ -18,7 +18,7 @@ export function component(endpoint, interfaces) {
   return {
     init() {
       try {
-        endpoint.init?.(new Package());
+        refusePromise(endpoint.init?.(new Package()), 'init');
       } catch (thrown) {
         throw failed(thrown instanceof TesseraError ? thrown.message : describe(thrown));
       }
@@ -45,10 +45,14 @@ function requestOf({ path, contentType, body }) {
   return new Request({ path, contentType, ...content });
 }
 
+/** What it stands for would never happen: nothing runs after the call. */
+function refusePromise(answer, name) {
+  if (typeof answer?.then !== 'function') return;
+  throw new TypeError(`\`${name}\` returned a promise: make it a function without async, for there is nothing to wait for`);
+}
+
 function reply(answer) {
-  if (typeof answer?.then === 'function') {
-    throw new TypeError('`predict` returned a promise: an instance answers one request and has nothing to wait for');
-  }
+  refusePromise(answer, 'predict');
   const response = answer instanceof Response ? answer : Response.json(answer);
   const { status, contentType, body, chunks } = response;
   if (chunks === undefined) return { tag: 'full', val: { status, contentType, body } };

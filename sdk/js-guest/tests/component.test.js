@@ -93,6 +93,11 @@ test('a failure of init is its reason', () => {
   assert.throws(init, (thrown) => /TypeError/.test(thrown.payload));
 });
 
+test('an init that returns a promise is refused', () => {
+  const { init } = component({ init: async () => {}, predict: () => 1 }, interfaces);
+  assert.throws(init, (thrown) => /`init` returned a promise: make it a function without async/.test(thrown.payload));
+});
+
 test('a response may be anything', () => {
   const { status, contentType, body } = answer({ predict: () => Response.text('grüß', 202) });
   assert.deepEqual([status, contentType, body], [202, 'text/plain; charset=utf-8', 'grüß']);

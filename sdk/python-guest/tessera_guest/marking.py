@@ -2,6 +2,9 @@
 
 _marked: list[type] = []
 
+# CO_COROUTINE and CO_ASYNC_GENERATOR of the module `inspect`, which would be frozen into every component.
+_IS_ASYNC = 0x80 | 0x200
+
 
 def endpoint(cls: type) -> type:
     """Marks the class that answers the requests of this component: once in a project.
@@ -11,6 +14,11 @@ def endpoint(cls: type) -> type:
     """
     if not callable(getattr(cls, "predict", None)):
         raise TypeError(f"{cls.__name__} is no endpoint: it needs a method `predict(self, request)`")
+    for name in ("init", "predict"):
+        # Nothing would run it: the host calls, and wants an answer.
+        if getattr(getattr(getattr(cls, name, None), "__code__", None), "co_flags", 0) & _IS_ASYNC:
+            reason = "make it a plain method, for there is nothing to wait for"
+            raise TypeError(f"{cls.__name__}.{name} is `async def`: {reason}")
     _marked[:] = [other for other in _marked if not issubclass(cls, other)] + [cls]
     return cls
 

@@ -124,6 +124,24 @@ class Endpoints(unittest.TestCase):
         with self.assertRaisesRegex(TypeError, "needs a method `predict"):
             tessera.endpoint(object)
 
+    def test_methods_that_would_have_to_be_awaited_are_refused(self):
+        class Later:
+            async def init(self, package):
+                pass
+
+            def predict(self, request):
+                return request
+
+        with self.assertRaisesRegex(TypeError, "Later.init is `async def`: make it a plain method"):
+            tessera.endpoint(Later)
+
+        class Stream:
+            async def predict(self, request):
+                yield request
+
+        with self.assertRaisesRegex(TypeError, "Stream.predict is `async def`"):
+            tessera.endpoint(Stream)
+
     def test_the_host_is_missed_by_name(self):
         with self.assertRaisesRegex(RuntimeError, "assets.read asks the host"):
             tessera.Package().asset("labels.txt")

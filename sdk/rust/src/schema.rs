@@ -187,7 +187,9 @@ fn forms_of(row: &schemars::Schema, described: &schemars::Schema) -> schemars::S
     let form = |name: &str, schema: &schemars::Schema| json_schema!({ "type": "object", "required": [name], "properties": { name: schema } });
     let list = |items: &Value| json_schema!({ "type": "array", "items": items });
     let rows = list(row.as_value());
-    let Some(columns) = described.get("properties").and_then(Value::as_object) else {
+    // A map has names as well, which it does not tell.
+    let of_map = (described.get("type").and_then(Value::as_str) == Some("object")).then(Map::new);
+    let Some(columns) = described.get("properties").and_then(Value::as_object).or(of_map.as_ref()) else {
         // The rows have no names.
         let split = form("data", &rows);
         return json_schema!({ "oneOf": [form("dataframe_split", &split), form("instances", &rows), form("inputs", &rows)] });
@@ -197,9 +199,11 @@ fn forms_of(row: &schemars::Schema, described: &schemars::Schema) -> schemars::S
     let mut names = json_schema!({
         "type": "array",
         "items": { "type": ["string", "number"] },
-        "examples": [columns.keys().collect::<Vec<_>>()],
         "description": "The columns, in any order; those that the model does not know are left out",
     });
+    if !columns.is_empty() {
+        names.insert("examples".to_owned(), serde_json::json!([columns.keys().collect::<Vec<_>>()]));
+    }
     if !has.is_empty() {
         names.insert("allOf".to_owned(), serde_json::json!(has));
     }
@@ -215,7 +219,10 @@ fn forms_of(row: &schemars::Schema, described: &schemars::Schema) -> schemars::S
     });
     let lists: Map<String, Value> =
         columns.iter().map(|(name, column)| (name.clone(), list(column).to_value())).collect();
-    let by_column = json_schema!({ "type": "object", "required": required, "properties": lists });
+    let mut by_column = json_schema!({ "type": "object", "required": required, "properties": lists });
+    if let Some(others) = described.get("additionalProperties").filter(|others| others.as_bool() != Some(false)) {
+        by_column.insert("additionalProperties".to_owned(), list(others).to_value());
+    }
     json_schema!({ "oneOf": [
         form("dataframe_split", &split),
         form("dataframe_records", &rows),
@@ -291,6 +298,18 @@ mod tests {
         let forms = schema.request(JSON).unwrap()["oneOf"].as_array().unwrap();
         assert_eq!(forms.len(), 3);
         assert_eq!(forms[1]["properties"]["instances"]["items"]["maxItems"], 4);
+    }
+
+    #[test]
+    fn rows_of_maps_have_names_that_are_free() {
+        let schema = Schema::new().takes_rows::<std::collections::BTreeMap<String, f64>>();
+        let forms = schema.request(JSON).unwrap()["oneOf"].as_array().unwrap();
+        assert_eq!(forms.len(), 4);
+        assert_eq!(forms[0]["properties"]["dataframe_split"]["required"], json!(["columns", "data"]));
+        let row = &forms[1]["properties"]["dataframe_records"]["items"];
+        assert_eq!((&row["type"], &row["additionalProperties"]["type"]), (&json!("object"), &json!("number")));
+        let columns = &forms[3]["properties"]["inputs"];
+        assert_eq!(columns["additionalProperties"]["items"]["type"], "number", "{columns}");
     }
 
     #[test]

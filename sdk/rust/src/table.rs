@@ -393,6 +393,14 @@ mod tests {
     }
 
     #[test]
+    fn many_names_and_rows_without_cells_take_no_room() {
+        let names: Vec<String> = (0..100_000).map(|name| format!("\"{name}\"")).collect();
+        let rows = vec!["0"; 100_000].join(",");
+        let split = format!(r#"{{"dataframe_split": {{"columns": [{}], "data": [{rows}]}}}}"#, names.join(","));
+        assert!(request(&split).table().unwrap_err().message.contains("row 0 of `data` must be a list"));
+    }
+
+    #[test]
     fn columns_are_read_by_name() {
         let table = table(r#"{"dataframe_records": [{"a": 1, "s": "x"}, {"s": null, "a": 2.5}, {"new": true}]}"#);
         assert_eq!((table.len(), table.names().collect::<Vec<_>>()), (3, vec!["a", "s", "new"]));

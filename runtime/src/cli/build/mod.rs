@@ -5,6 +5,7 @@
 //! when it is good.
 
 mod javascript;
+pub(super) mod made_of;
 mod python;
 mod rust;
 mod tools;
@@ -16,6 +17,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde::Serialize;
 
+use self::made_of::Sources;
 use super::doctor::Check;
 use super::project::{Language, Project};
 use super::{note, table};
@@ -47,6 +49,7 @@ pub(super) fn toolchains() -> Vec<Check> {
 
 /// Builds the component, and puts it where the manifest wants it. True if it is another one than before.
 pub(super) fn build(project: &Project, release: bool) -> anyhow::Result<bool> {
+    let sources = Sources::of(project)?;
     let made = match project.language {
         Language::Rust => rust::build(project, release)?,
         // Their engines are optimised builds in any case.
@@ -57,15 +60,16 @@ pub(super) fn build(project: &Project, release: bool) -> anyhow::Result<bool> {
     if let Err(reason) = capability::check(&component) {
         bail!("the component that was built cannot be deployed: {reason}");
     }
-    if fs::read(&project.component).is_ok_and(|before| before == component) {
-        return Ok(false);
+    let is_another = fs::read(&project.component).map_or(true, |before| before != component);
+    if is_another {
+        // As a whole, for `tessera dev` may read it at any time.
+        let beside = project.scratch("build")?.join("component.new");
+        fs::write(&beside, component)
+            .and_then(|()| fs::rename(&beside, &project.component))
+            .with_context(|| format!("failed to write {}", project.component.display()))?;
     }
-    // As a whole, for `tessera dev` may read it at any time.
-    let beside = project.scratch("build")?.join("component.new");
-    fs::write(&beside, component)
-        .and_then(|()| fs::rename(&beside, &project.component))
-        .with_context(|| format!("failed to write {}", project.component.display()))?;
-    Ok(true)
+    made_of::keep(project, sources, release || project.language != Language::Rust)?;
+    Ok(is_another)
 }
 
 /// The code of a project whose engine or interpreter takes half a minute to build and to compile: `tessera dev` does that

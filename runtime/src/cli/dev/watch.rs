@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use notify::event::EventKind;
@@ -25,6 +25,9 @@ const LOG: &str = "log";
 /// A change is over when nothing has happened for this long: an editor writes a file in several steps.
 const QUIET: Duration = Duration::from_millis(50);
 
+/// One that goes on is looked at after this time: a program may write a file all the time.
+const CHANGE_MAX: Duration = Duration::from_secs(2);
+
 /// Watches the folder of a project.
 pub(super) struct Watch {
     root: PathBuf,
@@ -34,13 +37,6 @@ pub(super) struct Watch {
     events: Receiver<notify::Result<notify::Event>>,
     /// More folders are watched when they are made.
     watcher: Mutex<RecommendedWatcher>,
-}
-
-/// What has changed.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Changes {
-    /// Whether anything has that the component may be made of, so that it must be built.
-    pub(super) sources: bool,
 }
 
 impl Watch {
@@ -76,32 +72,32 @@ impl Watch {
         watcher.watch(path, mode).with_context(|| format!("failed to watch {}", path.display()))
     }
 
-    /// Waits for changes, at most for `patience`; when there are some, until they are over.
-    pub(super) fn changes(&self, patience: Duration) -> Option<Changes> {
+    /// Waits for changes, at most for `patience`; when there are some, until they are over. True if there were.
+    pub(super) fn has_changed(&self, patience: Duration) -> bool {
         // By path, whether the file was not there before.
         let mut changed: BTreeMap<PathBuf, bool> = BTreeMap::new();
-        let mut wait = patience;
-        while let Ok(event) = self.events.recv_timeout(wait) {
+        let mut until = Instant::now() + patience;
+        let mut over_at = None;
+        // Each end is a time, and no pause that begins anew: what is of no interest may happen all the time.
+        while let Some(wait) = until.checked_duration_since(Instant::now())
+            && let Ok(event) = self.events.recv_timeout(wait)
+        {
             let (paths, made) = self.relevant(event);
-            // What is of no interest must not make those wait that are.
-            wait = match (paths.is_empty(), changed.is_empty()) {
-                (false, _) => QUIET,
-                (true, false) => wait,
-                (true, true) => Duration::ZERO,
-            };
+            if !paths.is_empty() {
+                let now = Instant::now();
+                until = (now + QUIET).min(*over_at.get_or_insert(now + CHANGE_MAX));
+            }
             for path in paths {
                 changed.entry(path).or_insert(made);
             }
         }
         // Editors write a file beside the old one, and put it in its place.
         changed.retain(|path, made| !*made || path.exists());
-        if changed.is_empty() {
-            return None;
+        if changed.keys().any(|path| is_log(path)) {
+            let package = self.package();
+            changed.retain(|path, _| !is_log(path) || package.contains(path));
         }
-        let package = self.package();
-        changed.retain(|path, _| path.extension().is_none_or(|end| end != LOG) || package.contains(path));
-        // Files of the package alone need no build: they are read at deploy.
-        (!changed.is_empty()).then(|| Changes { sources: !changed.keys().all(|path| package.contains(path)) })
+        !changed.is_empty()
     }
 
     /// The files of interest that an event is about, and whether it made them.
@@ -134,6 +130,10 @@ impl Watch {
     }
 }
 
+fn is_log(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == LOG)
+}
+
 /// Device and inode of a plain file.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     let found = path.metadata().ok().filter(Metadata::is_file)?;
@@ -146,7 +146,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn sources_package_files_and_what_builds_make_are_told_apart() {
+    fn what_people_write_and_what_builds_make_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
             let path = dir.path().join(name);
@@ -161,19 +161,43 @@ mod tests {
         write("printed", "");
         let outputs = vec![identity(&dir.path().join("printed")).unwrap()];
         let watch = Watch::apart_from(outputs, &project).unwrap();
-        let mut changes = std::iter::repeat_with(|| watch.changes(Duration::from_millis(100))).take(200).flatten();
+        let has_changed = || (0..200).any(|_| watch.has_changed(Duration::from_millis(100)));
 
         // As an editor does: a new file in the place of the old one.
         write("data/labels.new", "a");
         fs::rename(dir.path().join("data/labels.new"), dir.path().join("data/labels.txt")).unwrap();
-        assert_eq!(changes.next(), Some(Changes { sources: false }));
-        // What builds make comes before, and would be told before.
+        assert!(has_changed());
+        // What builds make.
         for made in ["target/debug/x", "c.wasm", ".tessera/x", "src/lib.rs~", "printed", "dev.log"] {
             write(made, "x");
         }
-        write("data/labels.txt", "b");
-        assert_eq!(changes.next(), Some(Changes { sources: false }));
+        assert!(!watch.has_changed(Duration::from_millis(500)));
         write("src/lib.rs", "fn f() {}");
-        assert!(changes.any(|change| change.sources));
+        assert!(has_changed());
+    }
+
+    #[test]
+    fn a_program_that_writes_all_the_time_hides_no_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap();
+        fs::write(path.join("tessera.toml"), "component = 'c.wasm'\n[build]\nlanguage = 'rust'\n").unwrap();
+        let project = Project::open(&path).unwrap().unwrap();
+        for noise in ["c.wasm", "notes.txt"] {
+            let watch = Watch::apart_from(vec![], &project).unwrap();
+            let is_over = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|threads| {
+                threads.spawn(|| {
+                    while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                        fs::write(path.join(noise), "x").unwrap();
+                        std::thread::sleep(QUIET / 10);
+                    }
+                });
+                fs::write(path.join("lib.rs"), noise).unwrap();
+                // Before, neither call came back while the other thread wrote.
+                let seen = (0..200).any(|_| watch.has_changed(Duration::from_millis(100)));
+                is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+                assert!(seen, "{noise}");
+            });
+        }
     }
 }

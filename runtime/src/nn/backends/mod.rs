@@ -99,9 +99,21 @@ pub fn inspect(path: &Path, external_files: &[String]) -> Result<GraphInfo, NnEr
 ///
 /// # Errors
 /// As for [`inspect`].
-pub fn inspect_reader(mut model: Box<dyn ReadSeek>, end: u64, external_files: &[String]) -> Result<GraphInfo, NnError> {
+pub fn inspect_reader(model: Box<dyn ReadSeek>, end: u64, external_files: &[String]) -> Result<GraphInfo, NnError> {
+    Ok(inspect_with_weights(model, end, external_files)?.0)
+}
+
+/// The same, and which of the `external_files` hold the model's weights.
+///
+/// # Errors
+/// As for [`inspect`].
+pub fn inspect_with_weights(
+    mut model: Box<dyn ReadSeek>,
+    end: u64,
+    external_files: &[String],
+) -> Result<(GraphInfo, Vec<String>), NnError> {
     match ModelFormat::of(&mut *model)? {
-        ModelFormat::Gguf => Ok(gguf_file::read_from(model, end)?.info()),
+        ModelFormat::Gguf => Ok((gguf_file::read_from(model, end)?.info(), Vec::new())),
         ModelFormat::Onnx => onnx_file::inspect_reader(model, end, external_files),
     }
 }

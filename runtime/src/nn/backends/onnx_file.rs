@@ -5,7 +5,7 @@
 //! The file is hostile until proven otherwise: every length is checked against the message around it, nesting and the
 //! memory kept are bounded, and each byte is read at most once.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read, Seek};
 use std::path::Path;
@@ -34,14 +34,20 @@ const TENSORS_MAX: usize = 4096;
 pub fn inspect(path: &Path, external_files: &[String]) -> Result<GraphInfo, NnError> {
     let file = File::open(path).map_err(unreadable)?;
     let end = file.metadata().map_err(unreadable)?.len();
-    inspect_reader(Box::new(file), end, external_files)
+    Ok(inspect_reader(Box::new(file), end, external_files)?.0)
 }
 
-/// The same for a model that is not a plain file; `end` is its length in bytes.
-pub fn inspect_reader(model: Box<dyn ReadSeek>, end: u64, external_files: &[String]) -> Result<GraphInfo, NnError> {
+/// The same for a model that is not a plain file, with those of the `external_files` that it names, in the order of their
+/// names; `end` is its length in bytes.
+pub fn inspect_reader(
+    model: Box<dyn ReadSeek>,
+    end: u64,
+    external_files: &[String],
+) -> Result<(GraphInfo, Vec<String>), NnError> {
     let mut inspector = Inspector {
         wire: Wire { input: BufReader::new(model), at: 0 },
         external_files,
+        weights: BTreeSet::new(),
         depth: 0,
         kept_bytes: 0,
         graphs: 0,
@@ -51,7 +57,8 @@ pub fn inspect_reader(model: Box<dyn ReadSeek>, end: u64, external_files: &[Stri
         initializers: HashSet::new(),
     };
     inspector.model(end)?;
-    inspector.finish()
+    let weights = std::mem::take(&mut inspector.weights).into_iter().collect();
+    Ok((inspector.finish()?, weights))
 }
 
 /// What a model can be read from.
@@ -74,6 +81,8 @@ fn malformed(why: &str) -> NnError {
 struct Inspector<'a> {
     wire: Wire,
     external_files: &'a [String],
+    /// Those of them that were met.
+    weights: BTreeSet<String>,
     depth: u32,
     kept_bytes: u64,
     graphs: u32,
@@ -243,7 +252,10 @@ impl Inspector<'_> {
         // Whatever the list says, a name with a separator could lead out of the model's folder.
         let plain = !value.contains(['/', '\\', '\0']) && !matches!(value.as_str(), "" | "." | "..");
         match key.as_str() {
-            "location" if plain && self.external_files.contains(&value) => Ok(true),
+            "location" if plain && self.external_files.contains(&value) => {
+                self.weights.insert(value);
+                Ok(true)
+            }
             "location" => Err(NnError::new(
                 NnErrorKind::Security,
                 format!(

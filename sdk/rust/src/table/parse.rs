@@ -112,6 +112,16 @@ impl Split {
     fn table<E: serde::de::Error>(self, form: &str) -> Result<Table, E> {
         let len = self.data.len();
         let Some(labels) = self.columns else { return Ok(Table { len, cells: Cells::Unnamed(self.data) }) };
+        // Before anything is made of them: few bytes may name many columns, and as many rows that have none of them.
+        for (number, row) in self.data.iter().enumerate() {
+            let Value::Array(row) = row else {
+                return Err(E::custom(format!("`{form}`: row {number} of `data` must be a list")));
+            };
+            if row.len() != labels.len() {
+                let (given, wanted) = (row.len(), labels.len());
+                return Err(E::custom(format!("`{form}`: row {number} has {given} values for {wanted} columns")));
+            }
+        }
         let column = |label| {
             let name = match label {
                 Label::Text(text) => text,
@@ -120,14 +130,8 @@ impl Split {
             Column { name, cells: Vec::with_capacity(len) }
         };
         let mut columns: Vec<Column> = labels.into_iter().map(column).collect();
-        for (number, row) in self.data.into_iter().enumerate() {
-            let Value::Array(row) = row else {
-                return Err(E::custom(format!("`{form}`: row {number} of `data` must be a list")));
-            };
-            if row.len() != columns.len() {
-                let (given, wanted) = (row.len(), columns.len());
-                return Err(E::custom(format!("`{form}`: row {number} has {given} values for {wanted} columns")));
-            }
+        for row in self.data {
+            let Value::Array(row) = row else { continue };
             for (column, value) in columns.iter_mut().zip(row) {
                 column.cells.push(Some(value));
             }
