@@ -219,11 +219,11 @@ mod tests {
         let place = first.0.place().await.unwrap();
         drop(held.pop());
         // One each now, and the other came first.
-        let _own = greedy[0].0.place().await.unwrap();
+        let own = greedy[0].0.place().await.unwrap();
         drop(place);
         drop(first.1);
         assert!(second.0.place().await.is_some());
-        drop((held, greedy, second));
+        drop((own, held, greedy, second));
         requests.all_is_free(3);
     }
 
