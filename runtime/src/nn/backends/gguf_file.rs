@@ -1,6 +1,7 @@
 //! Reads the header of a GGUF file without trusting it: llama.cpp, which reads it afterwards, is C++ that was written for
 //! files of friends. What is checked: every count and length against the file's own, names, element types, and that each
-//! tensor lies inside the file, and that the vocabulary is of a kind that llama.cpp reads without fail. What is kept: the model's facts (strings and numbers), not its vocabulary.
+//! tensor lies inside the file, and that the vocabulary is of a kind that llama.cpp reads without fail. What is kept: the
+//! model's facts (strings and numbers), not its vocabulary.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,9 +1,10 @@
 //! llama.cpp: language models in GGUF, through the crates `llama-cpp-2` and `llama-cpp-sys-2`.
 //!
 //! A loaded model has one thread, [`engine`], that computes the sequences of all guests together. A guest's sequence
-//! ([`Sequence`]) checks what the guest sends ([`request`]), turns it into tokens ([`vocabulary`], [`splitter`]), hands it to the engine
-//! and fetches the answer ([`stream`]). The engine chooses tokens ([`sampling`]), as a grammar may ask ([`grammar`], [`gbnf`]), is fair between workspaces ([`fair`])
-//! and keeps ended sequences for prompts that begin alike ([`prefix`]).
+//! ([`Sequence`]) checks what the guest sends ([`request`]), turns it into tokens ([`vocabulary`], [`splitter`]), hands it to
+//! the engine and fetches the answer ([`stream`]). The engine chooses tokens ([`sampling`]), as a grammar may ask
+//! ([`grammar`], [`gbnf`]), is fair between workspaces ([`fair`]) and keeps ended sequences for prompts that begin alike
+//! ([`prefix`]).
 
 mod context;
 mod embedding;
