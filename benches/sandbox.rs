@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use hyper::HeaderMap;
 use tessera::deploy::artifact::{ArtifactKey, Artifacts};
-use tessera::deploy::package::InitTime;
+use tessera::deploy::manifest::InitTime;
 use tessera::deploy::stock;
 use tessera::deploy::worker::{GraphFile, Job, Workers};
 use tessera::nn::backends::inspect;

@@ -16,7 +16,7 @@ use crate::admission::{BodyRoom, Place};
 use crate::catalog::served::{ColdStart, Rung, ServedEntity};
 use crate::catalog::{Endpoint, Suspend, WorkspaceId};
 use crate::clock;
-use crate::deploy::package::RequestBodyMode;
+use crate::deploy::manifest::RequestBodyMode;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{Maker, ResponseBody};
 use crate::http::compression::Packing;

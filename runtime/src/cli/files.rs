@@ -15,9 +15,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::build::made_of;
 use super::project::Project;
-use crate::deploy::package::{
-    ComponentSource, FILES_MAX, MANIFEST, MLMODEL, Package, PackageFile, PackageSource, check_path, is_gguf,
-};
+use crate::deploy::manifest::{ComponentSource, MANIFEST};
+use crate::deploy::package::{FILES_MAX, MLMODEL, Package, PackageFile, PackageSource, check_path, is_gguf};
 use crate::deploy::signature::SIGNATURES;
 use crate::nn::backends::ReadSeek;
 use crate::store::blobs::Digest;

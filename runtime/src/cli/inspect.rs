@@ -13,10 +13,10 @@ use serde::Serialize;
 use super::files::PackageFiles;
 use super::{json, print_bytes, table};
 use crate::deploy::capability::{self, COMPONENT_BYTES_MAX, Interfaces};
-use crate::deploy::package::{
-    BackendName, ComponentSource, Golden, Grants, GraphSpec, InitTime, LimitOverrides, Package, RequestBodyMode,
-    TargetName,
+use crate::deploy::manifest::{
+    BackendName, ComponentSource, Golden, Grants, GraphSpec, InitTime, LimitOverrides, RequestBodyMode, TargetName,
 };
+use crate::deploy::package::Package;
 use crate::deploy::stock;
 use crate::nn::{self, GraphInfo, TensorInfo};
 use crate::sandbox::World;

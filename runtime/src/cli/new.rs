@@ -129,7 +129,7 @@ mod tests {
             for template in Template::value_variants().iter().filter(|template| known.contains(template.name())) {
                 let files = files(*language, *template, "a-name").unwrap();
                 let text = |name: &str| String::from_utf8(files[name].clone()).unwrap();
-                let manifest = crate::deploy::package::Manifest::parse(&text("tessera.toml")).unwrap();
+                let manifest = crate::deploy::manifest::Manifest::parse(&text("tessera.toml")).unwrap();
                 for name in manifest.files() {
                     assert!(files.contains_key(&name), "{}-{}: {name}", language.name(), template.name());
                 }

@@ -17,7 +17,8 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use crate::deploy::package::{ComponentSource, MANIFEST, Manifest, check_path};
+use crate::deploy::manifest::{ComponentSource, MANIFEST, Manifest};
+use crate::deploy::package::check_path;
 
 /// The folder in a project for what is made from it, and the home of the server of `tessera dev`.
 const SCRATCH: &str = ".tessera";

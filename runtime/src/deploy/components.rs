@@ -12,7 +12,7 @@ use futures_util::future::{FutureExt, Shared};
 
 use super::artifact::ArtifactKey;
 use super::build_log::BuildLog;
-use super::package::ComponentSource;
+use super::manifest::ComponentSource;
 use super::schema::BodySchemas;
 use super::worker::{GraphFile, Job, WorkerError};
 use super::{DeployError, ModelHost, Plan, stock};

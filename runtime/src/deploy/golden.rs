@@ -9,7 +9,7 @@ use hyper::{Method, Request, Uri};
 use serde_json::Value;
 
 use super::build_log::BuildLog;
-use super::package::Golden;
+use super::manifest::Golden;
 use super::{DeployError, ModelHost};
 use crate::catalog::served::{Ready, ServedEntity};
 use crate::http::Scheme;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::artifact::ArtifactKey;
-use super::package::{ComponentSource, Golden, GraphSpec, InitTime, Package, PackageFile, RequestBodyMode};
+use super::manifest::{ComponentSource, Golden, GraphSpec, InitTime, RequestBodyMode};
+use super::package::{Package, PackageFile};
 use super::{DeployError, ModelHost, profiles, stock, unfinished};
 use crate::catalog::served::PlannedGraph;
 use crate::catalog::{EndpointRecord, EntityConfig, WorkspaceId};

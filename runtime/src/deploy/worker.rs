@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::package::InitTime;
+use super::manifest::InitTime;
 use crate::nn::{NnErrorKind, backends};
 use crate::sandbox::prepare::{Preparation, PrepareError, PrepareReport, prepare};
 use crate::sandbox::{GuestPackage, RequestLimits, World};

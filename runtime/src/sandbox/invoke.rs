@@ -23,7 +23,7 @@ use super::proxy::{self, Sending};
 use super::slots;
 use super::streaming::{RequestBody, ResponseStream, StreamError, StreamedResponse};
 use super::{Exports, LoadedComponent, Sandbox};
-use crate::deploy::package::RequestBodyMode;
+use crate::deploy::manifest::RequestBodyMode;
 use crate::http;
 use crate::nn::{Executor, NamedGraphs, Tenant};
 use crate::outbound::Grant;

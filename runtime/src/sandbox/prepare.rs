@@ -18,7 +18,7 @@ use super::log::RequestLog;
 use super::world::World;
 use super::{engine, linker};
 use crate::deploy::capability;
-use crate::deploy::package::InitTime;
+use crate::deploy::manifest::InitTime;
 use crate::deploy::schema::{self, BodySchemas};
 
 /// What the worker needs to know of a package.

@@ -11,7 +11,7 @@ use crate::cli::build::Swappable;
 use crate::cli::files::PackageFiles;
 use crate::cli::note;
 use crate::cli::project::Project;
-use crate::deploy::package::MANIFEST;
+use crate::deploy::manifest::MANIFEST;
 
 /// The asset with the code, as the guest libraries know it.
 const CODE: &str = "tessera-dev-code";

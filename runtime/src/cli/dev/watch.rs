@@ -13,7 +13,7 @@ use notify::event::EventKind;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use crate::cli::project::Project;
-use crate::deploy::package::MANIFEST;
+use crate::deploy::manifest::MANIFEST;
 
 /// Folders in which builds of any language leave their files. Hidden ones are left out as well.
 const BUILD_FOLDERS: [&str; 5] = ["target", "node_modules", "__pycache__", "venv", "dist"];

@@ -35,7 +35,8 @@ use super::files::{LocalFile, PackageFiles};
 use super::push::progress_bar;
 use super::table;
 use crate::deploy::capability;
-use crate::deploy::package::{ComponentSource, FILES_MAX, MANIFEST, Package, check_path};
+use crate::deploy::manifest::{ComponentSource, MANIFEST};
+use crate::deploy::package::{FILES_MAX, Package, check_path};
 use crate::store::blobs::Digest;
 
 const WASM_CONFIG_TYPE: &str = "application/vnd.wasm.config.v0+json";
