@@ -249,6 +249,14 @@ fn the_embeddings_are_those_of_python() {
         assert!(seen["refused"].as_str().unwrap().contains("'no-such-endpoint' does not exist"), "{}", seen["refused"]);
     }
 
+    // and so they are where every request reads the tokenizer anew
+    let manifest = std::fs::read_to_string(model("minilm").join("tessera.toml")).unwrap();
+    let manifest = format!("init = 'request'\n{manifest}");
+    server.deploy("anew", &package.with("tessera.toml", manifest));
+    let few = &sentences[..2];
+    let anew = server.invoke("anew", &json!({ "input": few }));
+    same_vectors(&embeddings(&anew), &reference[..2], few, "with init in the request");
+
     // and what makes no sense is refused
     server.invoke("minilm", &json!({ "input": [] })).is_error(400, "BAD_REQUEST", &["empty"]);
     server.invoke("minilm", &json!({ "input": [[1, 2]] })).is_error(400, "BAD_REQUEST", &["token ids"]);

@@ -5,10 +5,11 @@ wasmtime::component::bindgen!({
     path: "../wit",
     world: "endpoint",
     imports: {
-        // These wait: for the backend, for the client, for room in the response. The guest's fibre is parked
-        // meanwhile and the thread serves other requests.
+        // These wait: for the backend, for the client, for room in the response, for the disk. The guest's fibre is
+        // parked meanwhile and the thread serves other requests.
         "wasi:nn/inference.[method]graph-execution-context.compute": async | trappable,
         "tessera:endpoint/compute.run": async | trappable,
+        "tessera:endpoint/assets.read": async | trappable,
         "tessera:endpoint/streaming.[method]request-body.read": async | trappable,
         "tessera:endpoint/streaming.[method]response-body.write": async | trappable,
         default: trappable,

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use hyper::HeaderMap;
 use hyper::header::HeaderName;
+use tokio::sync::Semaphore;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::WasiHttpCtx;
@@ -30,6 +31,9 @@ const RANDOM_BYTES_MAX: u64 = 64 << 10;
 
 /// Room for the headers of one request or answer that a guest makes, the host's own bookkeeping included.
 const HEADERS_BYTES_MAX: usize = 32 << 10;
+
+/// Assets that are read at one time, by all requests together: each may be as large as the memory of its guest.
+static ASSET_READS: Semaphore = Semaphore::const_new(4);
 
 /// Headers that guests do not see: credentials, and what belongs to the connection.
 pub(super) const HIDDEN_HEADERS: [&str; 8] =
@@ -160,7 +164,7 @@ impl wasmtime_wasi::HostMonotonicClock for StoppedClock {
 impl super::bindings::tessera::endpoint::types::Host for GuestState {}
 
 impl assets::Host for GuestState {
-    fn read(&mut self, name: String) -> wasmtime::Result<Result<Vec<u8>, String>> {
+    async fn read(&mut self, name: String) -> wasmtime::Result<Result<Vec<u8>, String>> {
         let Phase::Init { assets, .. } = &self.phase else {
             return Ok(Err(format!(
                 "asset '{name}' can be read only during init: keep what a request needs in memory"
@@ -170,12 +174,17 @@ impl assets::Host for GuestState {
             let known = assets.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
             return Ok(Err(format!("the package has no asset '{name}'; its manifest lists: [{known}]")));
         };
-        Ok(read_asset(&name, path, self.limits.memory_bytes))
+        let (path, memory_bytes) = (path.clone(), self.limits.memory_bytes);
+        let permit = ASSET_READS.acquire().await?;
+        let read = move || (read_asset(&name, &path, memory_bytes), permit);
+        // The permit is given back with what was read, also when nobody waits for it any more.
+        let (content, _permit) = tokio::task::spawn_blocking(read).await?;
+        Ok(content)
     }
 }
 
 /// Reads an asset that the guest's memory can hold: with `init` in every request this happens in the serving process, of
-/// which a guest may take no more than its own limit.
+/// which a guest may take no more than its own limit. Blocks.
 fn read_asset(name: &str, path: &Path, memory_bytes: u64) -> Result<Vec<u8>, String> {
     let read = || -> std::io::Result<Result<Vec<u8>, u64>> {
         let file = File::open(path)?;
