@@ -3,14 +3,15 @@
 #
 # usage: cold.sh [FLAG OF serve]...
 #
-# Measured, release build, on loopback, for iris and minilm: one call by `curl`, from connecting to the last byte,
+# Measured, release build, on loopback, for iris, minilm and smollm2: one call by `curl`, from connecting to the last byte; of
+#   smollm2, a language model, an answer of one token to a short prompt, so the time to the first token;
 #     warm       with everything in memory
 #     cold       after the endpoint has lost its component and its graph (--component-idle-ms, --graph-idle-ms); their
 #                files are still in the page cache
 #     evicted    the same, with the files of the home dropped from the page cache too (posix_fadvise, no root needed)
 #   and of it, as the server reports in x-tessera-cold-start,
 #     component  mapping the compiled component
-#     graphs     loading the graph into ONNX Runtime; the rest is HTTP, the instance, the inference
+#     graphs     loading the graph into ONNX Runtime or llama.cpp; the rest is HTTP, the instance, the inference
 # Units: milliseconds, median and worst of SAMPLES; read_mib is what the server read from the disk, in mebibytes: it
 #   shows that `evicted` was, and `cold` was not.
 # Left out: compiling (the compiled component is kept), starting the server, ONNX Runtime itself (loaded at the start),
@@ -19,7 +20,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 SAMPLES=${SAMPLES:-20}
-MODELS=${MODELS:-iris minilm}
+MODELS=${MODELS:-iris minilm smollm2}
 IDLE_MS=500
 # The idle time, the check a quarter of it later, and time to give the memory back. A call that is too early is found out.
 SCALED_TO_ZERO_S=1
@@ -27,7 +28,9 @@ SCALED_TO_ZERO_S=1
 # shellcheck source=benches/server.sh
 . benches/server.sh
 head -n 2 "$sentences" | tail -n 1 >"$scratch/sentence"
-declare -A package=([iris]=$iris [minilm]=$minilm) body=([iris]=$flowers [minilm]=$scratch/sentence)
+echo '{"prompt": "The sea is", "max_tokens": 1}' >"$scratch/prompt"
+declare -A package=([iris]=$iris [minilm]=$minilm [smollm2]=$models/smollm2)
+declare -A body=([iris]=$flowers [minilm]=$scratch/sentence [smollm2]=$scratch/prompt)
 describe_machine
 need "$onnxruntime" "make bench"
 start_server --onnxruntime "$onnxruntime" --component-idle-ms "$IDLE_MS" --graph-idle-ms "$IDLE_MS" "$@"
