@@ -13,15 +13,29 @@ pub(crate) enum Syntax {
     Objects,
     /// A list of such objects after `[TOOL_CALLS]`: Mistral.
     List,
+    /// `name[ARGS]{…}`, each after `[TOOL_CALLS]`: newer Mistral.
+    Named,
 }
 
 const OPENS: &str = "<tool_call>";
 const CLOSES: &str = "</tool_call>";
+const CALLS_MARK: &str = "[TOOL_CALLS]";
+/// Between a call's name and its number, which is not read.
+const NUMBER_MARK: &str = "[CALL_ID]";
+const ARGUMENTS_MARK: &str = "[ARGS]";
+
+/// A call in tags, as a model reads those of earlier messages that was told of no other form.
+pub(crate) fn in_tags(name: &str, arguments: &Value) -> String {
+    let json = serde_json::to_string(&context! { name, arguments }).unwrap_or_default();
+    format!("{OPENS}\n{json}\n{CLOSES}")
+}
 
 impl Syntax {
     /// The syntax in which a template writes the calls of earlier messages.
     pub(crate) fn of_template(source: &str) -> Self {
-        if source.contains("[TOOL_CALLS]") {
+        if source.contains(CALLS_MARK) && source.contains(ARGUMENTS_MARK) {
+            Self::Named
+        } else if source.contains(CALLS_MARK) {
             Self::List
         } else if !source.contains(OPENS) && source.contains("<|start_header_id|>") {
             Self::Objects
@@ -30,22 +44,22 @@ impl Syntax {
         }
     }
 
-    /// A call as text.
-    pub(crate) fn write(self, name: &str, arguments: &Value) -> String {
-        let json = serde_json::to_string(&context! { name, arguments }).unwrap_or_default();
-        match self {
-            Self::Tags => format!("{OPENS}\n{json}\n{CLOSES}"),
-            Self::Objects => json,
-            Self::List => format!("[{json}]"),
-        }
-    }
-
-    /// What may stand before the JSON: often a special token, which has no text.
+    /// What may stand before a call: often a special token, which has no text.
     fn mark(self) -> &'static str {
         match self {
             Self::Tags => OPENS,
             Self::Objects => "<|python_tag|>",
-            Self::List => "[TOOL_CALLS]",
+            Self::List | Self::Named => CALLS_MARK,
+        }
+    }
+}
+
+impl Syntax {
+    /// The calls in a text that is nothing else.
+    fn read(self, text: &str) -> Option<Vec<Call>> {
+        match self {
+            Self::Named => read_named(text),
+            _ => read_objects(text),
         }
     }
 }
@@ -101,10 +115,10 @@ impl Listener {
                 held.push_str(&text);
                 Heard::default()
             }
-            Self::Open { syntax, state, held, .. } => {
+            Self::Open { syntax, names, state, held } => {
                 held.push_str(&text);
                 let mut heard = Heard::default();
-                while step(*syntax, state, held, &mut heard) {}
+                while step(*syntax, names, state, held, &mut heard) {}
                 heard
             }
         }
@@ -115,7 +129,7 @@ impl Listener {
         match self {
             Self::Deaf => Heard::default(),
             // What was cut off is no call.
-            Self::Demanded { held } => match read(held) {
+            Self::Demanded { held } => match read_objects(held) {
                 Some(calls) => Heard { content: String::new(), calls },
                 None => Heard { content: std::mem::take(held), calls: Vec::new() },
             },
@@ -125,7 +139,7 @@ impl Listener {
                     // Text that happens to be JSON is no call.
                     *syntax == Syntax::Tags || calls.iter().all(|call| names.contains(&call.name))
                 };
-                let calls = (*state == State::Call).then(|| read(&rest)).flatten().filter(known);
+                let calls = (*state == State::Call).then(|| syntax.read(&rest)).flatten().filter(known);
                 match calls {
                     Some(calls) => Heard { content: String::new(), calls },
                     None if *state == State::Call && *syntax == Syntax::Tags => {
@@ -141,21 +155,23 @@ impl Listener {
 }
 
 /// Goes on in what is held by one step, and says whether there may be another.
-fn step(syntax: Syntax, state: &mut State, held: &mut String, heard: &mut Heard) -> bool {
+fn step(syntax: Syntax, names: &[String], state: &mut State, held: &mut String, heard: &mut Heard) -> bool {
     let mark = syntax.mark();
     match state {
         State::Start => {
             let text = held.trim_start();
+            let may_be_mark = mark.starts_with(text);
             let begins_call = match syntax {
-                Syntax::Tags => false,
-                Syntax::Objects => text.starts_with('{'),
-                Syntax::List => text.starts_with(['[', '{']) && !mark.starts_with(text) && !text.starts_with(mark),
+                Syntax::Tags => Some(false),
+                Syntax::Objects => Some(text.starts_with('{')),
+                Syntax::List => Some(text.starts_with(['[', '{']) && !may_be_mark && !text.starts_with(mark)),
+                Syntax::Named => begins_named(text, names),
             };
-            if begins_call {
+            if begins_call == Some(true) {
                 *state = State::Call;
                 return false;
             }
-            if mark.starts_with(text) {
+            if may_be_mark || begins_call.is_none() {
                 return false;
             }
             *state = State::Text;
@@ -178,7 +194,7 @@ fn step(syntax: Syntax, state: &mut State, held: &mut String, heard: &mut Heard)
             Some(at) if syntax == Syntax::Tags => {
                 let inside = held[..at].to_owned();
                 held.drain(..at + CLOSES.len());
-                match read(&inside) {
+                match read_objects(&inside) {
                     Some(calls) => heard.calls.extend(calls),
                     None => heard.content.push_str(&format!("{OPENS}{inside}{CLOSES}")),
                 }
@@ -197,9 +213,46 @@ fn sure_bytes(text: &str, mark: &str) -> usize {
     text[..text.len() - begun].trim_end().len()
 }
 
+/// Whether a text begins with a call of one of these functions by its name; none while it may yet.
+fn begins_named(text: &str, names: &[String]) -> Option<bool> {
+    let marks = ["{", ARGUMENTS_MARK, NUMBER_MARK];
+    let mut may = false;
+    for name in names {
+        if let Some(rest) = text.strip_prefix(name.as_str()) {
+            if marks.iter().any(|mark| rest.starts_with(mark)) {
+                return Some(true);
+            }
+            may |= marks.iter().any(|mark| mark.starts_with(rest));
+        }
+        may |= name.starts_with(text);
+    }
+    (!may).then_some(false)
+}
+
+/// Reads calls by name, one after the other. None if anything else is there.
+fn read_named(text: &str) -> Option<Vec<Call>> {
+    let mut calls = Vec::new();
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        rest = rest.strip_prefix(CALLS_MARK).unwrap_or(rest);
+        let (name, after) = rest.split_at(rest.find(['[', '{'])?);
+        let arguments = &after[after.find('{')?..];
+        let between = after[..after.len() - arguments.len()].trim();
+        let is_marks = between.is_empty() || between == ARGUMENTS_MARK || between.starts_with(NUMBER_MARK);
+        if name.trim().is_empty() || !is_marks {
+            return None;
+        }
+        let mut values = serde_json::Deserializer::from_str(arguments).into_iter::<Value>();
+        let value = values.next()?.ok()?;
+        calls.push(Call { name: name.trim().to_owned(), arguments: serde_json::to_string(&value).ok()? });
+        rest = arguments[values.byte_offset()..].trim_start();
+    }
+    (!calls.is_empty()).then_some(calls)
+}
+
 /// Reads calls: one object, several one after the other, perhaps with `;` between them, or a list of them. None if
 /// anything else is there.
-fn read(text: &str) -> Option<Vec<Call>> {
+fn read_objects(text: &str) -> Option<Vec<Call>> {
     let mut calls = Vec::new();
     let mut rest = text.trim();
     while !rest.is_empty() {
@@ -329,6 +382,26 @@ mod tests {
     }
 
     #[test]
+    fn calls_by_name() {
+        let calls = [call("f", r#"{"a":"}[ARGS]"}"#), call("g", "{}")];
+        for written in [
+            // The marks are tokens without text.
+            "f{\"a\": \"}[ARGS]\"}g{}",
+            "[TOOL_CALLS]f[ARGS]{\"a\": \"}[ARGS]\"}[TOOL_CALLS]g[ARGS]{}",
+            "[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{\"a\": \"}[ARGS]\"}\n[TOOL_CALLS] g[ARGS] {}",
+        ] {
+            assert_eq!(open(Syntax::Named, written), only(&calls), "{written}");
+        }
+        let after_text = open(Syntax::Named, "So: [TOOL_CALLS]g[ARGS]{}");
+        assert_eq!((after_text.content.as_str(), after_text.calls), ("So:", vec![call("g", "{}")]));
+        for plain in
+            ["f is a function", "f", "f{ no json", "unknown[ARGS]{}", "f[1]", "[TOOL_CALLS", "", "go{}", "f{} and g"]
+        {
+            assert_eq!(open(Syntax::Named, plain), text(plain));
+        }
+    }
+
+    #[test]
     fn a_demanded_call_is_all_of_the_answer() {
         let demanded = |text: &str| heard(|| Listener::Demanded { held: String::new() }, text);
         assert_eq!(demanded(" {\"name\": \"f\", \"arguments\": {\"a\": 1}}"), only(&[call("f", r#"{"a":1}"#)]));
@@ -338,6 +411,7 @@ mod tests {
     #[test]
     fn the_template_tells_the_syntax() {
         assert_eq!(Syntax::of_template("{{ '[TOOL_CALLS]' }}"), Syntax::List);
+        assert_eq!(Syntax::of_template("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}"), Syntax::Named);
         assert_eq!(Syntax::of_template("<|start_header_id|>"), Syntax::Objects);
         assert_eq!(Syntax::of_template("<|start_header_id|><tool_call>"), Syntax::Tags);
         assert_eq!(Syntax::of_template("<|im_start|>"), Syntax::Tags);

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tessera_sdk::Error;
 
-use crate::calls::Syntax;
+use crate::calls::in_tags;
 use crate::messages::{Role, Turn};
 
 /// As many as OpenAI takes.
@@ -239,7 +239,7 @@ fn said(turn: Turn) -> Turn {
             Turn::new_text(Role::User, text)
         }
         Role::Assistant if !turn.calls.is_empty() => {
-            let calls = turn.calls.iter().map(|call| Syntax::Tags.write(&call.name, &call.arguments));
+            let calls = turn.calls.iter().map(|call| in_tags(&call.name, &call.arguments));
             let parts: Vec<String> =
                 Some(turn.content.clone()).into_iter().filter(|text| !text.is_empty()).chain(calls).collect();
             Turn::new_text(Role::Assistant, parts.join("\n"))
