@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::batcher::queue::{BatchLimit, FairQueue};
-use super::batcher::{self, Counters, Outputs, Stop, Tenant, Work};
+use super::batcher::queue::{BatchLimit, FairQueue, charge};
+use super::batcher::{self, Answer, Counters, Outputs, Stop, Tenant, Work};
 use super::watch::Watches;
 use super::{BusyThreads, Cancel, Graph, NnError, Tensor, turn};
 
@@ -43,13 +43,37 @@ pub struct Compute {
     pub deadline: Instant,
 }
 
-/// Where a computation will run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Venue {
-    /// On the thread that asks, within this turn of its event loop.
-    EventLoop,
-    /// On a thread of the executor: the one that asks serves others meanwhile.
-    Thread,
+/// A computation that has begun.
+pub enum Begun {
+    /// It was short, and is done.
+    Done(Outputs),
+    /// A thread does it, or will.
+    OnThread(OnThread),
+}
+
+/// The wait for a computation that a thread does. When it is dropped, the work never runs, or is asked to stop.
+pub struct OnThread {
+    rx: oneshot::Receiver<Answer>,
+    deadline: Instant,
+    waiting: CancelOnDrop,
+}
+
+impl OnThread {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// What the run gave, a backend's panic as a `RuntimeError`; `Timeout` when the deadline passes first, `Overloaded` when
+    /// no thread takes it.
+    pub async fn outputs(self) -> Result<Outputs, NnError> {
+        let OnThread { rx, deadline, waiting } = self;
+        let answer = tokio::time::timeout_at(deadline.into(), rx).await;
+        drop(waiting);
+        match answer {
+            Ok(Ok(Answer::Done(result))) => result,
+            Ok(Ok(Answer::Elsewhere(_)) | Err(_)) => Err(not_run(deadline)),
+            Err(_elapsed) => Err(expired()),
+        }
+    }
 }
 
 struct Shared {
@@ -68,6 +92,15 @@ struct Queue {
     /// Threads that no run keeps busy.
     free: u32,
     closed: bool,
+}
+
+/// A run that has ended.
+struct Done {
+    /// That it kept busy.
+    threads: u32,
+    /// What each of its works was charged.
+    charged: Vec<(Tenant, u64)>,
+    took: Duration,
 }
 
 impl Executor {
@@ -113,63 +146,51 @@ impl Executor {
         turn::start(limit, self.shared.counters.clone(), self.watches.add(), elsewhere);
     }
 
-    /// Where a computation will run that is asked for on this thread.
-    pub fn venue(&self, graph: &dyn Graph, rows: u32) -> Venue {
+    /// Whether this thread, as an event loop, runs so many rows itself.
+    fn runs_here(&self, graph: &dyn Graph, rows: u32) -> bool {
         let schedule = graph.schedule();
-        match schedule.estimate(rows) {
-            Some(run)
-                if run <= SHORT_RUN
-                    && schedule.is_for_event_loops()
-                    // A divided run is counted, which only the threads' queue does.
-                    && graph.intra_op_threads() == 1
-                    && turn::is_here() =>
-            {
-                Venue::EventLoop
-            }
-            _ => Venue::Thread,
-        }
+        schedule.estimate(rows).is_some_and(|run| run <= SHORT_RUN)
+            && schedule.is_for_event_loops()
+            // A divided run is counted, which only the threads' queue does.
+            && graph.intra_op_threads() == 1
+            && turn::is_here()
     }
 
-    /// Checks the inputs, runs the graph, together with whatever else waits for it. `alone` says that no other request has
-    /// begun its work on this thread.
+    /// Checks the inputs, and runs the graph, together with whatever else waits for it: a short run before this returns,
+    /// which then is no later than the end of a turn of the event loop; any other on a thread. `alone` says that no other
+    /// request has begun its work on this thread.
     ///
-    /// `InvalidArgument` before anything is queued, `Overloaded` when the queue is full, `Timeout` when the deadline
-    /// passes first; then, and when this future is dropped, work that waits never runs, and work that runs on a thread is
-    /// asked to stop. A backend's panic is a `RuntimeError`.
-    pub async fn compute(&self, compute: Compute, alone: bool) -> Result<Outputs, NnError> {
+    /// # Errors
+    /// `InvalidArgument` before anything is queued, `Overloaded` when the queue is full, `Timeout` when the deadline has
+    /// passed, and what a short run gave.
+    pub async fn begin(&self, compute: Compute, alone: bool) -> Result<Begun, NnError> {
         let Compute { tenant, graph, inputs, deadline } = compute;
         let inputs = graph.info().check(inputs)?;
         self.shared.counters.works.fetch_add(1, Relaxed);
         graph.schedule().offer_sample(&inputs);
         let rows = inputs.rows();
-        let venue = self.venue(&*graph, rows);
-        if venue == Venue::EventLoop
+        let here = self.runs_here(&*graph, rows);
+        if here
             && alone
             && let Some(watched) = turn::begin_lone()
         {
-            return batcher::run_watched(&*graph, inputs, rows, watched.cancel(), &self.shared.counters);
+            let result = batcher::run_watched(&*graph, inputs, rows, watched.cancel(), &self.shared.counters);
+            return result.map(Begun::Done);
         }
         let (tx, rx) = oneshot::channel();
         let waiting = CancelOnDrop(Arc::new(Cancel::default()));
         let cancel = waiting.0.clone();
         let work = Work { tenant, graph, inputs, rows, deadline, queued: Instant::now(), cancel, tx };
-        let answer = match venue {
-            Venue::EventLoop => {
-                turn::push(work);
-                // No timer: the turn comes within microseconds.
-                Ok(rx.await)
-            }
-            Venue::Thread => {
-                self.shared.push(work)?;
-                tokio::time::timeout_at(deadline.into(), rx).await
-            }
-        };
-        match answer {
-            Ok(Ok(result)) => result,
-            // Not run: it was found expired when its turn came, or no thread will take it.
-            Ok(Err(_dropped)) if Instant::now() >= deadline => Err(expired()),
-            Ok(Err(_dropped)) => Err(NnError::overloaded("too many computations wait, or the server is shutting down")),
-            Err(_elapsed) => Err(expired()),
+        if !here {
+            self.shared.push(work)?;
+            return Ok(Begun::OnThread(OnThread { rx, deadline, waiting }));
+        }
+        turn::push(work);
+        // No timer: the turn comes within microseconds.
+        match rx.await {
+            Ok(Answer::Done(result)) => result.map(Begun::Done),
+            Ok(Answer::Elsewhere(rx)) => Ok(Begun::OnThread(OnThread { rx, deadline, waiting })),
+            Err(_dropped) => Err(not_run(deadline)),
         }
     }
 
@@ -233,23 +254,28 @@ impl Shared {
 
     /// A thread's life.
     fn run(&self) {
-        let mut kept_busy = 0;
-        while let Some((batch, threads)) = self.pop(kept_busy) {
-            kept_busy = threads;
+        let mut done = None;
+        while let Some((batch, threads)) = self.pop(done.take()) {
+            let charged = batch.iter().map(|work| (work.tenant, charge(work))).collect();
             let _busy = self.busy.enter(threads);
+            let started = Instant::now();
             let left = batcher::run(batch, Stop::WhenUnwanted, &self.counters);
             debug_assert!(left.is_empty(), "only an event loop stops runs for its own sake");
+            done = Some(Done { threads, charged, took: started.elapsed() });
         }
     }
 
-    /// Gives back the threads of the last run, and waits for the next batch until there are as many free as it needs. The
+    /// Settles the last run, gives back its threads, and waits for the next batch until there are as many free as it needs. The
     /// batch that is next is waited for, also when another needed fewer: or it would never come, while there are others.
-    fn pop(&self, given_back: u32) -> Option<(Vec<Work>, u32)> {
+    fn pop(&self, done: Option<Done>) -> Option<(Vec<Work>, u32)> {
         let limit = BatchLimit { rows: self.rows_max, run_ns: u64::MAX };
         // Dropped after the lock: whoever waits for them has its own clock, so nobody is left without an answer.
         let mut unwanted = Vec::new();
         let mut queue = self.lock();
-        queue.free += given_back;
+        if let Some(Done { threads, charged, took }) = done {
+            queue.free += threads;
+            queue.works.settle(&charged, (took.as_nanos() as u64).saturating_mul(u64::from(threads)));
+        }
         loop {
             let needed = queue.works.lead(&mut unwanted).map(|lead| lead.graph.intra_op_threads().min(self.threads));
             let fits = needed.filter(|&needed| needed <= queue.free);
@@ -281,8 +307,27 @@ impl Shared {
     }
 }
 
+/// It was found expired when its turn came, or no thread will take it.
+fn not_run(deadline: Instant) -> NnError {
+    match Instant::now() >= deadline {
+        true => expired(),
+        false => NnError::overloaded("too many computations wait, or the server is shutting down"),
+    }
+}
+
 fn expired() -> NnError {
     NnError::timeout("the deadline passed before the computation was done")
+}
+
+#[cfg(test)]
+impl Executor {
+    /// From begin to end.
+    pub(super) async fn compute(&self, compute: Compute, alone: bool) -> Result<Outputs, NnError> {
+        match self.begin(compute, alone).await? {
+            Begun::Done(outputs) => Ok(outputs),
+            Begun::OnThread(wait) => wait.outputs().await,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -473,7 +518,7 @@ mod tests {
         let dropped = std::thread::spawn(move || drop(executor));
         assert!(waiting.await.is_err(), "told before the running one is done");
         drop(release);
-        assert!(running.await.unwrap().is_ok());
+        assert!(matches!(running.await.unwrap(), Answer::Done(Ok(_))));
         dropped.join().unwrap();
         assert_eq!(Arc::strong_count(&shared), 1, "no thread is left");
     }

@@ -36,7 +36,7 @@ pub use batcher::{BatchSpec, Outputs, Profile, Schedule, Tenant};
 pub use busy::BusyThreads;
 pub use cancel::Cancel;
 pub use error::{NnError, NnErrorKind};
-pub use executor::{Compute, Executor, Venue};
+pub use executor::{Begun, Compute, Executor, OnThread};
 pub use graphs::{GraphKey, Graphs, GraphsStats};
 pub use sequence::{Sequence, SequenceCounters, SequenceSpec, Sequences};
 pub use tensor::{ElementType, RANK_MAX, Tensor, TensorType};

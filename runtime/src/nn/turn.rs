@@ -9,8 +9,10 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use tokio::sync::oneshot;
+
 use super::batcher::queue::{BatchLimit, FairQueue};
-use super::batcher::{self, Counters, Stop, Work};
+use super::batcher::{self, Answer, Counters, Stop, Work};
 use super::watch::{Watch, Watched};
 
 /// Works that run at once after a turn that had only one. What is ready beside it cannot be seen without ending the turn,
@@ -75,15 +77,22 @@ async fn end() {
         for _ in 0..BATCHES_PER_TURN {
             // Not held during the run, which may log and thereby come here again.
             let Some((batch, watched, counters)) = take() else { return };
-            let left = batcher::run(batch, Stop::By(watched.cancel()), &counters);
+            // It may have been found to hold up the loop since it was put down.
+            let left = match batch.iter().all(|work| work.graph.schedule().is_for_event_loops()) {
+                true => batcher::run(batch, Stop::By(watched.cancel()), &counters),
+                false => batch,
+            };
             left.into_iter().for_each(hand_over);
         }
     }
 }
 
-fn hand_over(work: Work) {
+/// Sends work elsewhere, and tells whoever waits for it: that is no wait for the end of a turn any more.
+fn hand_over(mut work: Work) {
     let elsewhere = TURN.with_borrow(|turn| turn.as_ref().map(|turn| Arc::clone(&turn.elsewhere)));
     if let Some(elsewhere) = elsewhere {
+        let (tx, rx) = oneshot::channel();
+        let _ = std::mem::replace(&mut work.tx, tx).send(Answer::Elsewhere(rx));
         elsewhere(work);
     }
 }
@@ -109,8 +118,8 @@ mod tests {
     use super::*;
     use crate::nn::fake::{FakeGraph, run_until_stopped, tensor_info};
     use crate::nn::{
-        Cancel, Compute, ElementType, Executor, Graph, GraphInfo, Inputs, NnError, Outputs, Profile, Tenant, Tensor,
-        TensorType,
+        Begun, Cancel, Compute, ElementType, Executor, Graph, GraphInfo, Inputs, NnError, Outputs, Profile, Tenant,
+        Tensor, TensorType,
     };
 
     /// Gives its input back.
@@ -135,13 +144,15 @@ mod tests {
         Arc::new(graph)
     }
 
-    async fn ask(executor: &Executor, graph: &Arc<FakeGraph>, value: u8, alone: bool) -> u8 {
+    fn of(graph: &Arc<FakeGraph>, value: u8) -> Compute {
         let x = Tensor::new(TensorType::U8, vec![1], vec![value]).unwrap();
         let graph: Arc<dyn Graph> = graph.clone();
         let deadline = Instant::now() + Duration::from_secs(60);
-        let inputs = vec![("x".to_owned(), x)];
-        let outputs = executor.compute(Compute { tenant: Tenant(1), graph, inputs, deadline }, alone).await.unwrap();
-        outputs[0].1.data()[0]
+        Compute { tenant: Tenant(1), graph, inputs: vec![("x".to_owned(), x)], deadline }
+    }
+
+    async fn ask(executor: &Executor, graph: &Arc<FakeGraph>, value: u8, alone: bool) -> u8 {
+        executor.compute(of(graph, value), alone).await.unwrap()[0].1.data()[0]
     }
 
     #[tokio::test]
@@ -168,14 +179,26 @@ mod tests {
             true => run_until_stopped(cancel),
             false => given_back(inputs),
         });
-        let compute = || {
-            let x = Tensor::new(TensorType::U8, vec![1], vec![7]).unwrap();
-            let deadline = Instant::now() + Duration::from_secs(60);
-            Compute { tenant: Tenant(1), graph: liar.clone(), inputs: vec![("x".to_owned(), x)], deadline }
-        };
-        let error = executor.compute(compute(), false).await.unwrap_err();
+        let error = executor.compute(of(&liar, 7), false).await.unwrap_err();
         assert!(error.to_string().contains("was stopped after 100 ms"), "{error}");
-        assert!(executor.compute(compute(), false).await.is_ok(), "on a thread");
+        assert!(executor.compute(of(&liar, 7), false).await.is_ok(), "on a thread");
+    }
+
+    #[tokio::test]
+    async fn what_waits_behind_a_run_that_held_up_the_loop_goes_to_a_thread() {
+        let executor = Executor::new(1, 8, 64).unwrap();
+        executor.serve_on_this_thread();
+        let home = std::thread::current().id();
+        let held_up = costing(&[1000], move |inputs, cancel| match std::thread::current().id() == home {
+            true => run_until_stopped(cancel),
+            false => given_back(inputs),
+        });
+        // Each is a run of its own.
+        held_up.schedule.adopt(&Profile { row_ns: vec![1000], ..Profile::default() });
+        let answers = futures_util::future::join_all((0..3).map(|value| executor.compute(of(&held_up, value), false)));
+        let answers = answers.await;
+        assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true, true]);
+        assert_eq!(held_up.ran_on().iter().filter(|&&thread| thread == home).count(), 1);
     }
 
     #[tokio::test]
@@ -187,9 +210,12 @@ mod tests {
             true => run_until_stopped(cancel),
             false => given_back(inputs),
         });
-        let (executor, graph) = (&executor, &held_up);
-        let answers = (0..2).map(|value| async move { ask(executor, graph, value, false).await });
-        assert_eq!(futures_util::future::join_all(answers).await, [0, 1]);
+        let begun = (0..2).map(|value| executor.begin(of(&held_up, value), false));
+        for (value, begun) in futures_util::future::join_all(begun).await.into_iter().enumerate() {
+            // Whoever waits knows that it is no wait for the end of the turn any more.
+            let Begun::OnThread(wait) = begun.unwrap() else { panic!("it was done on the loop") };
+            assert_eq!(wait.outputs().await.unwrap()[0].1.data()[0], value as u8);
+        }
     }
 
     #[tokio::test]

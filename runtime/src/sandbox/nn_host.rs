@@ -14,7 +14,7 @@ use super::bindings::tessera::endpoint::compute;
 use super::bindings::wasi::nn::{errors, graph, inference, tensor};
 use super::guest::{GuestState, Phase};
 use super::slots;
-use crate::nn::{Compute, Graph, NnError, NnErrorKind, Outputs, Sequence, Tensor, TensorType, Venue};
+use crate::nn::{Begun, Compute, Graph, NnError, NnErrorKind, Outputs, Sequence, Tensor, TensorType};
 
 /// A guest's handle on a graph.
 pub struct LoadedGraph {
@@ -134,13 +134,11 @@ impl GuestState {
                 "the graph is a language model, which answers step by step: use an execution context of wasi:nn";
             return Err(NnError::new(NnErrorKind::UnsupportedOperation, refusal));
         }
-        let rows = inputs.first().and_then(|(_, tensor)| tensor.dims().first()).copied().unwrap_or(1);
         let (executor, tenant, deadline) = (&request.executor, request.tenant, request.deadline);
-        let venue = executor.venue(&*graph, rows);
-        let computed = executor.compute(Compute { tenant, graph, inputs, deadline }, slots::is_alone());
-        match venue {
-            Venue::EventLoop => slots::within_turn(computed).await,
-            Venue::Thread => computed.await,
+        let begun = executor.begin(Compute { tenant, graph, inputs, deadline }, slots::is_alone());
+        match slots::within_turn(begun).await? {
+            Begun::Done(outputs) => Ok(outputs),
+            Begun::OnThread(wait) => wait.outputs().await,
         }
     }
 }

@@ -43,7 +43,16 @@ pub(super) struct Work {
     pub(super) deadline: Instant,
     pub(super) queued: Instant,
     pub(super) cancel: Arc<Cancel>,
-    pub(super) tx: oneshot::Sender<Result<Outputs, NnError>>,
+    pub(super) tx: oneshot::Sender<Answer>,
+}
+
+/// What whoever waits for a work hears.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// What it computed.
+    Done(Result<Outputs, NnError>),
+    /// A thread does it, and not this event loop; the answer comes from there.
+    Elsewhere(oneshot::Receiver<Answer>),
 }
 
 /// What has been computed since the start, for metrics.
@@ -116,7 +125,7 @@ fn run_alone(work: Work, stop: Stop<'_>, counters: &Counters) {
     };
     // The graph first: whoever gets the answer may count on this run not holding it any more.
     drop(graph);
-    let _ = tx.send(result);
+    let _ = tx.send(Answer::Done(result));
 }
 
 fn run_together(batch: Vec<Work>, stop: Stop<'_>, counters: &Counters) -> Vec<Work> {
@@ -127,7 +136,7 @@ fn run_together(batch: Vec<Work>, stop: Stop<'_>, counters: &Counters) -> Vec<Wo
             for (work, outputs) in batch.into_iter().zip(answers) {
                 let Work { graph, tx, .. } = work;
                 drop(graph);
-                let _ = tx.send(Ok(outputs));
+                let _ = tx.send(Answer::Done(Ok(outputs)));
             }
             Vec::new()
         }
@@ -213,8 +222,10 @@ fn run_until(
     let took = started.elapsed();
     counters.runs.fetch_add(1, Relaxed);
     counters.run_ns.fetch_add(took.as_nanos() as u64, Relaxed);
-    if result.is_ok() {
-        graph.schedule().record(rows, took);
+    let schedule = graph.schedule();
+    // One that fails early says nothing of the others; one that fails late is as long as any.
+    if result.is_ok() || schedule.estimate(rows).is_some_and(|expected| took > expected) {
+        schedule.record(rows, took);
     }
     result
 }

@@ -2,7 +2,7 @@
 //!
 //! The workspace that has had the least of the backend's time comes next, as in deficit round robin, with the debt
 //! carried as the time it was given. Its oldest work leads a batch; the rest of the batch is filled with work that fits
-//! it, one from each workspace in turn. So one that sends fifty times as much as another delays it by one run at most.
+//! it, one from each workspace in turn. It is charged an estimate, and once it has run, the time that it took. So one that sends fifty times as much as another delays it by one run at most.
 //!
 //! Work that fits may wait behind work that does not: each queue is searched, so mixed shapes do not break up batches.
 
@@ -95,16 +95,34 @@ impl FairQueue {
         self.lead(dropped)?;
         let lead = self.lines.first_mut()?.works.pop_front()?;
         self.len -= 1;
-        let (rows_max, row_ns) = (rows_of_batch(&lead, limit), row_ns(&lead));
+        let rows_max = rows_of_batch(&lead, limit);
         let mut batch = vec![lead];
         self.fill(&mut batch, rows_max, Instant::now(), dropped);
         for work in &batch {
             if let Some(line) = self.lines.iter_mut().find(|line| line.tenant == work.tenant) {
-                line.served_ns = line.served_ns.saturating_add(row_ns.saturating_mul(u64::from(work.rows)));
+                line.served_ns = line.served_ns.saturating_add(charge(work));
             }
         }
         // Lines that are empty stay until their turn, so that their debt is not forgotten between two requests.
         Some(batch)
+    }
+
+    /// Puts the time that a batch took in place of what its works were charged when they were taken: one that fails, or of
+    /// which nothing was known, costs what it costs.
+    pub(in crate::nn) fn settle(&mut self, charged: &[(Tenant, u64)], took_ns: u64) {
+        let all = charged.iter().map(|&(_, ns)| u128::from(ns)).sum::<u128>().max(1);
+        for &(tenant, ns) in charged {
+            let share = u64::try_from(u128::from(took_ns) * u128::from(ns) / all).unwrap_or(u64::MAX);
+            match self.lines.iter_mut().find(|line| line.tenant == tenant) {
+                Some(line) => line.served_ns = line.served_ns.saturating_sub(ns).saturating_add(share),
+                // It waits for nothing now, and is not to come back without what it owes.
+                None if share > ns => {
+                    let served_ns = self.served_ns.saturating_add(share - ns);
+                    self.lines.push(Line { tenant, works: VecDeque::new(), served_ns });
+                }
+                None => {}
+            }
+        }
     }
 
     /// Takes works that fit the lead, one from each line in turn, while there is room.
@@ -163,6 +181,11 @@ fn rows_of_batch(lead: &Work, limit: BatchLimit) -> u32 {
     let schedule = lead.graph.schedule();
     let in_time = u32::try_from(limit.run_ns / row_ns(lead).max(1)).unwrap_or(u32::MAX);
     schedule.rows_max().min(limit.rows).min(in_time)
+}
+
+/// What a work is charged when it is taken, in nanoseconds.
+pub(in crate::nn) fn charge(work: &Work) -> u64 {
+    row_ns(work).saturating_mul(u64::from(work.rows))
 }
 
 /// What a row of this graph costs in a run of the size it is worth making.
