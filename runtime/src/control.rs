@@ -88,7 +88,7 @@ pub struct ControlPlane {
     /// Shared by changes of endpoints; alone is who removes what no endpoint may serve meanwhile.
     changes: RwLock<()>,
     turns: Turns,
-    waking: Semaphore,
+    waking: Arc<Semaphore>,
     /// Most endpoints that are awake.
     awake_max: usize,
     /// When memory is to be given back once more.
@@ -135,7 +135,7 @@ impl ControlPlane {
             background: parts.background,
             changes: RwLock::new(()),
             turns: Turns::default(),
-            waking: Semaphore::new(WAKING_MAX),
+            waking: Arc::new(Semaphore::new(WAKING_MAX)),
             awake_max: parts.awake_max,
             give_back_at: std::sync::Mutex::new(Some(Instant::now() + GIVE_BACK_AGAIN)),
             making_room: std::sync::Mutex::default(),
@@ -462,14 +462,15 @@ impl ControlPlane {
         })
     }
 
-    /// The versions of a model that endpoints serve or are about to, each with the first of them.
+    /// The versions of a model that endpoints serve or are about to, each with the first of them. For who is alone with the
+    /// changes, and so takes no turn among those that wake: all other changes would wait with it.
     async fn users_of(
         self: &Arc<ControlPlane>,
         workspace: WorkspaceId,
         model: &str,
     ) -> Result<HashMap<u64, String>, ApiError> {
         let (control, model) = (Arc::clone(self), model.to_owned());
-        let users = self.off_the_event_loop(move || {
+        let users = on_another_thread(move || {
             let mut users = HashMap::new();
             control.visit_endpoints(workspace, |record, _| {
                 let entities = record.config.iter().chain(&record.pending).flat_map(|config| &config.entities);
@@ -488,9 +489,14 @@ impl ControlPlane {
         &self,
         read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let _turn = self.waking.acquire().await.map_err(|error| ApiError::internal("take a turn", &error))?;
-        let read = tokio::task::spawn_blocking(read).await;
-        Ok(read.map_err(|error| ApiError::internal("read the endpoints", &error))??)
+        let turn = Arc::clone(&self.waking).acquire_owned().await;
+        let turn = turn.map_err(|error| ApiError::internal("take a turn", &error))?;
+        let read = on_another_thread(move || {
+            // Until it has been read, also when nobody waits for it any more.
+            let _turn = turn;
+            read()
+        });
+        read.await
     }
 
     /// Whether changes can be kept.
@@ -559,6 +565,13 @@ impl ControlPlane {
         }
         self.secrets.check_references(caller, config).await
     }
+}
+
+async fn on_another_thread<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let read = tokio::task::spawn_blocking(read).await;
+    Ok(read.map_err(|error| ApiError::internal("read the endpoints", &error))??)
 }
 
 /// Refuses a second update beside the one that runs.
