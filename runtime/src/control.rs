@@ -17,7 +17,7 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::{MutexGuard, RwLock, RwLockReadGuard, Semaphore};
 
-use self::deploys::{FailedDeploy, deployed_graphs};
+use self::deploys::{FailedDeploy, Planned, deployed_graphs};
 use self::upkeep::GIVE_BACK_AGAIN;
 use crate::access::authorize::no_endpoint;
 use crate::access::{Action, Level, Object, Principal, Resource, Tallies, authorize, tokens};
@@ -88,6 +88,8 @@ pub struct ControlPlane {
     /// Shared by changes of endpoints; alone is who removes what no endpoint may serve meanwhile.
     changes: RwLock<()>,
     turns: Turns,
+    /// Who copies packages, by workspace.
+    laying_out: Turns,
     waking: Arc<Semaphore>,
     /// Most endpoints that are awake.
     awake_max: usize,
@@ -107,6 +109,9 @@ const WAKING_MAX: usize = 8;
 
 /// One endpoint's turn to change.
 type Turn<'a> = (RwLockReadGuard<'a, ()>, MutexGuard<'a, ()>);
+
+/// What was read of an endpoint: its record, and what it is to be served with; nothing where it is stopped or was never ready.
+type Read = (EndpointRecord, Option<Result<Planned, FailedDeploy>>);
 
 /// Refuses a config that its record could not hold.
 fn check_size(config: &EndpointConfig) -> Result<(), ApiError> {
@@ -135,6 +140,7 @@ impl ControlPlane {
             background: parts.background,
             changes: RwLock::new(()),
             turns: Turns::default(),
+            laying_out: Turns::default(),
             waking: Arc::new(Semaphore::new(WAKING_MAX)),
             awake_max: parts.awake_max,
             give_back_at: std::sync::Mutex::new(Some(Instant::now() + GIVE_BACK_AGAIN)),
@@ -410,37 +416,47 @@ impl ControlPlane {
         if let Some(awake) = self.catalog.awake(workspace, name) {
             return Ok(awake);
         }
-        let woken = self.catalog.wake(workspace, name, async |traces| {
-            let (control, name) = (Arc::clone(self), name.to_owned());
-            self.off_the_event_loop(move || control.read_endpoint(workspace, &name, &traces)).await
-        });
+        let woken = self.catalog.wake(workspace, name, async |traces| self.wake(workspace, name, traces).await);
         woken.await?.ok_or_else(|| no_endpoint(name))
     }
 
     /// An endpoint made of what is stored. One that cannot serve what it is configured to says why, as after a failed
-    /// deploy; it is tried again when it has slept. Blocks.
-    fn read_endpoint(
-        &self,
+    /// deploy; it is tried again when it has slept.
+    async fn wake(
+        self: &Arc<ControlPlane>,
         workspace: WorkspaceId,
         name: &str,
-        traces: &Traces,
-    ) -> Result<Option<Endpoint>, StoreError> {
-        let Some(mut record) = document::<EndpointRecord>(&*self.store, &endpoint_key(workspace, name))? else {
-            return Ok(None);
+        traces: Traces,
+    ) -> Result<Option<Endpoint>, ApiError> {
+        let (control, name) = (Arc::clone(self), name.to_owned());
+        let read = self.off_the_event_loop(move || control.read_endpoint(workspace, &name, &traces));
+        let Some((mut record, planned)) = read.await? else { return Ok(None) };
+        let serving = match planned {
+            None => return Ok(Some(Endpoint { record, serving: None })),
+            Some(Ok(Planned { serving, missing })) => self.lay_out(&record, missing).await.map(|()| serving),
+            Some(Err(failed)) => Err(failed),
         };
-        self.make_room(1);
-        let Some(config) = record.config.clone().filter(|_| !record.is_suspended()) else {
-            return Ok(Some(Endpoint { record, serving: None }));
-        };
-        let serving = match self.serving(&record, &config, None, traces) {
+        let serving = match serving {
             Ok(serving) => Some(Arc::new(serving)),
             Err(FailedDeploy { entity, message }) => {
-                tracing::error!(endpoint = name, entity, "cannot serve: {message}");
-                record.failed = Some(FailedConfig { config, entity, message, canceled: false });
+                tracing::error!(endpoint = record.name, entity, "cannot serve: {message}");
+                let failed = |config| FailedConfig { config, entity, message, canceled: false };
+                record.failed = record.config.clone().map(failed);
                 None
             }
         };
         Ok(Some(Endpoint { record, serving }))
+    }
+
+    /// Reads an endpoint; none where there is none. Blocks.
+    fn read_endpoint(&self, workspace: WorkspaceId, name: &str, traces: &Traces) -> Result<Option<Read>, StoreError> {
+        let Some(record) = document::<EndpointRecord>(&*self.store, &endpoint_key(workspace, name))? else {
+            return Ok(None);
+        };
+        self.make_room(1);
+        let config = record.config.as_ref().filter(|_| !record.is_suspended());
+        let planned = config.map(|config| self.serving(&record, config, None, traces));
+        Ok(Some((record, planned)))
     }
 
     /// Shows all endpoints of a workspace, by name: what is stored, and the endpoint where it is awake. Wakes none. Blocks.
