@@ -220,8 +220,7 @@ impl ControlPlane {
         make: impl FnOnce(&EndpointRecord) -> Result<EndpointConfig, ApiError>,
     ) -> Result<Arc<Endpoint>, ApiError> {
         let workspace = caller.workspace;
-        let _turn = self.turn(workspace, name).await;
-        let current = self.endpoint(workspace, name).await?;
+        let (_turn, current) = self.awake_turn(workspace, name).await?;
         let mut record = current.record.clone();
         refuse_while_updating(&record)?;
         let config = make(&record)?;
@@ -278,8 +277,7 @@ impl ControlPlane {
         id: &str,
         change: impl FnOnce(&mut EndpointRecord) -> Result<(), ApiError>,
     ) -> Result<Arc<Endpoint>, ApiError> {
-        let _turn = self.turn(workspace, name).await;
-        let current = self.endpoint(workspace, name).await?;
+        let (_turn, current) = self.awake_turn(workspace, name).await?;
         if current.record.id != id {
             return Err(no_endpoint(name));
         }
@@ -361,6 +359,21 @@ impl ControlPlane {
 
     async fn turn(&self, workspace: WorkspaceId, name: &str) -> Turn<'_> {
         (self.changes.read().await, self.turns.of(workspace, name).await)
+    }
+
+    /// The turn to change an endpoint that is there, and the endpoint.
+    async fn awake_turn(
+        self: &Arc<ControlPlane>,
+        workspace: WorkspaceId,
+        name: &str,
+    ) -> Result<(Turn<'_>, Arc<Endpoint>), ApiError> {
+        // Woken before, and kept awake: it may take minutes, in which who waits to be alone with the changes would hold up
+        // those of everybody.
+        let _awake = self.endpoint(workspace, name).await?;
+        let turn = self.turn(workspace, name).await;
+        // Another change may have come first.
+        let endpoint = self.endpoint(workspace, name).await?;
+        Ok((turn, endpoint))
     }
 
     /// Removes a model version that no endpoint serves or is about to.
