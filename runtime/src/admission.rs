@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use self::places::{Asked, Places, Taken, Waiting};
 use crate::access::quota::Reserved;
-use crate::access::{Resource, Tallies};
+use crate::access::{Resource, Tallies, Tally};
 use crate::catalog::WorkspaceId;
 use crate::error::{ApiError, ErrorCode};
 use crate::observe::metrics::Metrics;
 
-/// Request bodies held in memory at one time, over all requests.
+/// Request bodies held in memory at one time, over all requests. A workspace may have as much as it leaves to those that
+/// come later, so at most half of what the others do not have.
 const BODY_BYTES_MAX: u64 = 1 << 30;
 
 /// Hands out places for instances.
@@ -41,6 +42,9 @@ impl Drop for Place {
 /// Room for a request's body. Dropping it is the release.
 pub struct BodyRoom<'a> {
     admission: &'a Admission,
+    workspace: WorkspaceId,
+    /// The workspace's, once there are bytes.
+    tally: Option<Arc<Tally>>,
     bytes: u64,
 }
 
@@ -48,11 +52,17 @@ impl BodyRoom<'_> {
     /// Room for more bytes of the same body.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` when bodies in memory would be too much.
+    /// `RESOURCE_EXHAUSTED` when bodies in memory would be too much, or the workspace's share of them.
     pub fn grow(&mut self, bytes: u64) -> Result<(), ApiError> {
-        if self.admission.body_bytes.fetch_add(bytes, Relaxed) + bytes > BODY_BYTES_MAX {
-            self.admission.body_bytes.fetch_sub(bytes, Relaxed);
-            return Err(self.admission.busy());
+        let (admission, workspace) = (self.admission, self.workspace);
+        let tally = self.tally.get_or_insert_with(|| admission.tallies.of(workspace));
+        let own = tally.body_bytes.fetch_add(bytes, Relaxed).saturating_add(bytes);
+        let all = admission.body_bytes.fetch_add(bytes, Relaxed).saturating_add(bytes);
+        // As much again as it has must be free: `own <= (BODY_BYTES_MAX - others) / 2`.
+        if own.saturating_add(all) > BODY_BYTES_MAX {
+            tally.body_bytes.fetch_sub(bytes, Relaxed);
+            admission.body_bytes.fetch_sub(bytes, Relaxed);
+            return Err(admission.busy());
         }
         self.bytes += bytes;
         Ok(())
@@ -62,6 +72,9 @@ impl BodyRoom<'_> {
 impl Drop for BodyRoom<'_> {
     fn drop(&mut self) {
         self.admission.body_bytes.fetch_sub(self.bytes, Relaxed);
+        if let Some(tally) = &self.tally {
+            tally.body_bytes.fetch_sub(self.bytes, Relaxed);
+        }
     }
 }
 
@@ -111,9 +124,9 @@ impl Admission {
         tokio::time::timeout(patience, waiting.place()).await.ok().flatten()
     }
 
-    /// Room for a body, which grows as its bytes arrive: a length that is only declared takes none.
-    pub fn body_room(&self) -> BodyRoom<'_> {
-        BodyRoom { admission: self, bytes: 0 }
+    /// Room for a body of a workspace's request, which grows as its bytes arrive: a length that is only declared takes none.
+    pub fn body_room(&self, workspace: WorkspaceId) -> BodyRoom<'_> {
+        BodyRoom { admission: self, workspace, tally: None, bytes: 0 }
     }
 
     fn busy(&self) -> ApiError {
@@ -164,12 +177,20 @@ mod tests {
     }
 
     #[test]
-    fn bodies_share_one_budget() {
+    fn a_workspace_has_room_for_bodies_as_long_as_it_leaves_as_much_to_others() {
         let admission = admission(1);
-        let mut room = admission.body_room();
-        room.grow(BODY_BYTES_MAX).unwrap();
-        assert!(admission.body_room().grow(1).is_err());
-        drop(room);
-        admission.body_room().grow(1).unwrap();
+        let mut rooms: Vec<_> = (0..64).map(|_| admission.body_room(HERE)).collect();
+        rooms.iter_mut().for_each(|room| room.grow(BODY_BYTES_MAX / 128).unwrap());
+        assert_eq!(rooms[0].grow(1).unwrap_err().status, 429, "half of all");
+        let mut other = admission.body_room(WorkspaceId(2));
+        other.grow(BODY_BYTES_MAX / 4).unwrap();
+        assert!(other.grow(1).is_err(), "half of what is left");
+        admission.body_room(WorkspaceId(3)).grow(BODY_BYTES_MAX / 8).unwrap();
+        drop(rooms);
+        other.grow(BODY_BYTES_MAX / 4).unwrap();
+        drop(other);
+        admission.body_room(HERE).grow(BODY_BYTES_MAX / 2).unwrap();
+        assert_eq!(admission.body_bytes.load(Relaxed), 0);
+        assert_eq!(admission.tallies.of(HERE).body_bytes.load(Relaxed), 0);
     }
 }

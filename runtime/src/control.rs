@@ -17,7 +17,7 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::{MutexGuard, RwLock, RwLockReadGuard, Semaphore};
 
-use self::deploys::{FailedDeploy, deployed_graphs};
+use self::deploys::{FailedDeploy, Planned, deployed_graphs};
 use self::upkeep::GIVE_BACK_AGAIN;
 use crate::access::authorize::no_endpoint;
 use crate::access::{Action, Level, Object, Principal, Resource, Tallies, authorize, tokens};
@@ -88,7 +88,9 @@ pub struct ControlPlane {
     /// Shared by changes of endpoints; alone is who removes what no endpoint may serve meanwhile.
     changes: RwLock<()>,
     turns: Turns,
-    waking: Semaphore,
+    /// Who copies packages, by workspace.
+    laying_out: Turns,
+    waking: Arc<Semaphore>,
     /// Most endpoints that are awake.
     awake_max: usize,
     /// When memory is to be given back once more.
@@ -107,6 +109,9 @@ const WAKING_MAX: usize = 8;
 
 /// One endpoint's turn to change.
 type Turn<'a> = (RwLockReadGuard<'a, ()>, MutexGuard<'a, ()>);
+
+/// What was read of an endpoint: its record, and what it is to be served with; nothing where it is stopped or was never ready.
+type Read = (EndpointRecord, Option<Result<Planned, FailedDeploy>>);
 
 /// Refuses a config that its record could not hold.
 fn check_size(config: &EndpointConfig) -> Result<(), ApiError> {
@@ -135,7 +140,8 @@ impl ControlPlane {
             background: parts.background,
             changes: RwLock::new(()),
             turns: Turns::default(),
-            waking: Semaphore::new(WAKING_MAX),
+            laying_out: Turns::default(),
+            waking: Arc::new(Semaphore::new(WAKING_MAX)),
             awake_max: parts.awake_max,
             give_back_at: std::sync::Mutex::new(Some(Instant::now() + GIVE_BACK_AGAIN)),
             making_room: std::sync::Mutex::default(),
@@ -214,8 +220,7 @@ impl ControlPlane {
         make: impl FnOnce(&EndpointRecord) -> Result<EndpointConfig, ApiError>,
     ) -> Result<Arc<Endpoint>, ApiError> {
         let workspace = caller.workspace;
-        let _turn = self.turn(workspace, name).await;
-        let current = self.endpoint(workspace, name).await?;
+        let (_turn, current) = self.awake_turn(workspace, name).await?;
         let mut record = current.record.clone();
         refuse_while_updating(&record)?;
         let config = make(&record)?;
@@ -272,8 +277,7 @@ impl ControlPlane {
         id: &str,
         change: impl FnOnce(&mut EndpointRecord) -> Result<(), ApiError>,
     ) -> Result<Arc<Endpoint>, ApiError> {
-        let _turn = self.turn(workspace, name).await;
-        let current = self.endpoint(workspace, name).await?;
+        let (_turn, current) = self.awake_turn(workspace, name).await?;
         if current.record.id != id {
             return Err(no_endpoint(name));
         }
@@ -357,6 +361,21 @@ impl ControlPlane {
         (self.changes.read().await, self.turns.of(workspace, name).await)
     }
 
+    /// The turn to change an endpoint that is there, and the endpoint.
+    async fn awake_turn(
+        self: &Arc<ControlPlane>,
+        workspace: WorkspaceId,
+        name: &str,
+    ) -> Result<(Turn<'_>, Arc<Endpoint>), ApiError> {
+        // Woken before, and kept awake: it may take minutes, in which who waits to be alone with the changes would hold up
+        // those of everybody.
+        let _awake = self.endpoint(workspace, name).await?;
+        let turn = self.turn(workspace, name).await;
+        // Another change may have come first.
+        let endpoint = self.endpoint(workspace, name).await?;
+        Ok((turn, endpoint))
+    }
+
     /// Removes a model version that no endpoint serves or is about to.
     ///
     /// # Errors
@@ -410,37 +429,47 @@ impl ControlPlane {
         if let Some(awake) = self.catalog.awake(workspace, name) {
             return Ok(awake);
         }
-        let woken = self.catalog.wake(workspace, name, async |traces| {
-            let (control, name) = (Arc::clone(self), name.to_owned());
-            self.off_the_event_loop(move || control.read_endpoint(workspace, &name, &traces)).await
-        });
+        let woken = self.catalog.wake(workspace, name, async |traces| self.wake(workspace, name, traces).await);
         woken.await?.ok_or_else(|| no_endpoint(name))
     }
 
     /// An endpoint made of what is stored. One that cannot serve what it is configured to says why, as after a failed
-    /// deploy; it is tried again when it has slept. Blocks.
-    fn read_endpoint(
-        &self,
+    /// deploy; it is tried again when it has slept.
+    async fn wake(
+        self: &Arc<ControlPlane>,
         workspace: WorkspaceId,
         name: &str,
-        traces: &Traces,
-    ) -> Result<Option<Endpoint>, StoreError> {
-        let Some(mut record) = document::<EndpointRecord>(&*self.store, &endpoint_key(workspace, name))? else {
-            return Ok(None);
+        traces: Traces,
+    ) -> Result<Option<Endpoint>, ApiError> {
+        let (control, name) = (Arc::clone(self), name.to_owned());
+        let read = self.off_the_event_loop(move || control.read_endpoint(workspace, &name, &traces));
+        let Some((mut record, planned)) = read.await? else { return Ok(None) };
+        let serving = match planned {
+            None => return Ok(Some(Endpoint { record, serving: None })),
+            Some(Ok(Planned { serving, missing })) => self.lay_out(&record, missing).await.map(|()| serving),
+            Some(Err(failed)) => Err(failed),
         };
-        self.make_room(1);
-        let Some(config) = record.config.clone().filter(|_| !record.is_suspended()) else {
-            return Ok(Some(Endpoint { record, serving: None }));
-        };
-        let serving = match self.serving(&record, &config, None, traces) {
+        let serving = match serving {
             Ok(serving) => Some(Arc::new(serving)),
             Err(FailedDeploy { entity, message }) => {
-                tracing::error!(endpoint = name, entity, "cannot serve: {message}");
-                record.failed = Some(FailedConfig { config, entity, message, canceled: false });
+                tracing::error!(endpoint = record.name, entity, "cannot serve: {message}");
+                let failed = |config| FailedConfig { config, entity, message, canceled: false };
+                record.failed = record.config.clone().map(failed);
                 None
             }
         };
         Ok(Some(Endpoint { record, serving }))
+    }
+
+    /// Reads an endpoint; none where there is none. Blocks.
+    fn read_endpoint(&self, workspace: WorkspaceId, name: &str, traces: &Traces) -> Result<Option<Read>, StoreError> {
+        let Some(record) = document::<EndpointRecord>(&*self.store, &endpoint_key(workspace, name))? else {
+            return Ok(None);
+        };
+        self.make_room(1);
+        let config = record.config.as_ref().filter(|_| !record.is_suspended());
+        let planned = config.map(|config| self.serving(&record, config, None, traces));
+        Ok(Some((record, planned)))
     }
 
     /// Shows all endpoints of a workspace, by name: what is stored, and the endpoint where it is awake. Wakes none. Blocks.
@@ -462,14 +491,15 @@ impl ControlPlane {
         })
     }
 
-    /// The versions of a model that endpoints serve or are about to, each with the first of them.
+    /// The versions of a model that endpoints serve or are about to, each with the first of them. For who is alone with the
+    /// changes, and so takes no turn among those that wake: all other changes would wait with it.
     async fn users_of(
         self: &Arc<ControlPlane>,
         workspace: WorkspaceId,
         model: &str,
     ) -> Result<HashMap<u64, String>, ApiError> {
         let (control, model) = (Arc::clone(self), model.to_owned());
-        let users = self.off_the_event_loop(move || {
+        let users = on_another_thread(move || {
             let mut users = HashMap::new();
             control.visit_endpoints(workspace, |record, _| {
                 let entities = record.config.iter().chain(&record.pending).flat_map(|config| &config.entities);
@@ -488,9 +518,14 @@ impl ControlPlane {
         &self,
         read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let _turn = self.waking.acquire().await.map_err(|error| ApiError::internal("take a turn", &error))?;
-        let read = tokio::task::spawn_blocking(read).await;
-        Ok(read.map_err(|error| ApiError::internal("read the endpoints", &error))??)
+        let turn = Arc::clone(&self.waking).acquire_owned().await;
+        let turn = turn.map_err(|error| ApiError::internal("take a turn", &error))?;
+        let read = on_another_thread(move || {
+            // Until it has been read, also when nobody waits for it any more.
+            let _turn = turn;
+            read()
+        });
+        read.await
     }
 
     /// Whether changes can be kept.
@@ -559,6 +594,13 @@ impl ControlPlane {
         }
         self.secrets.check_references(caller, config).await
     }
+}
+
+async fn on_another_thread<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let read = tokio::task::spawn_blocking(read).await;
+    Ok(read.map_err(|error| ApiError::internal("read the endpoints", &error))??)
 }
 
 /// Refuses a second update beside the one that runs.

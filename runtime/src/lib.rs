@@ -24,7 +24,7 @@
 //! - [`control`]: endpoints are made, changed and woken; [`turns`] gives each one change at a time.
 //! - [`secrets`]: values that settings refer to, which no artifact holds.
 //! - [`deploy`]: package → capability check → compile worker → artifact → converted graphs → language
-//!   models tried in a process of their own → golden request.
+//!   models tried in a process of their own → golden request. [`fair`] says whose turn it is.
 //! - [`store`]: records that survive, and files by digest. [`home`] is the folder that holds everything, [`seal`]
 //!   encrypts what lies in it.
 //!
@@ -61,6 +61,7 @@ pub mod config;
 pub mod control;
 pub mod deploy;
 pub mod error;
+pub mod fair;
 pub mod gateway;
 pub mod home;
 pub mod http;

@@ -113,11 +113,18 @@ pub struct Tally {
     workspace: WorkspaceId,
     limits: ArcSwap<Limits>,
     used: [AtomicU64; Resource::ALL.len()],
+    /// Bytes of its requests' bodies in memory: no quota, but a share of what the server has. See [`crate::admission`].
+    pub(crate) body_bytes: AtomicU64,
 }
 
 impl Tally {
     fn new(workspace: WorkspaceId, limits: Limits) -> Tally {
-        Tally { workspace, limits: ArcSwap::from_pointee(limits), used: Default::default() }
+        Tally {
+            workspace,
+            limits: ArcSwap::from_pointee(limits),
+            used: Default::default(),
+            body_bytes: AtomicU64::new(0),
+        }
     }
 
     /// What it may have now.

@@ -100,7 +100,7 @@ pub(super) async fn invoke_entity(
     content_type: String,
 ) -> Result<Answer, ApiError> {
     let app = Arc::clone(&call.app);
-    let mut room = app.admission.body_room();
+    let mut room = app.admission.body_room(call.principal()?.workspace);
     let body = match (entity.plan.world, entity.plan.request_body) {
         (World::Proxy, _) if call.body.as_ref().is_none_or(Body::is_end_stream) => InvocationBody::Full(Vec::new()),
         // Packed or not: its headers say so.
@@ -166,7 +166,7 @@ async fn openai(call: &mut Call) -> Result<Answer, ApiError> {
         model: String,
     }
     let app = Arc::clone(&call.app);
-    let mut room = app.admission.body_room();
+    let mut room = app.admission.body_room(call.principal()?.workspace);
     let content_type = header(call, &CONTENT_TYPE);
     let packing = packing(call)?;
     let body = read_whole(call, packing, &mut room).await?;

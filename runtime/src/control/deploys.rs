@@ -12,6 +12,7 @@ use crate::catalog::{
 };
 use crate::clock::now_ms;
 use crate::deploy::build_log::BuildLog;
+use crate::deploy::package::Package;
 use crate::deploy::{DeployError, ModelHost};
 use crate::error::chain;
 use crate::observe::log_ring::LogRing;
@@ -21,6 +22,13 @@ use crate::store::{StoreError, Transaction};
 pub(super) struct FailedDeploy {
     pub(super) entity: String,
     pub(super) message: String,
+}
+
+/// What a config is to be served with.
+pub(super) struct Planned {
+    pub(super) serving: Serving,
+    /// Packages that must be laid out before, each with its entity's name.
+    pub(super) missing: Vec<(String, Package)>,
 }
 
 /// Text of a failure that a record keeps; the build log has the rest.
@@ -64,15 +72,17 @@ impl ControlPlane {
     async fn deploy(self: &Arc<ControlPlane>, workspace: WorkspaceId, name: &str, id: &str) {
         let Some(endpoint) = self.deploying(workspace, name, id).await else { return };
         let Some(config) = endpoint.record.pending.clone() else { return };
-        // Lays packages out, which takes as long as they are large.
-        let serving = tokio::task::block_in_place(|| {
+        let planned = tokio::task::block_in_place(|| {
             self.serving(&endpoint.record, &config, endpoint.serving.as_deref(), &Traces::default())
         });
-        let outcome = match serving {
-            Ok(serving) => {
-                let kept = endpoint.serving.clone();
-                self.ready_all(&endpoint.record, &config, &serving, kept.as_deref()).await.map(|()| serving)
-            }
+        let outcome = match planned {
+            Ok(Planned { serving, missing }) => match self.lay_out(&endpoint.record, missing).await {
+                Ok(()) => {
+                    let kept = endpoint.serving.clone();
+                    self.ready_all(&endpoint.record, &config, &serving, kept.as_deref()).await.map(|()| serving)
+                }
+                Err(failed) => Err(failed),
+            },
             Err(failed) => Err(failed),
         };
 
@@ -154,8 +164,9 @@ impl ControlPlane {
         config: &EndpointConfig,
         current: Option<&Serving>,
         traces: &Traces,
-    ) -> Result<Serving, FailedDeploy> {
+    ) -> Result<Planned, FailedDeploy> {
         let mut entities = Vec::with_capacity(config.entities.len());
+        let mut missing = Vec::new();
         for entity in &config.entities {
             let failed = |message: String| FailedDeploy::new(&entity.name, message);
             let current = current.and_then(|current| current.entity(&entity.name));
@@ -172,6 +183,9 @@ impl ControlPlane {
                 .host
                 .plan(record, entity, &package, secrets)
                 .map_err(|error| failed(deploy_message(&record.name, &error)))?;
+            if !plan.is_laid_out() {
+                missing.push((entity.name.clone(), package));
+            }
             let metrics = self.metrics.entity(record.workspace, &record.name, &entity.name);
             let log = match current {
                 Some(current) => current.log.clone(),
@@ -180,7 +194,33 @@ impl ControlPlane {
             let cold_start = traces.iter().find(|(name, _)| **name == *entity.name).map(|(_, cold)| *cold);
             entities.push(Arc::new(ServedEntity::new(entity.clone(), plan, log, metrics, cold_start)));
         }
-        Ok(Serving::new(entities, config.traffic.clone()))
+        Ok(Planned { serving: Serving::new(entities, config.traffic.clone()), missing })
+    }
+
+    /// Lays packages out, which takes as long as they are large: for one endpoint of a workspace at a time, and beside
+    /// endpoints that wake without it.
+    pub(super) async fn lay_out(
+        &self,
+        record: &EndpointRecord,
+        missing: Vec<(String, Package)>,
+    ) -> Result<(), FailedDeploy> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let turn = self.laying_out.owned(record.workspace, "").await;
+        let host = Arc::clone(&self.host);
+        let laid_out = tokio::task::spawn_blocking(move || {
+            // Until all is copied, also when nobody waits for it any more.
+            let _turn = turn;
+            let lay_out =
+                |(entity, package): (String, Package)| host.lay_out(&package).map_err(|error| (entity, error));
+            missing.into_iter().try_for_each(lay_out)
+        });
+        let laid_out = laid_out.await.unwrap_or_else(|error| {
+            let cause = format!("failed to lay out the files of a package: {}", chain(&error));
+            Err((String::new(), DeployError::Host(cause)))
+        });
+        laid_out.map_err(|(entity, error)| FailedDeploy::new(&entity, deploy_message(&record.name, &error)))
     }
 
     /// Deploys the entities of a config but those that serve already.

@@ -15,8 +15,7 @@ impl ControlPlane {
     /// # Errors
     /// `RESOURCE_DOES_NOT_EXIST`.
     pub async fn stop(self: &Arc<ControlPlane>, workspace: WorkspaceId, name: &str) -> Result<Arc<Endpoint>, ApiError> {
-        let _turn = self.turn(workspace, name).await;
-        let current = self.endpoint(workspace, name).await?;
+        let (_turn, current) = self.awake_turn(workspace, name).await?;
         let mut record = current.record.clone();
         if record.suspend == Some(Suspend::Stopped) {
             return Ok(current);
@@ -40,8 +39,8 @@ impl ControlPlane {
     /// # Errors
     /// `RESOURCE_CONFLICT` when it is not stopped.
     pub async fn start(self: &Arc<ControlPlane>, caller: &Principal, name: &str) -> Result<Arc<Endpoint>, ApiError> {
-        let _turn = self.turn(caller.workspace, name).await;
-        let mut record = self.endpoint(caller.workspace, name).await?.record.clone();
+        let (_turn, endpoint) = self.awake_turn(caller.workspace, name).await?;
+        let mut record = endpoint.record.clone();
         refuse_while_updating(&record)?;
         // One that was stopped in its first deploy has no other config.
         let failed = record.failed.as_ref().map(|failed| &failed.config);

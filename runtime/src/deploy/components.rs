@@ -178,7 +178,7 @@ impl ModelHost {
     }
 
     async fn run_worker(&self, plan: &Plan) -> Result<String, FailedCompile> {
-        let _turn = self.workers_at_once.acquire().await.map_err(|error| DeployError::host("take a turn", &error))?;
+        let _turn = self.workers_at_once.turn(plan.tenant).await;
         if self.artifacts.contains(plan.artifact) {
             // Somebody was quicker; a damaged one was removed when it was found.
             return Ok(String::new());

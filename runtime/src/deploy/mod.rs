@@ -35,15 +35,17 @@ use self::profiles::Profiles;
 use self::signature::Trust;
 use self::worker::Workers;
 use crate::catalog::served::{PlannedGraph, ServedEntity};
+use crate::fair::Fair;
 use crate::home::Home;
 use crate::nn::threads::MeasuredThreads;
-use crate::nn::{Backends, Executor, Graph, Graphs, NnError, NnErrorKind, Profile, SequenceCounters};
+use crate::nn::{Backends, Executor, Graph, Graphs, NnError, NnErrorKind, Profile, SequenceCounters, Tenant};
 use crate::outbound::Outbound;
 use crate::sandbox::{LoadedComponent, RequestLimits, Sandbox, World};
 use crate::seal::files::SealedFiles;
 use crate::store::blobs::Blobs;
 
-/// Most deploys at one time: compiling takes all the processor it gets, which requests need more.
+/// Most deploys at one time: compiling takes all the processor it gets, which requests need more. All may be one
+/// workspace's; whose turn it is next is fair.
 const DEPLOYS_MAX: usize = 2;
 
 /// Why a model version cannot serve.
@@ -112,11 +114,11 @@ pub struct ModelHost {
     home: Home,
     /// Runs compiles, which go on when whoever asked for them is gone.
     background: tokio::runtime::Handle,
-    deploying: tokio::sync::Semaphore,
+    deploying: Arc<Fair>,
     /// Held while a graph is measured: two at once would measure each other.
     measuring: tokio::sync::Mutex<()>,
     /// Workers at one time: each takes a core and gigabytes.
-    workers_at_once: tokio::sync::Semaphore,
+    workers_at_once: Arc<Fair>,
     compiling: Mutex<HashMap<ArtifactKey, Compiling>>,
     /// Components in memory, for the other endpoints of a workspace that serve the same. Whoever serves one keeps it.
     components: Mutex<HashMap<ArtifactKey, Weak<LoadedComponent>>>,
@@ -143,9 +145,9 @@ impl ModelHost {
             converted: Arc::new(ConvertedGraphs::new(&parts.home)),
             home: parts.home,
             background: parts.background,
-            deploying: tokio::sync::Semaphore::new(DEPLOYS_MAX),
+            deploying: Fair::new(DEPLOYS_MAX, DEPLOYS_MAX),
             measuring: tokio::sync::Mutex::default(),
-            workers_at_once: tokio::sync::Semaphore::new(DEPLOYS_MAX),
+            workers_at_once: Fair::new(DEPLOYS_MAX, DEPLOYS_MAX),
             compiling: Mutex::default(),
             components: Mutex::default(),
         }
@@ -156,8 +158,8 @@ impl ModelHost {
     /// # Errors
     /// What is wrong with the model version; the build log has it too.
     pub async fn deploy(self: &Arc<Self>, entity: &ServedEntity, log: &mut BuildLog) -> Result<(), DeployError> {
-        let _turn = self.deploying.acquire().await.map_err(|error| DeployError::host("take a turn", &error))?;
         let plan = &entity.plan;
+        let _turn = self.deploying.turn(plan.tenant).await;
         if self.artifacts.contains(plan.artifact) {
             // By this version of the server, so what it imports was granted.
             log.step("the component is compiled already");
@@ -177,7 +179,7 @@ impl ModelHost {
             self.convert(graph, log).await;
         }
         for graph in &plan.graphs {
-            self.try_model(graph, log).await?;
+            self.try_model(plan.tenant, graph, log).await?;
         }
         log.step("loading");
         let ready = entity.ready(self).await?;
@@ -220,14 +222,14 @@ impl ModelHost {
     }
 
     /// Loads a model whose file may bring a process down in another one, unless that went well before.
-    async fn try_model(&self, planned: &PlannedGraph, log: &mut BuildLog) -> Result<(), DeployError> {
+    async fn try_model(&self, tenant: Tenant, planned: &PlannedGraph, log: &mut BuildLog) -> Result<(), DeployError> {
         let failed = |error: NnError| DeployError::graph(&planned.name, &error);
         let backend = self.backends.by_id(planned.key.backend).map_err(failed)?;
         if !backend.loads_at_risk() || self.profiles.load(&planned.key).is_some() {
             return Ok(());
         }
         log.step(&format!("trying graph '{}' in a process of its own", planned.name));
-        let _turn = self.workers_at_once.acquire().await.map_err(|error| DeployError::host("take a turn", &error))?;
+        let _turn = self.workers_at_once.turn(tenant).await;
         let tried = trial::run(&self.workers, &planned.source).await;
         tried.map_err(|error| DeployError::Model(format!("graph '{}': {error}", planned.name)))?;
         let profile = Profile { finding: "was loaded".to_owned(), ..Profile::default() };

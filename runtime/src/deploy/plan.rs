@@ -51,6 +51,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether the files of the package lie where it says.
+    pub fn is_laid_out(&self) -> bool {
+        self.dir.exists()
+    }
+
     /// Whether answers may tell of tokens: those of tables and tensors never do.
     pub fn may_count_tokens(&self) -> bool {
         self.component != ComponentSource::Stock("scoring".to_owned())
@@ -58,12 +63,12 @@ impl Plan {
 }
 
 impl ModelHost {
-    /// Decides how an entity is served, and makes sure that the files of its package lie where it says. `secrets` are
-    /// settings for requests alone. Quick enough for an endpoint's first request. Blocks.
+    /// Decides how an entity is served, once the files of its package are laid out. `secrets` are settings for requests
+    /// alone. Quick enough for an endpoint's first request. Blocks.
     ///
     /// # Errors
     /// When nobody who is trusted has signed the package, a backend or target is not available here, a limit is over the
-    /// server's, a host may not be called from here, or the files cannot be laid out.
+    /// server's, or a host may not be called from here.
     pub fn plan(
         &self,
         owner: &EndpointRecord,
@@ -73,7 +78,7 @@ impl ModelHost {
     ) -> Result<Plan, DeployError> {
         self.trust.check(&package.files, &self.blobs).map_err(DeployError::Model)?;
         let grant = self.outbound.grant(&package.grants.http).map_err(DeployError::Model)?;
-        let dir = self.lay_out(package)?;
+        let dir = self.package_dir(package)?;
         let mut settings = settings(entity, package);
         let graphs = self.plan_graphs(owner.workspace, entity, package, &dir)?;
         let limits = self.limits_of(package)?;
@@ -242,12 +247,18 @@ impl ModelHost {
         ]))
     }
 
+    fn package_dir(&self, package: &Package) -> Result<PathBuf, DeployError> {
+        Ok(self.home.cache("packages").join(package_name(package)?))
+    }
+
     /// Gives a package's files their names, in plain, once: they are mapped, and models that keep weights in a file beside
-    /// them need it. What is there was verified when it was made; a sweep removes it when no endpoint needs it.
-    fn lay_out(&self, package: &Package) -> Result<PathBuf, DeployError> {
-        let dir = self.home.cache("packages").join(package_name(package)?);
-        complete_dir(&dir, |building| self.copy_files(package, building))?;
-        Ok(dir)
+    /// them need it. What is there was verified when it was made; a sweep removes it when no endpoint needs it. Blocks, for
+    /// as long as it takes to copy what may be gigabytes.
+    ///
+    /// # Errors
+    /// When the files cannot be read or written.
+    pub fn lay_out(&self, package: &Package) -> Result<(), DeployError> {
+        complete_dir(&self.package_dir(package)?, |building| self.copy_files(package, building))
     }
 
     fn copy_files(&self, package: &Package, to: &Path) -> Result<(), DeployError> {

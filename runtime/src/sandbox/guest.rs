@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use hyper::HeaderMap;
 use hyper::header::HeaderName;
-use tokio::sync::Semaphore;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::WasiHttpCtx;
@@ -20,6 +19,7 @@ use super::log::RequestLog;
 use super::outgoing::Outgoing;
 use super::streaming::ResponseStream;
 use crate::clock;
+use crate::fair::Fair;
 use crate::nn::{Dim, ElementType, Executor, GraphInfo, NamedGraphs, Tenant, TensorInfo};
 use crate::outbound::Grant;
 
@@ -32,8 +32,9 @@ const RANDOM_BYTES_MAX: u64 = 64 << 10;
 /// Room for the headers of one request or answer that a guest makes, the host's own bookkeeping included.
 const HEADERS_BYTES_MAX: usize = 32 << 10;
 
-/// Assets that are read at one time, by all requests together: each may be as large as the memory of its guest.
-static ASSET_READS: Semaphore = Semaphore::const_new(4);
+/// Assets that are read at one time, by all requests together and by those of one tenant: each may be as large as the memory
+/// of its guest.
+static ASSET_READS: LazyLock<Arc<Fair>> = LazyLock::new(|| Fair::new(4, 2));
 
 /// Headers that guests do not see: credentials, and what belongs to the connection.
 pub(super) const HIDDEN_HEADERS: [&str; 8] =
@@ -51,8 +52,8 @@ pub struct GuestPackage {
 /// Which of its two calls the guest is in.
 pub(super) enum Phase {
     /// `init`: assets can be read, nothing else can be reached. `frozen` says that its memory will be what many requests
-    /// start from, as in the compile worker.
-    Init { assets: Arc<BTreeMap<String, PathBuf>>, frozen: bool },
+    /// start from, as in the compile worker, where there is one tenant.
+    Init { tenant: Tenant, assets: Arc<BTreeMap<String, PathBuf>>, frozen: bool },
     /// `handle`, for one request.
     Handle(RequestContext),
 }
@@ -165,7 +166,7 @@ impl super::bindings::tessera::endpoint::types::Host for GuestState {}
 
 impl assets::Host for GuestState {
     async fn read(&mut self, name: String) -> wasmtime::Result<Result<Vec<u8>, String>> {
-        let Phase::Init { assets, .. } = &self.phase else {
+        let Phase::Init { tenant, assets, .. } = &self.phase else {
             return Ok(Err(format!(
                 "asset '{name}' can be read only during init: keep what a request needs in memory"
             )));
@@ -175,10 +176,10 @@ impl assets::Host for GuestState {
             return Ok(Err(format!("the package has no asset '{name}'; its manifest lists: [{known}]")));
         };
         let (path, memory_bytes) = (path.clone(), self.limits.memory_bytes);
-        let permit = ASSET_READS.acquire().await?;
-        let read = move || (read_asset(&name, &path, memory_bytes), permit);
-        // The permit is given back with what was read, also when nobody waits for it any more.
-        let (content, _permit) = tokio::task::spawn_blocking(read).await?;
+        let turn = ASSET_READS.turn(*tenant).await;
+        let read = move || (read_asset(&name, &path, memory_bytes), turn);
+        // The turn is given back with what was read, also when nobody waits for it any more.
+        let (content, _turn) = tokio::task::spawn_blocking(read).await?;
         Ok(content)
     }
 }

@@ -298,7 +298,7 @@ async fn call(
     // Where `init` was not frozen, it comes first.
     let (first, then) = match invocation.init_assets {
         None => (handling, None),
-        Some(assets) => (Phase::Init { assets, frozen: false }, Some(handling)),
+        Some(assets) => (Phase::Init { tenant: invocation.tenant, assets, frozen: false }, Some(handling)),
     };
     let mut state = GuestState::new(first, package, &limits, invocation.log);
     let body = match invocation.body {

@@ -20,6 +20,7 @@ use super::{engine, linker};
 use crate::deploy::capability;
 use crate::deploy::manifest::InitTime;
 use crate::deploy::schema::{self, BodySchemas};
+use crate::nn::Tenant;
 
 /// What the worker needs to know of a package.
 pub struct Preparation {
@@ -222,7 +223,7 @@ async fn start(component: &[u8], preparation: &Preparation) -> Result<Started, P
     let pre = linker.instantiate_pre(&component).map_err(|error| unfit(preparation, &error))?;
 
     let log = RequestLog::new(preparation.limits.log_bytes.min(LOG_BYTES_MAX));
-    let phase = Phase::Init { assets: Arc::clone(&preparation.assets), frozen: true };
+    let phase = Phase::Init { tenant: Tenant(0), assets: Arc::clone(&preparation.assets), frozen: true };
     let package = Arc::new(preparation.package.clone());
     let state = GuestState::new(phase, package, &preparation.limits, log.clone());
     let mut store = Store::new(&engine, state);

@@ -181,7 +181,7 @@ async fn index(call: &mut Call) -> Result<Answer, ApiError> {
 async fn infer(call: &mut Call) -> Result<Answer, ApiError> {
     begin(call)?;
     let app = Arc::clone(&call.app);
-    let mut room = app.admission.body_room();
+    let mut room = app.admission.body_room(call.principal()?.workspace);
     let body = call.read_body(app.body_limits, |bytes| room.grow(bytes)).await?;
     let framed = Framed::only(body, app.body_limits.bytes_max)?;
     Ok(answer(&infer_once(call, framed, &mut room).await?))

@@ -17,6 +17,7 @@ use super::messages::ModelStreamInferResponse;
 use super::{QUERY, begin, infer_once};
 use crate::admission::BodyRoom;
 use crate::api::{Answer, Call, audited, request_id};
+use crate::catalog::WorkspaceId;
 use crate::error::{ApiError, ErrorCode};
 use crate::http::body::{Maker, ResponseBody};
 
@@ -29,7 +30,8 @@ pub(super) async fn infer(call: &mut Call) -> Result<Answer, ApiError> {
     let body = body.ok_or_else(|| ApiError::new(ErrorCode::InternalError, "the body was read before"))?;
     let (answers, chunks) = mpsc::channel(1);
     let complete = Arc::new(AtomicBool::new(false));
-    let mut stream = Stream { call: call.without_body(), body, arrived: BytesMut::new() };
+    let workspace = call.principal()?.workspace;
+    let mut stream = Stream { call: call.without_body(), workspace, body, arrived: BytesMut::new() };
     let ended = Arc::clone(&complete);
     let task = tokio::spawn(async move {
         stream.answer_all(&answers).await;
@@ -41,6 +43,8 @@ pub(super) async fn infer(call: &mut Call) -> Result<Answer, ApiError> {
 
 struct Stream {
     call: Call,
+    /// The caller's.
+    workspace: WorkspaceId,
     body: Incoming,
     /// Of the next message.
     arrived: BytesMut,
@@ -50,7 +54,7 @@ impl Stream {
     async fn answer_all(&mut self, answers: &mpsc::Sender<Bytes>) {
         let app = Arc::clone(&self.call.app);
         loop {
-            let mut room = app.admission.body_room();
+            let mut room = app.admission.body_room(self.workspace);
             let (answer, goes_on) = match self.next(&mut room).await {
                 Ok(None) => return,
                 Ok(Some(framed)) => (self.answer(framed, &mut room).await, true),
