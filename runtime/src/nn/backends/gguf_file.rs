@@ -286,7 +286,8 @@ impl Header {
         for _ in 0..count {
             let length = reader.u64()?;
             let byte = match length {
-                1 => Some(reader.array::<1>()?[0]),
+                // A zero byte is the end of a text to llama.cpp: a token of it alone is an empty one.
+                1 => Some(reader.array::<1>()?[0]).filter(|&byte| byte != 0),
                 6 => byte_of(reader.array()?),
                 _ => {
                     reader.skip(length)?;
@@ -696,6 +697,7 @@ mod tests {
         says(read("llama", &[bytes(0xab), vec![text("<0xab>")]].concat()), "'<0xAB>'");
         says(read("llama", &[]), "'<0x00>'");
         read("llama", &[bytes(b'a'), vec![text("a")]].concat()).unwrap();
+        says(read("llama", &[bytes(0), vec![text("\0")]].concat()), "'<0x00>'");
         for model in ["gpt2", "bert", "gemma4"] {
             read(model, &[text("a")]).unwrap();
         }
