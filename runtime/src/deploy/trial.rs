@@ -146,11 +146,14 @@ async fn try_out(sequences: &dyn Sequences) -> Result<(), NnError> {
         let inputs = vec![(name.to_owned(), prompt), ("options".to_owned(), options)];
         sequences.open(Tenant(0)).compute(inputs, Instant::now() + ANSWER_MAX).await.map(drop)
     };
-    for text in texts() {
+    let mut left: Vec<String> = texts().collect();
+    while let Some(text) = left.pop() {
         let read = compute("prompt", tensor(TensorType::U8, text.len(), text.as_bytes())?, r#"{"task": "tokenize"}"#);
         match read.await {
-            // Longer than the context.
-            Err(error) if error.kind() == NnErrorKind::InvalidArgument => {}
+            // Longer than the context: the package says how long that is, and must not say what is tried.
+            Err(error) if error.kind() == NnErrorKind::InvalidArgument => {
+                left.extend(halves(&text).into_iter().flatten().map(str::to_owned));
+            }
             read => read?,
         }
     }
@@ -174,6 +177,13 @@ fn texts() -> impl Iterator<Item = String> {
     all.into_iter().chain(words).chain(["  a  b\n\n c  ".to_owned()])
 }
 
+/// A text's halves, where it has more than one character.
+fn halves(text: &str) -> Option<[&str; 2]> {
+    let (middle, _) = text.char_indices().nth(text.chars().count() / 2)?;
+    let (first, second) = text.split_at(middle);
+    (!first.is_empty()).then_some([first, second])
+}
+
 fn limit_self(address_space: Option<u64>) -> rustix::io::Result<()> {
     let lower = |resource, limit: u64| {
         let maximum = getrlimit(resource).maximum.unwrap_or(u64::MAX).min(limit);
@@ -189,7 +199,70 @@ fn limit_self(address_space: Option<u64>) -> rustix::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+    use std::sync::{Arc, Mutex};
+
+    use futures_util::future::BoxFuture;
+
     use super::*;
+    use crate::nn::{Outputs, Sequence};
+
+    /// A model that refuses texts of more characters than a context has, and remembers the others.
+    #[derive(Clone)]
+    struct Reader {
+        chars_max: usize,
+        read: Arc<Mutex<String>>,
+    }
+
+    impl Sequences for Reader {
+        fn open(&self, _: Tenant) -> Box<dyn Sequence> {
+            Box::new(self.clone())
+        }
+
+        fn finding(&self) -> String {
+            String::new()
+        }
+    }
+
+    impl Sequence for Reader {
+        fn compute(&mut self, inputs: Vec<(String, Tensor)>, _: Instant) -> BoxFuture<'_, Result<Outputs, NnError>> {
+            let prompt = inputs.iter().find(|(name, _)| name == "prompt");
+            let text = prompt.map(|(_, prompt)| String::from_utf8(prompt.data().to_vec()).unwrap()).unwrap_or_default();
+            let answer = match text.chars().count() <= self.chars_max {
+                true => Ok(Vec::new()),
+                false => Err(NnError::invalid_argument("the prompt is too long")),
+            };
+            if answer.is_ok() {
+                self.read.lock().unwrap().push_str(&text);
+            }
+            Box::pin(ready(answer))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_short_context_evades_no_text() {
+        let sorted = |text: &str| {
+            let mut chars: Vec<char> = text.chars().collect();
+            chars.sort_unstable();
+            chars
+        };
+        let all = sorted(&texts().collect::<String>());
+        for chars_max in [1, 16, 4 * WORD_CHARS] {
+            let model = Reader { chars_max, read: Arc::default() };
+            try_out(&model).await.unwrap();
+            let read = sorted(&model.read.lock().unwrap());
+            assert!(read == all, "of {} characters {} were read", all.len(), read.len());
+        }
+        // Nothing fits: it ends all the same.
+        try_out(&Reader { chars_max: 0, read: Arc::default() }).await.unwrap();
+    }
+
+    #[test]
+    fn a_text_is_halved_between_characters() {
+        assert_eq!(halves("aé漢"), Some(["a", "é漢"]));
+        assert_eq!(halves("éa"), Some(["é", "a"]));
+        assert_eq!((halves("漢"), halves("")), (None, None));
+    }
 
     #[test]
     fn the_texts_have_every_byte_of_utf_8() {

@@ -286,7 +286,8 @@ impl Header {
         for _ in 0..count {
             let length = reader.u64()?;
             let byte = match length {
-                1 => Some(reader.array::<1>()?[0]),
+                // A zero byte is the end of a text to llama.cpp: a token of it alone is an empty one.
+                1 => Some(reader.array::<1>()?[0]).filter(|&byte| byte != 0),
                 6 => byte_of(reader.array()?),
                 _ => {
                     reader.skip(length)?;
@@ -510,12 +511,17 @@ impl Reader {
         Ok(count)
     }
 
+    /// A name. To llama.cpp it would end at a zero byte: what was checked would not be what it reads.
     fn text(&mut self, bytes_max: u64) -> Result<String, NnError> {
         let length = self.u64()?;
         if length > bytes_max {
             return Err(malformed(&format!("a name has {length} bytes; {bytes_max} are allowed")));
         }
-        String::from_utf8(self.bytes(length)?).map_err(|_| malformed("a name is not UTF-8"))
+        let text = String::from_utf8(self.bytes(length)?).map_err(|_| malformed("a name is not UTF-8"))?;
+        match text.contains('\0') {
+            true => Err(malformed("a name has a zero byte in it")),
+            false => Ok(text),
+        }
     }
 
     fn number(&mut self, kind: u32) -> Result<Number, NnError> {
@@ -661,6 +667,7 @@ mod tests {
         says(refused(&|made| drop(made.keys.remove(0))), "general.architecture");
         says(refused(&|made| made.keys[1] = key("llama.block_count", 4, &0u32.to_le_bytes())), "block_count");
         says(refused(&|made| made.keys[1] = key("x", 99, &[])), "99");
+        says(refused(&|made| made.tensors[0] = tensor("a\0b", &[32], 2, 0)), "zero byte");
         says(refused(&|made| made.keys[1] = key("general.alignment", 4, &3u32.to_le_bytes())), "alignment");
         let nested = [&ARRAY.to_le_bytes()[..], &1u64.to_le_bytes()].concat();
         says(refused(&|made| made.keys[1] = key("x", ARRAY, &nested)), "array of arrays");
@@ -690,13 +697,36 @@ mod tests {
         says(read("llama", &[bytes(0xab), vec![text("<0xab>")]].concat()), "'<0xAB>'");
         says(read("llama", &[]), "'<0x00>'");
         read("llama", &[bytes(b'a'), vec![text("a")]].concat()).unwrap();
+        says(read("llama", &[bytes(0), vec![text("\0")]].concat()), "'<0x00>'");
         for model in ["gpt2", "bert", "gemma4"] {
             read(model, &[text("a")]).unwrap();
         }
-        for model in ["t5", "rwkv", "plamo2", "none", "llama\0"] {
+        for model in ["t5", "rwkv", "plamo2", "none"] {
             says(read(model, &bytes(0)), "are not served: llama, gpt2,");
         }
         says(read(&"x".repeat(65), &[]), "65 bytes");
+    }
+
+    #[test]
+    fn names_that_llama_cpp_would_read_otherwise_are_refused() {
+        let refused = |name: &str, value: &str| {
+            let mut made = Made::good();
+            made.keys.push(key(name, STRING, &text(value)));
+            let error = made.read().unwrap_err().to_string();
+            assert!(error.contains("zero byte"), "{name:?} is {value:?}: {error}");
+        };
+        // To llama.cpp these are the keys that are checked, or values that are refused.
+        refused("tokenizer.ggml.model\0", "t5");
+        refused("tokenizer.ggml.pre\0x", "whitespace");
+        refused("tokenizer.ggml.pre", "whitespace\0");
+        let mut made = Made::good();
+        made.keys[6] = key("tokenizer.ggml.model", STRING, &text("bert\0 and more"));
+        let error = made.read().unwrap_err().to_string();
+        assert!(error.contains("zero byte"), "{error}");
+        // Other values are not compared with anything.
+        let mut made = Made::good();
+        made.keys.push(key("general.name", STRING, &text("a\0b")));
+        made.read().unwrap();
     }
 
     #[test]

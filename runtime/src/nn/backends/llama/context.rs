@@ -46,6 +46,8 @@ pub(super) struct ContextSpec {
 pub(super) struct Context {
     raw: NonNull<sys::llama_context>,
     vocabulary: usize,
+    /// How many tokens a layer with a window looks at, the one that is computed among them; zero where all see all.
+    window: usize,
     threads: u32,
     // Behind `raw` in time: it is freed in `drop`, before these.
     pool: Option<ThreadPool>,
@@ -97,7 +99,10 @@ impl Context {
         })?;
         // Owned from here on, so that it is freed whatever comes.
         let vocabulary = usize::try_from(model.vocab().n_tokens()).unwrap_or(0);
-        let mut context = Context { raw, vocabulary, threads: spec.threads, pool: None, _model: Arc::clone(model) };
+        // SAFETY: the pointer is that of a living model, see `model_ptr`.
+        let window = usize::try_from(unsafe { sys::llama_model_n_swa(model_ptr(model)) }).unwrap_or(0);
+        let (threads, model) = (spec.threads, Arc::clone(model));
+        let mut context = Context { raw, vocabulary, window, threads, pool: None, _model: model };
         if spec.purpose != Purpose::Answers && !context.pools() {
             return Err(NnError::unsupported("the model gives no vector for a text"));
         }
@@ -172,7 +177,17 @@ impl Context {
         !unsafe { sys::llama_get_memory(self.raw.as_ptr()) }.is_null()
     }
 
-    /// Lets `to` begin as the first `tokens` of `from`: they share them.
+    /// Whether all is there that is looked at from behind the first `tokens` of a sequence, which holds as many at least.
+    ///
+    /// Of a model with windows it may not be: llama.cpp gives away what has left the window of a sequence's end. It keeps
+    /// a sequence without holes: what it gives away of the windows' layers is the beginning, up to some token.
+    pub(super) fn holds(&self, id: SequenceId, tokens: usize) -> bool {
+        // SAFETY: the context lives; the sequence is below the number of ids it was made for.
+        let first = || unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.raw.as_ptr()), id) };
+        self.window == 0 || window_is_there(self.window, usize::try_from(first()).ok(), tokens)
+    }
+
+    /// Lets `to` begin as the first `tokens` of `from`: they share them. `from` must hold them.
     pub(super) fn share(&mut self, from: SequenceId, to: SequenceId, tokens: usize) {
         let end = sys::llama_pos::try_from(tokens).unwrap_or(sys::llama_pos::MAX);
         // SAFETY: the context lives; both are below the number of ids it was made for.
@@ -193,6 +208,12 @@ impl Drop for Context {
         // SAFETY: made by `llama_init_from_model`, freed once; the pool that it may use is dropped afterwards.
         unsafe { sys::llama_free(self.raw.as_ptr()) };
     }
+}
+
+/// Whether a sequence that is there from `first` on, if it is there at all, can go on behind its first `tokens`: the next
+/// sees itself and the `window - 1` before it. Windows that llama.cpp counts otherwise (in chunks) see no more.
+fn window_is_there(window: usize, first: Option<usize>, tokens: usize) -> bool {
+    first.is_some_and(|first| first == 0 || first + window <= tokens + 1)
 }
 
 /// llama.cpp's own pointer of a model.
@@ -315,5 +336,24 @@ impl Batch {
             seq_id: self.id_pointers.as_mut_ptr(),
             logits: self.outputs.as_mut_ptr(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::window_is_there;
+
+    /// The model of the other tests has no window, so that the rule is tested without one.
+    #[test]
+    fn a_beginning_is_shared_only_with_the_window_behind_it() {
+        assert!(window_is_there(512, Some(0), 1), "nothing was given away");
+        assert!(!window_is_there(512, None, 600), "all was");
+        // Of 2000 tokens the last 511 are left: enough for the whole sequence to go on, and for no part of it.
+        assert!(window_is_there(512, Some(1489), 2000));
+        assert!(!window_is_there(512, Some(1489), 1999));
+        // Some more are left than the window needs.
+        assert!(window_is_there(512, Some(1000), 1511));
+        assert!(!window_is_there(512, Some(1000), 1510));
+        assert!(!window_is_there(512, Some(1000), 900), "all of the part was given away");
     }
 }

@@ -82,23 +82,29 @@ impl Embedder {
 
     /// Computes as many texts as there is time for in a step, one at least, the workspace first that was served least.
     pub(super) fn step(&mut self, threads: u32, served: &mut Served) {
-        if let Err(error) = self.compute(threads, served) {
-            tracing::warn!("failed to compute embeddings: {error}");
-            self.fail(&error);
-            if let Some(Ok(context)) = &mut self.context {
-                (0..self.spec.ids.cast_signed()).for_each(|id| context.clear(id));
-            }
+        // Of each request how many texts are in the step, in the order of their sequences.
+        let mut taken = Vec::new();
+        let Err(error) = self.compute(threads, served, &mut taken) else { return };
+        tracing::warn!("failed to compute embeddings: {error}");
+        if taken.is_empty() {
+            // There is no context, which all of them need.
+            return self.fail(&error);
+        }
+        // What is wrong may be wrong with these alone.
+        for texts in take_out(&mut self.waiting, taken.iter().map(|taken| taken.0).collect()) {
+            texts.stream.finish(Err(error.clone()));
+        }
+        if let Some(Ok(context)) = &mut self.context {
+            (0..self.spec.ids.cast_signed()).for_each(|id| context.clear(id));
         }
     }
 
-    fn compute(&mut self, threads: u32, served: &mut Served) -> Result<(), NnError> {
+    fn compute(&mut self, threads: u32, served: &mut Served, taken: &mut Vec<(usize, usize)>) -> Result<(), NnError> {
         let context = self.context.get_or_insert_with(|| Context::new(&self.model, &self.spec));
         let context = context.as_mut().map_err(|error| error.clone())?;
         let mut order: Vec<usize> = (0..self.waiting.len()).collect();
         order.sort_by_key(|&index| served.tokens(self.waiting[index].tenant));
         self.batch.clear();
-        // Of each request how many texts, in the order of their sequences.
-        let mut taken: Vec<(usize, usize)> = Vec::new();
         let (mut ids, mut room) = (0, self.pace.room().min(self.spec.batch_tokens as usize));
         for index in order {
             let texts = &self.waiting[index];
@@ -125,7 +131,7 @@ impl Embedder {
         computed.map_err(|error| NnError::runtime(format!("llama.cpp failed to compute embeddings ({error:?})")))?;
         self.pace.took(self.batch.len(), begun.elapsed());
         let mut id: SequenceId = 0;
-        for &(index, count) in &taken {
+        for &(index, count) in &*taken {
             let texts = &mut self.waiting[index];
             for _ in 0..count {
                 let vector = context.vector(id).ok_or_else(|| NnError::runtime("llama.cpp gave no embedding"))?;
@@ -138,14 +144,17 @@ impl Embedder {
         let width = context.vector_width();
         let mut ended: Vec<usize> = taken.iter().map(|taken| taken.0).collect();
         ended.retain(|&index| self.waiting[index].done == self.waiting[index].texts.len());
-        ended.sort_unstable();
-        for index in ended.into_iter().rev() {
-            if let Some(texts) = self.waiting.remove(index) {
-                texts.finish(width);
-            }
+        for texts in take_out(&mut self.waiting, ended) {
+            texts.finish(width);
         }
         Ok(())
     }
+}
+
+/// Takes requests out by their places: the last first, which leaves the places of the others as they are.
+fn take_out(waiting: &mut VecDeque<Texts>, mut places: Vec<usize>) -> Vec<Texts> {
+    places.sort_unstable();
+    places.into_iter().rev().filter_map(|place| waiting.remove(place)).collect()
 }
 
 impl ContextSpec {
@@ -171,7 +180,21 @@ fn normalised(vector: &[f32]) -> impl Iterator<Item = f32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::engine::Waiting;
     use super::*;
+
+    #[test]
+    fn requests_are_taken_out_by_their_places() {
+        let places = Arc::new(Waiting::new(8));
+        let texts = |tenant| {
+            let ticket = Ticket::take(&places, Tenant(tenant)).unwrap();
+            Texts::new(Tenant(tenant), Arc::default(), vec![vec![1]], ticket)
+        };
+        let mut waiting: VecDeque<Texts> = (0..5).map(texts).collect();
+        let taken = take_out(&mut waiting, vec![3, 0, 1]);
+        assert_eq!(taken.iter().map(|texts| texts.tenant.0).collect::<Vec<_>>(), [3, 1, 0]);
+        assert_eq!(waiting.iter().map(|texts| texts.tenant.0).collect::<Vec<_>>(), [2, 4]);
+    }
 
     #[test]
     fn vectors_have_length_one() {

@@ -375,8 +375,11 @@ impl Engine {
         let wanted = &run.tokens[..run.tokens.len() - 1];
         let own = self.live.iter().filter(|other| other.tenant == run.tenant && other.cache);
         let of_live = |other: &Run| Some((other.id?, shared_prefix(&other.tokens[..other.computed], wanted)));
-        let alive = own.filter_map(of_live).max_by_key(|&(_, shared)| shared);
-        let kept = self.kept.find(run.tenant, wanted);
+        // Before the best is chosen: another may still have what the best has given away.
+        let context = &self.parts.context;
+        let held = own.filter_map(of_live).filter(|&(id, shared)| context.holds(id, shared));
+        let alive = held.max_by_key(|&(_, shared)| shared);
+        let kept = self.kept.find(run.tenant, wanted, |id, shared| context.holds(id, shared));
         let best = alive.into_iter().chain(kept).max_by_key(|&(_, shared)| shared);
         let Some((from, shared)) = best.filter(|&(_, shared)| shared >= PREFIX_TOKENS_MIN) else { return };
         self.parts.context.share(from, id, shared);

@@ -13,6 +13,10 @@ use super::grammar::{Grammar, Grammars};
 use super::request::Options;
 use crate::nn::NnError;
 
+/// Lower temperatures choose the most likely token, as they mean to: llama.cpp divides by them, which gives infinities that
+/// it cannot compare, and then chooses the last token of the vocabulary.
+const TEMPERATURE_MIN: f32 = 1e-6;
+
 /// A sequence's way of choosing, with what it remembers.
 pub(super) struct Sampler {
     /// None where the most likely token is chosen, whatever came before.
@@ -132,7 +136,7 @@ fn chain(vocabulary: i32, options: &Options, eog: &[i32]) -> Result<Option<Llama
             (options.repeat_penalty, options.frequency_penalty, options.presence_penalty);
         chain.push(LlamaSampler::penalties(vocabulary, last_n, repeat, frequency, presence));
     }
-    if options.temperature == 0.0 {
+    if options.temperature < TEMPERATURE_MIN {
         if chain.is_empty() {
             return Ok(None);
         }
@@ -204,6 +208,16 @@ mod tests {
         for unusable in [&[0.0, f32::NAN][..], &[f32::NAN, 0.0], &[0.0, f32::INFINITY], &[none, none], &[]] {
             assert!(!are_usable(unusable), "{unusable:?}");
         }
+    }
+
+    #[test]
+    fn a_temperature_close_to_zero_is_zero() {
+        let is_greedy = |temperature| {
+            let options = Options { temperature, ..Options::default() };
+            chain(10, &options, &[]).unwrap().is_none()
+        };
+        assert!([0.0, f32::from_bits(1), 1e-38, 1e-7].into_iter().all(is_greedy));
+        assert!(!is_greedy(TEMPERATURE_MIN) && !is_greedy(1.0));
     }
 
     #[test]

@@ -532,6 +532,29 @@ async fn any_number_of_sequences_makes_vectors() {
 }
 
 #[tokio::test]
+async fn texts_that_cannot_be_computed_end_their_own_request_only() {
+    let Some(graph) = load(spec(256, 2, 512)) else { return };
+    let one_at_a_time =
+        ContextSpec { purpose: Purpose::Answers, cache_tokens: 512, ids: 1, batch_tokens: 256, threads: 1, gpu: false };
+    let mut embedder = Embedder::new(&graph.shared.model, one_at_a_time.for_vectors(256, false));
+    let mut ask = |tenant, token| {
+        let stream = Arc::<Stream>::default();
+        let ticket = Ticket::take(&graph.shared.waiting, Tenant(tenant)).unwrap();
+        embedder.push(Texts::new(Tenant(tenant), Arc::clone(&stream), vec![vec![token]], ticket));
+        stream
+    };
+    // The model does not have the first token.
+    let (wrong, right) = (ask(1, i32::MAX), ask(2, 1));
+    let mut served = fair::Served::default();
+    embedder.step(1, &mut served);
+    assert!(wrong.next().await.is_err());
+    assert!(!embedder.is_idle(), "the other waits as before");
+    embedder.step(1, &mut served);
+    let (chunk, _) = right.next().await.unwrap();
+    assert!(matches!(chunk.end, Some(stream::Ended::Vectors(_))), "{chunk:?}");
+}
+
+#[tokio::test]
 async fn texts_become_vectors_that_tell_how_alike_they_are() {
     let Some(graph) = load(spec(256, 4, 1024)) else { return };
     let texts = ["The cat sits on the mat.", "A cat is sitting on a mat.", "Interest rates rose by a quarter point."];
