@@ -230,7 +230,7 @@ mod tests {
             let text = prompt.map(|(_, prompt)| String::from_utf8(prompt.data().to_vec()).unwrap()).unwrap_or_default();
             let answer = match text.chars().count() <= self.chars_max {
                 true => Ok(Vec::new()),
-                false => Err(NnError::invalid_argument("the prompt is too long")),
+                false => Err(NnError::new(NnErrorKind::InvalidArgument, "the prompt is too long")),
             };
             if answer.is_ok() {
                 self.read.lock().unwrap().push_str(&text);
