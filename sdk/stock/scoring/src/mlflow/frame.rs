@@ -216,7 +216,8 @@ fn checked_labels(labels: Option<Vec<Label<'_>>>, width: usize) -> Result<Vec<La
     }
 }
 
-fn check_padding(rows: usize, columns: usize, cells: usize) -> Result<(), String> {
+/// Refuses a table that is mostly made up: `cells` are those that the body gives.
+pub(super) fn check_padding(rows: usize, columns: usize, cells: usize) -> Result<(), String> {
     let size = rows.saturating_mul(columns);
     if size > PADDED_CELLS_MAX && size > cells {
         return Err(format!(
