@@ -249,7 +249,13 @@ fn tables_that_would_outgrow_their_body_are_refused() {
     let records = |field: &str| format!("{{\"{field}\": [{}]}}", rows.join(","));
     let lists =
         format!("{{\"dataframe_split\": {{\"data\": [[{}1], {}[1]]}}}}", "1,".repeat(6000), "[1],".repeat(6000));
-    for body in [records("dataframe_records"), lists] {
+    let names: Vec<String> = (0..6000).map(|name| format!("\"k{name}\"")).collect();
+    let named = format!(
+        "{{\"dataframe_split\": {{\"columns\": [{}], \"data\": {{\"k0\": [{}1]}}}}}}",
+        names.join(","),
+        "1,".repeat(5999)
+    );
+    for body in [records("dataframe_records"), lists, named] {
         let request = Request::new("invocations", "application/json", body);
         let response = bare.answer(&request, &|_| panic!("computed")).unwrap();
         let (status, _, answer) = response.parts().unwrap();
