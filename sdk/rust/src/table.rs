@@ -161,10 +161,11 @@ impl Table {
             Some(missing) => Ok(missing),
             None => value(cell, row, name),
         };
-        let mut values = Vec::with_capacity(self.len * names.len());
+        let mut values = Vec::new();
         match &self.cells {
             Cells::Named(_) => {
                 let columns = names.iter().map(|name| self.cells_of(name)).collect::<Result<Vec<_>, _>>()?;
+                values.reserve_exact(self.len * names.len());
                 for row in 0..self.len {
                     for (name, cells) in names.iter().zip(&columns) {
                         values.push(number(cells.get(row).and_then(Option::as_ref), row, name)?);
@@ -172,8 +173,12 @@ impl Table {
                 }
             }
             Cells::Unnamed(rows) => {
-                for (row, cells) in rows.iter().enumerate() {
-                    for (name, cell) in names.iter().zip(positional(cells, row, names)?) {
+                // Room for the values only once all are known to be there: a row may be as short as `0,`.
+                let rows = rows.iter().enumerate().map(|(row, cells)| positional(cells, row, names));
+                let rows = rows.collect::<Result<Vec<_>, _>>()?;
+                values.reserve_exact(rows.len() * names.len());
+                for (row, cells) in rows.into_iter().enumerate() {
+                    for (name, cell) in names.iter().zip(cells) {
                         values.push(number(Some(cell), row, name)?);
                     }
                 }
@@ -398,6 +403,15 @@ mod tests {
         let rows = vec!["0"; 100_000].join(",");
         let split = format!(r#"{{"dataframe_split": {{"columns": [{}], "data": [{rows}]}}}}"#, names.join(","));
         assert!(request(&split).table().unwrap_err().message.contains("row 0 of `data` must be a list"));
+    }
+
+    #[test]
+    fn a_tensor_of_short_rows_takes_no_room() {
+        let rows = table(&format!(r#"{{"instances": [{}0]}}"#, "0,".repeat(999_999)));
+        let names: Vec<String> = (0..100_000).map(|name| name.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let error = rows.tensor::<f64>(&names).unwrap_err();
+        assert!(error.message.contains("row 0 has 1 values; it must have 100000"), "{error}");
     }
 
     #[test]

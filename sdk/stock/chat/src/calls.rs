@@ -91,14 +91,14 @@ pub(crate) enum Listener {
 }
 
 /// Where in the text of an open listener the end of it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum State {
     /// Nothing but blanks so far.
     Start,
     /// In text.
     Text,
-    /// In a call.
-    Call,
+    /// In what may be a call, behind its mark and the blanks before that: text, too, if it turns out to be none.
+    Call { prefix: String },
 }
 
 impl Listener {
@@ -139,15 +139,14 @@ impl Listener {
                     // Text that happens to be JSON is no call.
                     *syntax == Syntax::Tags || calls.iter().all(|call| names.contains(&call.name))
                 };
-                let calls = (*state == State::Call).then(|| syntax.read(&rest)).flatten().filter(known);
-                match calls {
-                    Some(calls) => Heard { content: String::new(), calls },
-                    None if *state == State::Call && *syntax == Syntax::Tags => {
-                        Heard { content: format!("{OPENS}{rest}"), calls: Vec::new() }
-                    }
+                match state {
                     // Blanks after a call are its own.
-                    None if rest.trim().is_empty() && *state == State::Start => Heard::default(),
-                    None => Heard { content: rest, calls: Vec::new() },
+                    State::Start if rest.trim().is_empty() => Heard::default(),
+                    State::Start | State::Text => Heard { content: rest, calls: Vec::new() },
+                    State::Call { prefix } => match syntax.read(&rest).filter(known) {
+                        Some(calls) => Heard { content: String::new(), calls },
+                        None => Heard { content: std::mem::take(prefix) + &rest, calls: Vec::new() },
+                    },
                 }
             }
         }
@@ -168,7 +167,7 @@ fn step(syntax: Syntax, names: &[String], state: &mut State, held: &mut String, 
                 Syntax::Named => begins_named(text, names),
             };
             if begins_call == Some(true) {
-                *state = State::Call;
+                *state = State::Call { prefix: String::new() };
                 return false;
             }
             if may_be_mark || begins_call.is_none() {
@@ -179,9 +178,11 @@ fn step(syntax: Syntax, names: &[String], state: &mut State, held: &mut String, 
         }
         State::Text => match held.find(mark) {
             Some(at) => {
-                heard.content.push_str(held[..at].trim_end());
-                held.drain(..at + mark.len());
-                *state = State::Call;
+                let text = held[..at].trim_end().len();
+                let after = held.split_off(at + mark.len());
+                let prefix = held.split_off(text);
+                heard.content.push_str(&std::mem::replace(held, after));
+                *state = State::Call { prefix };
                 true
             }
             None => {
@@ -190,15 +191,20 @@ fn step(syntax: Syntax, names: &[String], state: &mut State, held: &mut String, 
                 false
             }
         },
-        State::Call => match held.find(CLOSES) {
+        State::Call { prefix } => match held.find(CLOSES) {
             Some(at) if syntax == Syntax::Tags => {
-                let inside = held[..at].to_owned();
-                held.drain(..at + CLOSES.len());
-                match read_objects(&inside) {
-                    Some(calls) => heard.calls.extend(calls),
-                    None => heard.content.push_str(&format!("{OPENS}{inside}{CLOSES}")),
-                }
-                *state = State::Start;
+                let after = held.split_off(at + CLOSES.len());
+                let closed = std::mem::replace(held, after);
+                *state = match read_objects(&closed[..at]) {
+                    Some(calls) => {
+                        heard.calls.extend(calls);
+                        State::Start
+                    }
+                    None => {
+                        heard.content.extend([prefix.as_str(), &closed]);
+                        State::Text
+                    }
+                };
                 true
             }
             // To the end of the answer, or of the tag.
@@ -340,6 +346,10 @@ mod tests {
         let several = format!("Let me see.\n{one}\n<tool_call>{{\"name\": \"g\"}}</tool_call>\n");
         let heard = open(Syntax::Tags, &several);
         assert_eq!((heard.content.as_str(), heard.calls), ("Let me see.", vec![called, call("g", "{}")]));
+        let after_another =
+            open(Syntax::Tags, "a\n<tool_call>b</tool_call>\n<tool_call>{\"name\": \"g\"}</tool_call>\n");
+        let told = "a\n<tool_call>b</tool_call>";
+        assert_eq!((after_another.content.as_str(), after_another.calls), (told, vec![call("g", "{}")]));
         let unclosed = open(Syntax::Tags, "<tool_call>{\"name\": \"f\", \"arguments\": \"{}\"}");
         assert_eq!(unclosed, only(&[call("f", "{}")]));
     }
@@ -352,14 +362,25 @@ mod tests {
             "<tool_call>not json</tool_call> after",
             "<tool_call>{\"name\": ",
             "<tool_call>{\"arguments\": {}}</tool_call>",
+            "a\n\n<tool_call>not json</tool_call>\n\n",
+            "\n<tool_call>not json</tool_call> <tool_call>\n",
+            "a\n <tool_call>",
         ] {
             assert_eq!(open(Syntax::Tags, plain), text(plain));
         }
         for plain in ["{\"name\": \"unknown\"}", "{\"a\": 1}", "{ no json", "Well, {\"name\": \"f\"}"] {
             assert_eq!(open(Syntax::Objects, plain), text(plain));
         }
-        assert_eq!(open(Syntax::List, "[1, 2] are numbers"), text("[1, 2] are numbers"));
-        assert_eq!(open(Syntax::List, "[TOOL"), text("[TOOL"));
+        for plain in ["See\n<|python_tag|>print(1)\n", "<|python_tag|>{\"name\": \"unknown\"}", "<|python_tag|>"] {
+            assert_eq!(open(Syntax::Objects, plain), text(plain));
+        }
+        for plain in ["[1, 2] are numbers", "[TOOL", "So\n[TOOL_CALLS]", "[TOOL_CALLS][{\"name\": \"unknown\"}]"] {
+            assert_eq!(open(Syntax::List, plain), text(plain));
+        }
+        for syntax in [Syntax::List, Syntax::Named] {
+            let told = "The token [TOOL_CALLS] starts a call.";
+            assert_eq!(open(syntax, told), text(told));
+        }
         assert_eq!(heard(|| Listener::Deaf, "<tool_call>"), text("<tool_call>"));
     }
 
@@ -394,9 +415,18 @@ mod tests {
         }
         let after_text = open(Syntax::Named, "So: [TOOL_CALLS]g[ARGS]{}");
         assert_eq!((after_text.content.as_str(), after_text.calls), ("So:", vec![call("g", "{}")]));
-        for plain in
-            ["f is a function", "f", "f{ no json", "unknown[ARGS]{}", "f[1]", "[TOOL_CALLS", "", "go{}", "f{} and g"]
-        {
+        for plain in [
+            "f is a function",
+            "f",
+            "f{ no json",
+            "unknown[ARGS]{}",
+            "f[1]",
+            "[TOOL_CALLS",
+            "",
+            "go{}",
+            "f{} and g",
+            "So: [TOOL_CALLS]unknown[ARGS]{}",
+        ] {
             assert_eq!(open(Syntax::Named, plain), text(plain));
         }
     }

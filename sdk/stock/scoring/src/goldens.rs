@@ -4,6 +4,8 @@
 //! tensors that its ONNX wrapper fed and got. Here the graph is a look-up: what we feed must be what MLflow fed, and is
 //! answered with what it got, so that no ONNX runtime is needed.
 
+use std::cell::RefCell;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
@@ -209,6 +211,36 @@ fn mutilated(body: &[u8], random: u64) -> Vec<u8> {
 }
 
 #[test]
+fn integers_beyond_63_bits_are_fed_as_the_floats_they_are() {
+    let text = std::fs::read_to_string(GOLDENS).unwrap();
+    let models: Vec<Value> = text.lines().map_while(|line| serde_json::from_str(line).ok()).collect();
+    let model = |name: &str| scoring(models.iter().find(|model| model["name"] == name).unwrap());
+    let array = Flavour::parse(|name| (name == "predictions").then(|| "array".to_owned())).unwrap();
+    for (scoring, body) in [
+        // A table without a signature, lists in a column, and an array for a model that answers with arrays.
+        (model("bare"), r#"{"dataframe_split": {"data": [[18446744073709551615, 1.5], [9223372036854775808, -2.0]]}}"#),
+        (
+            model("tensor_rows"),
+            r#"{"dataframe_split": {"columns": ["x"], "data": [[[18446744073709551615, 1]], [[9223372036854775808, 2]]]}}"#,
+        ),
+        (
+            Scoring { flavour: array, ..model("bare") },
+            r#"{"inputs": [[18446744073709551615, 1], [9223372036854775808, 2]]}"#,
+        ),
+    ] {
+        let fed = RefCell::new(Vec::new());
+        let compute = |feeds: &[Feed<'_>]| {
+            fed.borrow_mut().extend(feeds[0].tensor.as_slice::<f32>()?.iter().step_by(2).copied());
+            scoring.graph.outputs.iter().map(|info| zeros(info, feeds)).collect()
+        };
+        let response = scoring.answer(&Request::new("invocations", "application/json", body), &compute).unwrap();
+        let (status, _, answer) = response.parts().unwrap();
+        assert_eq!(status, 200, "{body}\n{}", String::from_utf8_lossy(answer));
+        assert_eq!(*fed.borrow(), [18446744073709551615.0, 9223372036854775808.0], "{body}");
+    }
+}
+
+#[test]
 fn tables_that_would_outgrow_their_body_are_refused() {
     let text = std::fs::read_to_string(GOLDENS).unwrap();
     let models: Vec<Value> = text.lines().map_while(|line| serde_json::from_str(line).ok()).collect();
@@ -217,7 +249,13 @@ fn tables_that_would_outgrow_their_body_are_refused() {
     let records = |field: &str| format!("{{\"{field}\": [{}]}}", rows.join(","));
     let lists =
         format!("{{\"dataframe_split\": {{\"data\": [[{}1], {}[1]]}}}}", "1,".repeat(6000), "[1],".repeat(6000));
-    for body in [records("dataframe_records"), lists] {
+    let names: Vec<String> = (0..6000).map(|name| format!("\"k{name}\"")).collect();
+    let named = format!(
+        "{{\"dataframe_split\": {{\"columns\": [{}], \"data\": {{\"k0\": [{}1]}}}}}}",
+        names.join(","),
+        "1,".repeat(5999)
+    );
+    for body in [records("dataframe_records"), lists, named] {
         let request = Request::new("invocations", "application/json", body);
         let response = bare.answer(&request, &|_| panic!("computed")).unwrap();
         let (status, _, answer) = response.parts().unwrap();

@@ -128,7 +128,8 @@ impl Array {
     pub(crate) fn widen(self, dtype: Dtype) -> Self {
         let values = match self.values {
             Values::Ints(ints) if dtype.is_float() => {
-                Values::Floats(ints.into_iter().map(|value| narrow_float(value as f64, dtype)).collect())
+                let float = |value| narrow_float(int_to_float(value, self.dtype), dtype);
+                Values::Floats(ints.into_iter().map(float).collect())
             }
             values => values,
         };
@@ -145,6 +146,11 @@ impl Values {
             Self::Opaque(count) => *count,
         }
     }
+}
+
+/// An integer of this type as a float.
+pub(crate) fn int_to_float(value: i64, dtype: Dtype) -> f64 {
+    if dtype == Dtype::Uint64 { value as u64 as f64 } else { value as f64 }
 }
 
 /// Rounds to what the type can hold.

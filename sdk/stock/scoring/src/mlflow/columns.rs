@@ -277,7 +277,22 @@ fn series_of_dict<'j>(
         }
     }
     let rows = rows.ok_or_else(|| failed("If using all scalar values, you must pass an index"))?;
-    Ok((rows, values.into_iter().map(|(name, value)| (Label::Name(name), spread(value, rows))).collect()))
+    let series = values.into_iter().enumerate().map(|(place, (name, value))| {
+        let series = if is_wanted(name, place, columns) { spread(value, rows) } else { Series::Arrays(rows) };
+        (Label::Name(name), series)
+    });
+    Ok((rows, series.collect()))
+}
+
+/// Whether the signature has a column of this name or, without names, one at this place. All others are kept by name
+/// alone: as columns, single values beside a long list, or records that share no key, would grow with the square of the
+/// body.
+fn is_wanted(name: &str, place: usize, columns: &[Column]) -> bool {
+    if is_named(columns) {
+        columns.iter().any(|column| column.name.as_deref() == Some(name))
+    } else {
+        place < columns.len()
+    }
 }
 
 fn is_scalar_or_texts(value: &Value<'_>) -> bool {
@@ -320,14 +335,11 @@ fn repeat(array: &Array, rows: usize) -> Array {
     Array::column(array.dtype, values)
 }
 
-/// Keys that the signature does not know are kept by name alone: as columns, records that share no key would grow with
-/// the square of the body.
 fn series_of_records<'j>(
     records: Vec<Vec<(&'j str, Value<'j>)>>,
     columns: &[Column],
 ) -> Result<(usize, NamedSeries<'j>), String> {
     let rows = records.len();
-    let named = is_named(columns);
     let mut found: Vec<(&'j str, Vec<(usize, Value<'j>)>)> = Vec::new();
     for (row, record) in records.into_iter().enumerate() {
         for (position, (name, value)) in record.into_iter().enumerate() {
@@ -342,9 +354,8 @@ fn series_of_records<'j>(
             }
         }
     }
-    let is_known = |name: &str| columns.iter().any(|column| column.name.as_deref() == Some(name));
     let series = found.into_iter().enumerate().map(|(place, (name, values))| {
-        let wanted = if named { is_known(name) } else { place < columns.len() };
+        let wanted = is_wanted(name, place, columns);
         (Label::Name(name), if wanted { column_of_records(values, rows) } else { Series::Arrays(rows) })
     });
     Ok((rows, series.collect()))
@@ -413,5 +424,27 @@ fn enforced(name: &str, series: Series<'_>, column: &Column) -> Result<Array, St
         // Checked when they were converted.
         (_, Series::Arrays(rows)) => Ok(Array::column(Dtype::Object, Values::Opaque(rows))),
         (nested, Series::Array(_)) => Err(format!("Expected data of type {nested}, got a column of scalars")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema::{Schema, Signature};
+    use super::super::values;
+    use super::*;
+    use crate::json;
+
+    #[test]
+    fn single_values_are_repeated_only_for_columns_of_the_signature() {
+        let schema = r#"[{"type": "double", "name": "a"}, {"type": "double", "name": "b"}]"#;
+        let schema = Signature::parse(Some(schema), None).unwrap().inputs.unwrap();
+        let Schema::Columns(columns) = &schema else { panic!("{schema}") };
+        let body = json::parse(r#"{"a": [1.5, 2.5, 3.5], "x": 1, "b": 2.5, "y": 2.5}"#).unwrap();
+        let data = values::inputs(body.cell(), Some(&schema)).unwrap();
+        let (rows, series) = series_of(data, columns).unwrap();
+        let repeated = |series: &Series<'_>| matches!(series, Series::Array(array) if array.values.len() == rows);
+        let made: Vec<(Label<'_>, bool)> = series.iter().map(|(label, series)| (*label, repeated(series))).collect();
+        assert_eq!(rows, 3);
+        assert_eq!(made, [("a", true), ("x", false), ("b", true), ("y", false)].map(|(a, b)| (Label::Name(a), b)));
     }
 }

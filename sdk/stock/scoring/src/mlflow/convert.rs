@@ -7,7 +7,7 @@
 use super::dates;
 use super::schema::python_tuple;
 use crate::json::{Cell, List};
-use crate::tensor::{Array, Dtype, Sign, Values, narrow_float};
+use crate::tensor::{Array, Dtype, Sign, Values, int_to_float, narrow_float};
 
 /// numpy has no arrays of more axes.
 const AXES_MAX: usize = 64;
@@ -457,7 +457,8 @@ fn wrap(value: i64, dtype: Dtype) -> i64 {
 pub(crate) fn astype(array: Array, dtype: Dtype) -> Result<Array, String> {
     let values = match array.values {
         Values::Ints(values) if dtype.is_float() => {
-            Values::Floats(values.into_iter().map(|value| narrow_float(value as f64, dtype)).collect())
+            let float = |value| narrow_float(int_to_float(value, array.dtype), dtype);
+            Values::Floats(values.into_iter().map(float).collect())
         }
         Values::Ints(values) if dtype == Dtype::Bool => {
             Values::Ints(values.into_iter().map(|value| i64::from(value != 0)).collect())

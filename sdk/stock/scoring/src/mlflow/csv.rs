@@ -6,7 +6,7 @@ use super::Refusal;
 use super::columns::{check_presence, is_named};
 use super::convert::excerpt;
 use super::feed::Table;
-use super::frame::Label;
+use super::frame::{Label, check_padding};
 use super::schema::{Column, ScalarType, Schema, Type};
 use crate::tensor::{Array, Dtype, Values, narrow_float};
 
@@ -20,6 +20,8 @@ const GAPS: [&str; 19] = [
 pub(crate) struct Csv<'a> {
     header: Vec<Cow<'a, str>>,
     fields: Vec<Cow<'a, str>>,
+    /// How many fields there are up to the end of each row, which may have fewer than the header.
+    row_ends: Vec<usize>,
 }
 
 impl<'a> Csv<'a> {
@@ -31,7 +33,7 @@ impl<'a> Csv<'a> {
         let mut reader = Reader { rest: text, line: 1 };
         let header = reader.record()?.ok_or("No columns to parse from file")?;
         let width = header.len();
-        let mut fields = Vec::new();
+        let (mut fields, mut row_ends) = (Vec::new(), Vec::new());
         while let Some(mut record) = reader.record()? {
             if record.len() > width {
                 let (line, saw) = (reader.line, record.len());
@@ -39,15 +41,16 @@ impl<'a> Csv<'a> {
                     "Error tokenizing data. C error: Expected {width} fields in line {line}, saw {saw}"
                 ));
             }
-            record.resize(width, Cow::Borrowed(""));
             fields.append(&mut record);
+            row_ends.push(fields.len());
         }
-        Ok(Self { header, fields })
+        check_padding(row_ends.len(), width, fields.len())?;
+        Ok(Self { header, fields, row_ends })
     }
 
     /// The table with the signature enforced, or with inferred types without one.
     pub(crate) fn table<'j>(&'j self, schema: Option<&'j Schema>) -> Result<Table<'j>, Refusal> {
-        let rows = self.fields.len() / self.header.len().max(1);
+        let rows = self.row_ends.len();
         let labels: Vec<Label<'_>> = self.header.iter().map(|name| Label::Name(name)).collect();
         let columns = match schema {
             None => {
@@ -82,7 +85,11 @@ impl<'a> Csv<'a> {
     }
 
     fn column(&self, position: usize) -> impl Iterator<Item = &str> + Clone {
-        self.fields.iter().skip(position).step_by(self.header.len().max(1)).map(|field| field.as_ref())
+        let row_starts = std::iter::once(&0).chain(&self.row_ends);
+        row_starts.zip(&self.row_ends).map(move |(start, end)| {
+            let row = self.fields.get(*start..*end).unwrap_or_default();
+            row.get(position).map_or("", |field| field.as_ref())
+        })
     }
 }
 
@@ -259,7 +266,19 @@ mod tests {
     fn quotes_hold_commas_quotes_and_lines() {
         let csv = Csv::parse_records("a,\"b,\"\"c\"\"\"\r\n\"1\n2\",\"\"\r\n\n  \n3").unwrap();
         assert_eq!(csv.header, ["a", "b,\"c\""]);
-        assert_eq!(csv.fields, ["1\n2", "", "3", ""]);
+        assert_eq!(csv.column(0).collect::<Vec<_>>(), ["1\n2", "3"]);
+        assert_eq!(csv.column(1).collect::<Vec<_>>(), ["", ""]);
+    }
+
+    #[test]
+    fn short_lines_below_a_wide_header_are_bounded() {
+        let table = |columns: usize, rows: usize| format!("{}\n{}", ",".repeat(columns - 1), "1\n".repeat(rows));
+        let reason = Csv::parse_records(&table(5_000, 5_000)).err().unwrap();
+        assert!(reason.contains("5000 uneven rows of up to 5000 columns"), "{reason}");
+        let small = table(3, 2);
+        let csv = Csv::parse_records(&small).unwrap();
+        assert_eq!(csv.column(0).collect::<Vec<_>>(), ["1", "1"]);
+        assert_eq!(csv.column(2).collect::<Vec<_>>(), ["", ""]);
     }
 
     #[test]

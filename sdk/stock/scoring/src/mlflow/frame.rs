@@ -88,7 +88,7 @@ impl<'j> Frame<'j> {
 
     /// One object of lists, of one length. Values that are no lists are refused: pandas would repeat them.
     pub(crate) fn from_columns(columns: &'j Object<'j>, labels: Option<Vec<Label<'j>>>) -> Result<Self, String> {
-        let mut rows = None;
+        let (mut rows, mut cells) = (None, 0usize);
         for (_, column) in columns.iter() {
             let Cell::List(column) = column else {
                 return Err("If using all scalar values, you must pass an index".to_owned());
@@ -96,9 +96,13 @@ impl<'j> Frame<'j> {
             if *rows.get_or_insert(column.len()) != column.len() {
                 return Err("All arrays must be of the same length".to_owned());
             }
+            cells += column.len();
         }
+        let rows = rows.unwrap_or(0);
         let labels = labels.unwrap_or_else(|| columns.keys().map(Label::Name).collect());
-        Ok(Self { labels, rows: rows.unwrap_or(0), source: Source::Columns(columns) })
+        // Labels that no list is for are columns of missing values.
+        check_padding(rows, labels.len(), cells)?;
+        Ok(Self { labels, rows, source: Source::Columns(columns) })
     }
 
     fn empty(labels: Vec<Label<'j>>) -> Self {
@@ -216,7 +220,8 @@ fn checked_labels(labels: Option<Vec<Label<'_>>>, width: usize) -> Result<Vec<La
     }
 }
 
-fn check_padding(rows: usize, columns: usize, cells: usize) -> Result<(), String> {
+/// Refuses a table that is mostly made up: `cells` are those that the body gives.
+pub(super) fn check_padding(rows: usize, columns: usize, cells: usize) -> Result<(), String> {
     let size = rows.saturating_mul(columns);
     if size > PADDED_CELLS_MAX && size > cells {
         return Err(format!(

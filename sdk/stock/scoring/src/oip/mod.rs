@@ -227,6 +227,15 @@ mod tests {
     }
 
     #[test]
+    fn whole_numbers_of_any_size_are_floats_where_the_tensor_has_floats() {
+        let x =
+            X.replace("[1.5, 2, 3, 1e-5]", "[100000000000000000000, -9223372036854775809, 18446744073709551615, -1]");
+        let (status, answer) = call(&format!(r#"{{"inputs": [{x}, {MASK}, {IDS}]}}"#));
+        let data = r#""data":[1.0000000200408773e+20,-9.223372036854776e+18,1.8446744073709552e+19,-1.0]"#;
+        assert!(status == 200 && answer.contains(data), "{answer}");
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let with_x = |x: &str| format!(r#"{{"inputs": [{x}, {MASK}, {IDS}]}}"#);
         for (body, reason) in [
@@ -244,6 +253,7 @@ mod tests {
             (with_x(&X.replace("[2, 2]", "[4000000000, 2]")), "its shape takes 8000000000, got 4"),
             (with_x(&X.replace("[2, 2]", "[3, 2]")), "its shape takes 6, got 4"),
             (with_x(&X.replace("1.5", "\"a\"")), "a str is no FP32"),
+            (with_x(&X.replace("1.5", &"9".repeat(400))), "an integer of 400 digits is out of range for FP32"),
             (with_x(&X.replace("[1.5, 2, 3, 1e-5]", "[[1.5, 2], [3]]")), "the nested lists do not have the shape"),
             (with_x(&X.replace("[1.5, 2, 3, 1e-5]", "null")), "neither 'data' nor the parameter 'binary_data_size'"),
             (format!(r#"{{"inputs": [{X}, {}, {IDS}]}}"#, MASK.replace("true", "2")), "2 is out of range for BOOL"),

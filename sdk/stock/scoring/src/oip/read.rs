@@ -259,6 +259,17 @@ impl DataReader {
         match (&mut self.values, value) {
             (Values::Floats(values), Cell::Float(value)) => values.push(value),
             (Values::Floats(values), Cell::Int(value)) => values.push(value as f64),
+            // JavaScript writes a float of 2^63 and more, up to 1e21, as an integer.
+            (Values::Floats(values), Cell::Big(integer)) => match integer.parse() {
+                Ok(value) if f64::is_finite(value) => values.push(value),
+                _ => {
+                    let digits = integer.trim_start_matches('-').len();
+                    return Err(format!(
+                        "an integer of {digits} digits is out of range for {}",
+                        datatype(self.element)
+                    ));
+                }
+            },
             (Values::Ints(values), Cell::Bool(value)) if self.element == ElementType::Bool => {
                 values.push(i64::from(value))
             }
