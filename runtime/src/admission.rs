@@ -52,9 +52,18 @@ impl BodyRoom<'_> {
     /// Room for more bytes of the same body.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` when bodies in memory would be too much, or the workspace's share of them.
+    /// `RESOURCE_EXHAUSTED` when bodies in memory would be too much, or the workspace's share of them; status 413 when this
+    /// body alone would be.
     pub fn grow(&mut self, bytes: u64) -> Result<(), ApiError> {
         let (admission, workspace) = (self.admission, self.workspace);
+        if self.bytes.saturating_add(bytes) > BODY_BYTES_MAX / 2 {
+            let text = format!(
+                "The request takes more than {} MiB of memory with what is made of its body. Divide it, or send its \
+                 tensors as raw bytes.",
+                (BODY_BYTES_MAX / 2) >> 20
+            );
+            return Err(ApiError::new(ErrorCode::BadRequest, text).with_status(413));
+        }
         let tally = self.tally.get_or_insert_with(|| admission.tallies.of(workspace));
         let own = tally.body_bytes.fetch_add(bytes, Relaxed).saturating_add(bytes);
         let all = admission.body_bytes.fetch_add(bytes, Relaxed).saturating_add(bytes);
@@ -182,6 +191,7 @@ mod tests {
         let mut rooms: Vec<_> = (0..64).map(|_| admission.body_room(HERE)).collect();
         rooms.iter_mut().for_each(|room| room.grow(BODY_BYTES_MAX / 128).unwrap());
         assert_eq!(rooms[0].grow(1).unwrap_err().status, 429, "half of all");
+        assert_eq!(admission.body_room(HERE).grow(BODY_BYTES_MAX / 2 + 1).unwrap_err().status, 413, "never");
         let mut other = admission.body_room(WorkspaceId(2));
         other.grow(BODY_BYTES_MAX / 4).unwrap();
         assert!(other.grow(1).is_err(), "half of what is left");

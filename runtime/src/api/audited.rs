@@ -26,7 +26,7 @@ impl Kept {
         match status {
             401 | 403 if !said_by_model => Kept::Denied,
             // Anybody can be refused as often as they like: a synced record each would fill the disk for them.
-            _ if changes && caller.is_none() && status >= 400 => Kept::Denied,
+            400..500 if changes && caller.is_none() => Kept::Denied,
             _ if changes => Kept::Change,
             _ => Kept::Nothing,
         }

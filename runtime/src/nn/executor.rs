@@ -94,13 +94,12 @@ struct Queue {
     closed: bool,
 }
 
-/// A run that has ended.
-struct Done {
-    /// That it kept busy.
+/// What a run has of the queue until it ends.
+struct Lease {
+    /// That it keeps busy.
     threads: u32,
     /// What each of its works was charged.
     charged: Vec<(Tenant, u64)>,
-    took: Duration,
 }
 
 impl Executor {
@@ -255,24 +254,23 @@ impl Shared {
     /// A thread's life.
     fn run(&self) {
         let mut done = None;
-        while let Some((batch, threads)) = self.pop(done.take()) {
-            let charged = batch.iter().map(|work| (work.tenant, charge(work))).collect();
-            let _busy = self.busy.enter(threads);
+        while let Some((batch, lease)) = self.pop(done.take()) {
+            let _busy = self.busy.enter(lease.threads);
             let started = Instant::now();
             let left = batcher::run(batch, Stop::WhenUnwanted, &self.counters);
             debug_assert!(left.is_empty(), "only an event loop stops runs for its own sake");
-            done = Some(Done { threads, charged, took: started.elapsed() });
+            done = Some((lease, started.elapsed()));
         }
     }
 
     /// Settles the last run, gives back its threads, and waits for the next batch until there are as many free as it needs. The
     /// batch that is next is waited for, also when another needed fewer: or it would never come, while there are others.
-    fn pop(&self, done: Option<Done>) -> Option<(Vec<Work>, u32)> {
+    fn pop(&self, done: Option<(Lease, Duration)>) -> Option<(Vec<Work>, Lease)> {
         let limit = BatchLimit { rows: self.rows_max, run_ns: u64::MAX };
         // Dropped after the lock: whoever waits for them has its own clock, so nobody is left without an answer.
         let mut unwanted = Vec::new();
         let mut queue = self.lock();
-        if let Some(Done { threads, charged, took }) = done {
+        if let Some((Lease { threads, charged }, took)) = done {
             queue.free += threads;
             queue.works.settle(&charged, (took.as_nanos() as u64).saturating_mul(u64::from(threads)));
         }
@@ -283,11 +281,13 @@ impl Shared {
             self.counters.dropped.fetch_add(unwanted.len() as u64, Relaxed);
             if let Some((batch, threads)) = batch {
                 queue.free -= threads;
+                let charged = batch.iter().map(|work| (work.tenant, charge(work))).collect::<Vec<_>>();
+                queue.works.hold(&charged);
                 if queue.free > 0 && queue.works.len() > 0 {
                     // Whoever was woken for this one may have found too few threads.
                     self.filled.notify_one();
                 }
-                return Some((batch, threads));
+                return Some((batch, Lease { threads, charged }));
             }
             unwanted.clear();
             if queue.closed {

@@ -25,6 +25,8 @@ struct Line {
     tenant: Tenant,
     works: VecDeque<Work>,
     served_ns: u64,
+    /// Works that run, and are yet to be settled.
+    running: usize,
 }
 
 /// What a caller of [`FairQueue::take`] will run at most.
@@ -54,7 +56,7 @@ impl FairQueue {
             Some(line) => line.works.push_back(work),
             None => {
                 let (tenant, served_ns) = (work.tenant, self.served_ns);
-                self.lines.push(Line { tenant, works: VecDeque::from([work]), served_ns });
+                self.lines.push(Line { tenant, works: VecDeque::from([work]), served_ns, running: 0 });
             }
         }
     }
@@ -75,8 +77,11 @@ impl FairQueue {
         let now = Instant::now();
         while !self.lines.is_empty() {
             // Stable: of two that had the same, the one that has waited longer.
-            self.lines.sort_by_key(|line| line.served_ns);
+            self.lines.sort_by_key(|line| (line.only_runs(), line.served_ns));
             let line = &mut self.lines[0];
+            if line.only_runs() {
+                return None;
+            }
             self.served_ns = self.served_ns.max(line.served_ns);
             match line.works.front() {
                 Some(work) if work.wanted(now) => break,
@@ -107,21 +112,24 @@ impl FairQueue {
         Some(batch)
     }
 
+    /// Remembers the workspaces of works that were taken and now run, until [`FairQueue::settle`].
+    pub(in crate::nn) fn hold(&mut self, charged: &[(Tenant, u64)]) {
+        for (tenant, _) in charged {
+            if let Some(line) = self.lines.iter_mut().find(|line| line.tenant == *tenant) {
+                line.running += 1;
+            }
+        }
+    }
+
     /// Puts the time that a batch took in place of what its works were charged when they were taken: one that fails, or of
     /// which nothing was known, costs what it costs.
     pub(in crate::nn) fn settle(&mut self, charged: &[(Tenant, u64)], took_ns: u64) {
         let all = charged.iter().map(|&(_, ns)| u128::from(ns)).sum::<u128>().max(1);
         for &(tenant, ns) in charged {
+            let Some(line) = self.lines.iter_mut().find(|line| line.tenant == tenant) else { continue };
             let share = u64::try_from(u128::from(took_ns) * u128::from(ns) / all).unwrap_or(u64::MAX);
-            match self.lines.iter_mut().find(|line| line.tenant == tenant) {
-                Some(line) => line.served_ns = line.served_ns.saturating_sub(ns).saturating_add(share),
-                // It waits for nothing now, and is not to come back without what it owes.
-                None if share > ns => {
-                    let served_ns = self.served_ns.saturating_add(share - ns);
-                    self.lines.push(Line { tenant, works: VecDeque::new(), served_ns });
-                }
-                None => {}
-            }
+            line.running = line.running.saturating_sub(1);
+            line.served_ns = line.served_ns.saturating_sub(ns).saturating_add(share);
         }
     }
 
@@ -149,6 +157,11 @@ impl FairQueue {
 }
 
 impl Line {
+    /// Whether it waits for nothing, and is yet to be charged for what it had.
+    fn only_runs(&self) -> bool {
+        self.works.is_empty() && self.running > 0
+    }
+
     /// Takes the first work from `from` on that fits `lead` with at most `rows_max` rows.
     fn next_fit(
         &mut self,

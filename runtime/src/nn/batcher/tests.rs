@@ -198,6 +198,14 @@ fn time_is_shared_evenly_between_workspaces_of_different_models() {
     assert_eq!(taken, [200, 20]);
 }
 
+/// The workspace of the next batch, and what ends it, when it is known how long it took.
+fn take_one(queue: &mut FairQueue) -> (u64, impl FnOnce(&mut FairQueue, u64) + use<>) {
+    let batch = queue.take(LIMIT, &mut Vec::new()).unwrap();
+    let charged = batch.iter().map(|work| (work.tenant, queue::charge(work))).collect::<Vec<_>>();
+    queue.hold(&charged);
+    (batch[0].tenant.0, move |queue, took_ns| queue.settle(&charged, took_ns))
+}
+
 #[test]
 fn a_run_costs_what_it_took_whatever_was_expected_of_it() {
     // One graph of which nothing is known, since it never succeeds, and one that is known.
@@ -205,23 +213,35 @@ fn a_run_costs_what_it_took_whatever_was_expected_of_it() {
     graphs[1].schedule.adopt(&Profile { row_ns: vec![10_000], ..Profile::default() });
     let mut queue = FairQueue::default();
     let mut kept = Vec::new();
-    let mut served = Vec::new();
-    for round in 0..60 {
-        // The first has never more than one that waits, so that its line is empty meanwhile.
-        for tenant in [1, 2] {
-            let (work, rx) = work(&graphs[tenant - 1], tenant as u64, &tensor(&[1, 1], &[1.0]));
-            if tenant == 2 || served.last() != Some(&2) || round == 0 {
-                queue.push(work);
-                kept.push(rx);
-            }
-        }
-        let batch = queue.take(LIMIT, &mut Vec::new()).unwrap();
-        let charged = batch.iter().map(|work| (work.tenant, queue::charge(work))).collect::<Vec<_>>();
-        served.push(batch[0].tenant.0);
-        queue.settle(&charged, if batch[0].tenant.0 == 1 { 1_000_000 } else { 10_000 });
+    let mut push = |queue: &mut FairQueue, tenant: usize| {
+        let (work, rx) = work(&graphs[tenant - 1], tenant as u64, &tensor(&[1, 1], &[1.0]));
+        queue.push(work);
+        kept.push(rx);
+    };
+
+    // The first has never more than one that waits, and the second runs beside it for as long.
+    push(&mut queue, 1);
+    (0..200).for_each(|_| push(&mut queue, 2));
+    let (first, end) = take_one(&mut queue);
+    assert_eq!(first, 1);
+    for _ in 0..100 {
+        let (next, end) = take_one(&mut queue);
+        assert_eq!(next, 2);
+        end(&mut queue, 10_000);
     }
-    let costly = served.iter().filter(|&&tenant| tenant == 1).count();
-    assert!(costly <= 2, "{served:?}");
+    end(&mut queue, 995_000);
+    push(&mut queue, 1);
+    let (next, end) = take_one(&mut queue);
+    assert_eq!(next, 1, "it has had as much");
+
+    // It has had twice as much now, and waits for as long.
+    end(&mut queue, 300_000);
+    push(&mut queue, 1);
+    for _ in 0..29 {
+        let (next, end) = take_one(&mut queue);
+        assert_eq!(next, 2);
+        end(&mut queue, 10_000);
+    }
 }
 
 #[test]
