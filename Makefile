@@ -31,7 +31,7 @@ export CCACHE_DIR := $(TESSERA_CACHE)/ccache
 
 SETUP := guest-examples/setup.sh
 
-.PHONY: help run test schema conformance bench setup guests build dist lint clippy fmt iris clean
+.PHONY: help run test schema conformance bench release setup guests build dist lint clippy fmt iris clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ bench: dist ## Measure speed beside bare baselines, cold starts, batching, densi
 	@benches/batching.sh
 	@benches/density.sh
 	cargo bench --profile dist -p tessera --features llama --bench sandbox --bench accounting
+
+release: guests ## Build the server for production: twice, the second time with a profile of itself under load (an hour)
+	@$(SETUP) llama profdata onnxruntime iris minilm bench
+	@benches/release.sh
 
 setup: ## Install what run and test need: uv, ONNX Runtime, models, Python clients, a registry
 	@$(SETUP) rust llama onnxruntime iris minilm filetype imagenet ocr vad smollm2 python registry

