@@ -19,11 +19,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-SAMPLES=${SAMPLES:-20}
+SAMPLES=${SAMPLES:-10}
 MODELS=${MODELS:-iris minilm smollm2}
-IDLE_MS=500
+# Longer than the longest call, since it counts from a call's beginning.
+IDLE_MS=2000
 # The idle time, the check a quarter of it later, and time to give the memory back. A call that is too early is found out.
-SCALED_TO_ZERO_S=1
+SCALED_TO_ZERO_S=3
 
 # shellcheck source=benches/server.sh
 . benches/server.sh
