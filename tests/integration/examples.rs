@@ -135,6 +135,33 @@ fn text_is_read_in_its_order() {
 }
 
 #[test]
+fn a_model_in_gguf_orders_documents_by_its_own_vectors() {
+    // given the ranker around a language model, and the same model's vectors
+    let server = Server::start();
+    let manifest = "component = 'component.wasm'\n[graphs.model]\nfile = 'model.gguf'\n";
+    let weights = std::fs::read(model("smollm2").join("model.gguf")).unwrap();
+    let package = Package::default().with("tessera.toml", manifest).with("component.wasm", guest("rerank"));
+    server.deploy("rerank", &package.with("model.gguf", weights));
+    server.deploy("smollm2", &Package::of(&model("smollm2")));
+    let (query, documents) = ("Where do cats sleep?", ["A cat sleeps on the sofa.", "Taxes are due in May.", "Cats"]);
+    let input: Vec<&str> = documents.iter().copied().chain([query]).collect();
+    let answer = server.post("/v1/embeddings", &json!({ "model": "smollm2", "input": input })).ok();
+    let vector = |datum: &Value| serde_json::from_value::<Vec<f64>>(datum["embedding"].clone()).unwrap();
+    let vectors: Vec<Vec<f64>> = answer["data"].as_array().unwrap().iter().map(vector).collect();
+
+    // when documents are ranked, then the scores are the cosines
+    let answer = server.invoke("rerank", &json!({ "query": query, "documents": documents })).ok();
+    let results = answer["results"].as_array().unwrap();
+    assert_eq!(results.len(), documents.len());
+    for result in results {
+        let place = result["index"].as_u64().unwrap() as usize;
+        let cosine = vectors[place].iter().zip(&vectors[documents.len()]).map(|(a, b)| a * b).sum::<f64>();
+        let score = result["relevance_score"].as_f64().unwrap();
+        assert!((score - cosine).abs() <= 1e-3, "{place}: {score} is not {cosine}");
+    }
+}
+
+#[test]
 fn documents_are_ordered_by_what_they_mean() {
     // given the ranker, a question, documents, and the vectors that Python makes of them
     let server = Server::start();

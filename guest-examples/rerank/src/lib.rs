@@ -10,12 +10,13 @@
 //! {"results": [{"index": 1, "relevance_score": 0.67, "document": {"text": "I forgot my login"}}]}
 //! ```
 //!
-//! The question and the documents become vectors ([`encoder`]); the score is the cosine of the angle between them.
+//! The question and the documents become vectors, by an encoder in ONNX ([`encoder`]) or a model in GGUF, which brings its
+//! tokenizer; the score is the cosine of the angle between them.
 
 mod encoder;
 
 use serde::{Deserialize, Serialize};
-use tessera_sdk::{Endpoint, Error, Package, Request, Response};
+use tessera_sdk::{Endpoint, Error, Graph, Package, Request, Response};
 
 use crate::encoder::Encoder;
 
@@ -25,7 +26,8 @@ const DOCUMENTS_MAX: usize = 1000;
 tessera_sdk::export!(Rerank);
 
 struct Rerank {
-    encoder: Encoder,
+    /// None where the graph takes texts itself, as a model in GGUF does.
+    encoder: Option<Encoder>,
 }
 
 #[derive(Deserialize)]
@@ -77,7 +79,11 @@ struct Text<'a> {
 
 impl Endpoint for Rerank {
     fn init(package: &Package) -> Result<Self, Error> {
-        Ok(Self { encoder: Encoder::new(&package.asset("tokenizer.json")?)? })
+        let encoder = match package.metadata("model", "general.architecture")? {
+            Some(_) => None,
+            None => Some(Encoder::new(&package.asset("tokenizer.json")?)?),
+        };
+        Ok(Self { encoder })
     }
 
     fn handle(&self, request: Request) -> Result<Response, Error> {
@@ -85,7 +91,10 @@ impl Endpoint for Rerank {
         question.check()?;
         // In one call, so that the question shares a batch with documents of its length.
         let texts: Vec<&str> = question.documents.iter().map(Document::text).chain([question.query.as_str()]).collect();
-        let mut vectors = self.encoder.encode(&texts)?;
+        let mut vectors = match &self.encoder {
+            Some(encoder) => encoder.encode(&texts)?,
+            None => Graph::named("model").embed(&texts)?.vectors,
+        };
         let query = vectors.pop().unwrap_or_default();
         let mut results: Vec<Ranked<'_>> = (vectors.iter().zip(&question.documents).enumerate())
             .map(|(index, (vector, document))| Ranked {
@@ -122,7 +131,7 @@ impl Question {
     }
 }
 
-/// The cosine, for the encoder's vectors have length 1.
+/// The cosine, for the vectors have length 1.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
@@ -131,7 +140,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 mod tests {
     use super::*;
     use tessera_sdk::testing::{Deployed, Host};
-    use tessera_sdk::{ErrorKind, Tensor};
+    use tessera_sdk::{ErrorKind, GraphInfo, Tensor};
 
     const TOKENIZER: &str = r#"{
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": {"type": "Lowercase"},
@@ -143,7 +152,8 @@ mod tests {
 
     /// A stand-in for the model: a text of cats lies along one axis, a text of dogs along the other.
     fn endpoint() -> Deployed<Rerank> {
-        let host = Host::new().asset("tokenizer.json", TOKENIZER).graph("model", |inputs| {
+        let info = GraphInfo { inputs: vec![], outputs: vec![] };
+        let host = Host::new().asset("tokenizer.json", TOKENIZER).describe("model", info).graph("model", |inputs| {
             let ids = inputs.get("input_ids")?;
             let width = ids.dims()[1] as usize;
             let vector = |row: &[i64]| {
