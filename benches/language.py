@@ -1,6 +1,6 @@
 """What language.sh needs: the peer, and the load.
 
-    language.py peer MODEL THREADS                                 llama.cpp's server; prints its address
+    language.py peer MODEL THREADS SEQUENCES                       llama.cpp's server; prints its address
     language.py load URL MODEL CONCURRENCY REQUESTS PROMPT_TOKENS TOKENS    prints a line of JSON
 
 `load` sends REQUESTS streamed completions, CONCURRENCY at a time, each on a connection of its own, with $TOKEN. The load is
@@ -18,16 +18,14 @@ import threading
 import time
 import urllib.parse
 
-SEQUENCES = 16
 
-
-def peer(model, threads):
+def peer(model, threads, sequences):
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = model
-    params.n_ctx = 512 * SEQUENCES
-    params.n_parallel = SEQUENCES
+    params.n_ctx = 512 * int(sequences)
+    params.n_parallel = int(sequences)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     params.n_gpu_layers = 0
     params.fit_params = False
