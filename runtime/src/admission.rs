@@ -17,6 +17,9 @@ use crate::observe::metrics::Metrics;
 /// come later, so at most half of what the others do not have.
 const BODY_BYTES_MAX: u64 = 1 << 30;
 
+/// Most that one workspace can ever have of them, and so the most that one body can be with what is made of it.
+pub const WORKSPACE_BODY_BYTES_MAX: u64 = BODY_BYTES_MAX / 2;
+
 /// Hands out places for instances.
 pub struct Admission {
     places: Arc<Places>,
@@ -56,11 +59,11 @@ impl BodyRoom<'_> {
     /// body alone would be.
     pub fn grow(&mut self, bytes: u64) -> Result<(), ApiError> {
         let (admission, workspace) = (self.admission, self.workspace);
-        if self.bytes.saturating_add(bytes) > BODY_BYTES_MAX / 2 {
+        if self.bytes.saturating_add(bytes) > WORKSPACE_BODY_BYTES_MAX {
             let text = format!(
                 "The request takes more than {} MiB of memory with what is made of its body. Divide it, or send its \
                  tensors as raw bytes.",
-                (BODY_BYTES_MAX / 2) >> 20
+                WORKSPACE_BODY_BYTES_MAX >> 20
             );
             return Err(ApiError::new(ErrorCode::BadRequest, text).with_status(413));
         }
@@ -191,7 +194,7 @@ mod tests {
         let mut rooms: Vec<_> = (0..64).map(|_| admission.body_room(HERE)).collect();
         rooms.iter_mut().for_each(|room| room.grow(BODY_BYTES_MAX / 128).unwrap());
         assert_eq!(rooms[0].grow(1).unwrap_err().status, 429, "half of all");
-        assert_eq!(admission.body_room(HERE).grow(BODY_BYTES_MAX / 2 + 1).unwrap_err().status, 413, "never");
+        assert_eq!(admission.body_room(HERE).grow(WORKSPACE_BODY_BYTES_MAX + 1).unwrap_err().status, 413, "never");
         let mut other = admission.body_room(WorkspaceId(2));
         other.grow(BODY_BYTES_MAX / 4).unwrap();
         assert!(other.grow(1).is_err(), "half of what is left");
@@ -199,7 +202,7 @@ mod tests {
         drop(rooms);
         other.grow(BODY_BYTES_MAX / 4).unwrap();
         drop(other);
-        admission.body_room(HERE).grow(BODY_BYTES_MAX / 2).unwrap();
+        admission.body_room(HERE).grow(WORKSPACE_BODY_BYTES_MAX).unwrap();
         assert_eq!(admission.body_bytes.load(Relaxed), 0);
         assert_eq!(admission.tallies.of(HERE).body_bytes.load(Relaxed), 0);
     }

@@ -14,6 +14,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer};
 
 use crate::access::Limits;
+use crate::admission::WORKSPACE_BODY_BYTES_MAX;
 use crate::http::tls::{ClientAuth, ClientCertificates, TlsFiles};
 use crate::observe::log::{LogFormat, LogLevel};
 use crate::outbound::HostPatterns;
@@ -526,8 +527,7 @@ impl ServeArgs {
             header_timeout_ms: setting!(header_timeout_ms, 10 * SECOND_MS, 1..=HOUR_MS),
             body_timeout_ms: setting!(body_timeout_ms, 30 * SECOND_MS, 1..=HOUR_MS),
             drain_timeout_ms: setting!(drain_timeout_ms, 30 * SECOND_MS, 0..=HOUR_MS),
-            // What one workspace may have in memory of bodies, as `admission` says.
-            request_body_bytes_max: size!(request_body_bytes_max, 16 * MIB, KIB, GIB / 2),
+            request_body_bytes_max: size!(request_body_bytes_max, 16 * MIB, KIB, WORKSPACE_BODY_BYTES_MAX),
             response_bytes_max: size!(response_bytes_max, 16 * MIB, KIB, GIB),
             upload_bytes_max: size!(upload_bytes_max, 4 * GIB, KIB, TIB),
             // Each one reserves address space in the instance pool: ten thousand still fit into 47 bits.

@@ -263,8 +263,9 @@ impl Shared {
         }
     }
 
-    /// Settles the last run, gives back its threads, and waits for the next batch until there are as many free as it needs. The
-    /// batch that is next is waited for, also when another needed fewer: or it would never come, while there are others.
+    /// Settles the last run, gives back its threads, and waits for the next batch until there are as many free as it
+    /// needs. The batch that is next is waited for, also when another needed fewer: or it would never come, while there are
+    /// others.
     fn pop(&self, done: Option<(Lease, Duration)>) -> Option<(Vec<Work>, Lease)> {
         let limit = BatchLimit { rows: self.rows_max, run_ns: u64::MAX };
         // Dropped after the lock: whoever waits for them has its own clock, so nobody is left without an answer.

@@ -78,7 +78,7 @@ async fn end() {
             // Not held during the run, which may log and thereby come here again.
             let Some((batch, watched, counters)) = take() else { return };
             // It may have been found to hold up the loop since it was put down.
-            let left = match batch.iter().all(|work| work.graph.schedule().is_for_event_loops()) {
+            let left = match batch.first().is_some_and(|lead| lead.graph.schedule().is_for_event_loops()) {
                 true => batcher::run(batch, Stop::By(watched.cancel()), &counters),
                 false => batch,
             };
@@ -144,6 +144,15 @@ mod tests {
         Arc::new(graph)
     }
 
+    /// Says that it is quick, and runs until it is stopped, unless that is on another thread than this.
+    fn endless_here(row_ns: &[u64]) -> Arc<FakeGraph> {
+        let here = std::thread::current().id();
+        costing(row_ns, move |inputs, cancel| match std::thread::current().id() == here {
+            true => run_until_stopped(cancel),
+            false => given_back(inputs),
+        })
+    }
+
     fn of(graph: &Arc<FakeGraph>, value: u8) -> Compute {
         let x = Tensor::new(TensorType::U8, vec![1], vec![value]).unwrap();
         let graph: Arc<dyn Graph> = graph.clone();
@@ -173,12 +182,7 @@ mod tests {
     async fn a_run_that_holds_up_the_loop_is_stopped_and_the_next_goes_to_a_thread() {
         let executor = Executor::new(1, 8, 64).unwrap();
         executor.serve_on_this_thread();
-        let home = std::thread::current().id();
-        // Says that it is quick, and runs until it is stopped, unless that is on another thread than this.
-        let liar = costing(&[1000], move |inputs, cancel| match std::thread::current().id() == home {
-            true => run_until_stopped(cancel),
-            false => given_back(inputs),
-        });
+        let liar = endless_here(&[1000]);
         let error = executor.compute(of(&liar, 7), false).await.unwrap_err();
         assert!(error.to_string().contains("was stopped after 100 ms"), "{error}");
         assert!(executor.compute(of(&liar, 7), false).await.is_ok(), "on a thread");
@@ -188,28 +192,20 @@ mod tests {
     async fn what_waits_behind_a_run_that_held_up_the_loop_goes_to_a_thread() {
         let executor = Executor::new(1, 8, 64).unwrap();
         executor.serve_on_this_thread();
-        let home = std::thread::current().id();
-        let held_up = costing(&[1000], move |inputs, cancel| match std::thread::current().id() == home {
-            true => run_until_stopped(cancel),
-            false => given_back(inputs),
-        });
+        let held_up = endless_here(&[1000]);
         // Each is a run of its own.
         held_up.schedule.adopt(&Profile { row_ns: vec![1000], ..Profile::default() });
         let answers = futures_util::future::join_all((0..3).map(|value| executor.compute(of(&held_up, value), false)));
         let answers = answers.await;
         assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true, true]);
-        assert_eq!(held_up.ran_on().iter().filter(|&&thread| thread == home).count(), 1);
+        assert_eq!(held_up.ran_on().iter().filter(|&&thread| thread == std::thread::current().id()).count(), 1);
     }
 
     #[tokio::test]
     async fn those_who_shared_a_stopped_run_are_answered_from_a_thread() {
         let executor = Executor::new(1, 8, 64).unwrap();
         executor.serve_on_this_thread();
-        let home = std::thread::current().id();
-        let held_up = costing(&[1000, 500], move |inputs, cancel| match std::thread::current().id() == home {
-            true => run_until_stopped(cancel),
-            false => given_back(inputs),
-        });
+        let held_up = endless_here(&[1000, 500]);
         let begun = (0..2).map(|value| executor.begin(of(&held_up, value), false));
         for (value, begun) in futures_util::future::join_all(begun).await.into_iter().enumerate() {
             // Whoever waits knows that it is no wait for the end of the turn any more.

@@ -1,8 +1,9 @@
 //! The queue before a backend: fair between workspaces, and the place where batches are formed.
 //!
 //! The workspace that has had the least of the backend's time comes next, as in deficit round robin, with the debt
-//! carried as the time it was given. Its oldest work leads a batch; the rest of the batch is filled with work that fits
-//! it, one from each workspace in turn. It is charged an estimate, and once it has run, the time that it took. So one that sends fifty times as much as another delays it by one run at most.
+//! carried as the time it was given: an estimate, and once a run has ended, the time that it took. Its oldest work leads a
+//! batch; the rest of the batch is filled with work that fits it, one from each workspace in turn. So one that sends fifty
+//! times as much as another delays it by one run at most.
 //!
 //! Work that fits may wait behind work that does not: each queue is searched, so mixed shapes do not break up batches.
 

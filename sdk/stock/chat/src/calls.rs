@@ -52,9 +52,7 @@ impl Syntax {
             Self::List | Self::Named => CALLS_MARK,
         }
     }
-}
 
-impl Syntax {
     /// The calls in a text that is nothing else.
     fn read(self, text: &str) -> Option<Vec<Call>> {
         match self {
